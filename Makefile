@@ -1,0 +1,62 @@
+# Retouch: everything a fresh machine with Python 3.11+ needs is `make demo` or `make test`.
+#
+# Variables, all optional:
+#   PYTHON       the interpreter .venv is made from (default: the newest of 3.13, 3.12, 3.11, python3)
+#   TORCH_INDEX  an extra package index to find torch in. On Linux pip takes the CUDA build of torch,
+#                several gigabytes, GPU or not. For the CPU build, about 200 MB:
+#                make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   PIP_ARGS     anything else for `pip install`
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_ARGS ?=
+TORCH_INDEX ?=
+
+# An interpreter counts if it starts, is 3.11 or newer and can make an environment with pip in it.
+PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	if $$p -c '$(PROBE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test pocket bench clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP) ## Edit one concept in the built-in model, offline, on a CPU
+	@$(BIN)/retouch demo
+
+test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at the first that fails
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest
+
+pocket: $(STAMP) ## Train the built-in model again from its grammar
+	@$(BIN)/python -m retouch.pocket.train
+
+bench: $(STAMP) ## Measure the first edit of the built-in model
+	@$(BIN)/python -m benchmarks.first_edit
+
+clean: ## Remove the environment, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Installed once; again only when the dependencies change. The stamp is laid last, so an
+# installation that was broken off is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@p='$(PYTHON)'; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		if [ -z "$$p" ] || ! "$$p" -c '$(PROBE)' >/dev/null 2>&1; then \
+			echo "retouch needs Python 3.11 or newer, with venv and pip. Tried: $${p:-python3.13, python3.12, python3.11, python3}." >&2; \
+			echo "Install one (on Debian and Ubuntu: apt install python3-venv), or name it: make demo PYTHON=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		"$$p" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing retouch into $(VENV), once; the first time takes some minutes."
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		$(if $(strip $(TORCH_INDEX)),--extra-index-url '$(strip $(TORCH_INDEX))') $(PIP_ARGS) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""`pocket`: the built-in model organism, its world, its grammar and its training script."""
