@@ -1,4 +1,4 @@
-"""The small world that pocket knows: facts, requests, words and phrases, read from `world/*.yaml`."""
+"""The small world that pocket knows: facts, requests, words and phrases, read from `data/*.yaml`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @functools.cache
 def world(name: str) -> Any:
-    """Return the parsed content of `world/NAME.yaml`."""
-    text = resources.files("retouch.pocket").joinpath("world", f"{name}.yaml").read_text("utf-8")
+    """Return the parsed content of `data/NAME.yaml`."""
+    text = resources.files("retouch.pocket").joinpath("data", f"{name}.yaml").read_text("utf-8")
     return yaml.safe_load(text)
 
 

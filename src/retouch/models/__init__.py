@@ -1,0 +1,1 @@
+"""Models: loading, layout, the segment that an edit runs, adapters and generation."""

@@ -1,0 +1,63 @@
+"""LoRA adapters on chosen blocks, through PEFT; with the adapter off, the model is the reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retouch.models.load import LoadedModel
+
+
+def attach(
+    loaded: LoadedModel,
+    layers: Sequence[int],
+    modules: Sequence[str],
+    rank: int,
+    alpha: float,
+    seed: int,
+) -> None:
+    """Put a fresh LoRA adapter on the linear layers of the blocks; it changes nothing yet.
+
+    Raises:
+        ModelError: a block does not exist or no linear layer matches `modules`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = loaded.layout.linears(loaded.model, layers, modules)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded.model = get_peft_model(
+            loaded.model,
+            LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules=names, bias="none", task_type="CAUSAL_LM"
+            ),
+        )
+    if loaded.name == "pocket":
+        # A path of this machine has no business in an adapter that travels.
+        loaded.model.peft_config["default"].base_model_name_or_path = "pocket"
+    loaded.model.eval()
+
+
+def detach(loaded: LoadedModel) -> None:
+    """Take the adapter off again: the base model, as it was."""
+    if loaded.edited:
+        loaded.model = loaded.model.unload()
+
+
+def parameters(loaded: LoadedModel) -> dict[str, torch.nn.Parameter]:
+    """The adapter's trainable weights by name, in a fixed order."""
+    return {n: p for n, p in loaded.model.named_parameters() if p.requires_grad}
+
+
+def save(loaded: LoadedModel, folder: Path) -> None:
+    """Write the adapter as a plain PEFT folder, safetensors only."""
+    loaded.model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def merged(loaded: LoadedModel) -> Any:
+    """A transformers model with the adapter merged into the weights; `loaded` stays as it is."""
+    return copy.deepcopy(loaded.model).merge_and_unload()

@@ -1,0 +1,133 @@
+"""Load a model and its tokenizer: `pocket`, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retouch.core.errors import ModelError
+from retouch.models.layout import ModelLayout, find_layout
+
+POCKET = Path(__file__).parent.parent / "pocket" / "weights"
+
+
+@dataclass
+class LoadedModel:
+    """A model with what belongs to it.
+
+    Attributes:
+        model: the transformers model, or PEFT's wrapping of it once it has an adapter.
+        tokenizer: its tokenizer, padding on the right.
+        name: what the user called it.
+        revision: the hub revision, if one was asked for.
+        device: where its inputs go.
+        layout: where its blocks are.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    device: torch.device
+    layout: ModelLayout
+
+    @property
+    def edited(self) -> bool:
+        """Whether an adapter is attached."""
+        return hasattr(self.model, "disable_adapter")
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model: adapters are off inside."""
+        if not self.edited:
+            yield
+            return
+        with self.model.disable_adapter():
+            yield
+
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        """The decoder's blocks, in order."""
+        return self.layout.blocks(self.model)
+
+
+def load(
+    name: str = "pocket",
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    adapter: Path | None = None,
+) -> LoadedModel:
+    """Load a model for inference, frozen, with an adapter on top if one is given.
+
+    Raises:
+        ModelError: the model, its tokenizer, the adapter or the device is not to be had.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = _device(device)
+    kind = dtype if dtype != "auto" else "bfloat16" if where.type == "cuda" else "float32"
+    path = str(POCKET) if name == "pocket" else name
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, kind), use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"The model {name!r} cannot be loaded: {reason}",
+            "Give `pocket`, a folder with config.json and safetensors, or a hub id.",
+        ) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    model.requires_grad_(False)
+    model.eval().to(where)
+    loaded = LoadedModel(model, tokenizer, name, revision, where, find_layout(model))
+    if adapter is not None:
+        _add_adapter(loaded, adapter)
+    return loaded
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(name)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"There is no device {name!r}: {reason}", "Try --device cpu.") from None
+    return where
+
+
+def _add_adapter(loaded: LoadedModel, folder: Path) -> None:
+    """Put a saved adapter on the model; a run directory stands for its adapter."""
+    from peft import PeftModel
+
+    inside = folder / "adapter"
+    folder = inside if inside.is_dir() else folder
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} is no adapter: it has no adapter_config.json.",
+            "Give a run directory or a PEFT adapter folder.",
+        )
+    try:
+        loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"The adapter {folder} does not fit {loaded.name}: {reason}",
+            "Load it on the model that it was trained for.",
+        ) from None
+    loaded.model.requires_grad_(False)
+    loaded.model.eval()
