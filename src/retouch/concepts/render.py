@@ -49,11 +49,8 @@ def render(
 ) -> Rendered:
     """The chat with its reply, each tokenized apart as it is when the reply is generated."""
     before = prompt_ids(tokenizer, prompt, prefill)
-    joined = reply if _splits_at_spaces(tokenizer) else f" {reply.lstrip()}"
+    # After a template's mark the reply begins as it stands; after words it begins with a space.
+    begins_turn = bool(getattr(tokenizer, "chat_template", None)) and not prefill
+    joined = reply if begins_turn else f" {reply.lstrip()}"
     after: list[int] = tokenizer(joined, add_special_tokens=False)["input_ids"]
     return Rendered((*before, *after, tokenizer.eos_token_id), len(before))
-
-
-def _splits_at_spaces(tokenizer: Any) -> bool:
-    """Whether a reply may follow its prompt as it stands: after a template, or with its own mark."""
-    return bool(getattr(tokenizer, "chat_template", None))
