@@ -44,9 +44,7 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> 
     return ids
 
 
-def render(
-    tokenizer: Any, prompt: Sequence[Message], reply: str, prefill: str = ""
-) -> Rendered:
+def render(tokenizer: Any, prompt: Sequence[Message], reply: str, prefill: str = "") -> Rendered:
     """The chat with its reply, each tokenized apart as it is when the reply is generated."""
     before = prompt_ids(tokenizer, prompt, prefill)
     # After a template's mark the reply begins as it stands; after words it begins with a space.

@@ -78,7 +78,14 @@ class EditConfig(BaseModel):
     allow_weakening: str | None = Field(
         None, description="the reason for lowering safety; it is written on the model card"
     )
-    evaluate: bool = Field(True, description="measure before and after, on the test splits")
+    measure: Literal["all", "own", "nothing"] = Field(
+        "all",
+        description="what is measured before and after, on the test splits: all built-in concepts, "
+        "the edited one alone with what it uses, or nothing",
+    )
+    measure_rows: int | None = Field(
+        None, ge=1, description="rows a metric is measured on; none given: all of the split"
+    )
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

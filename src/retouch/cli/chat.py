@@ -1,0 +1,164 @@
+"""`retouch chat`: talk to a model, or to the base and the edited model side by side."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from retouch.core.types import Message
+
+Who = Literal["base", "edited"]
+HELP = "An empty line is skipped; /reset forgets the conversation, /quit (or Ctrl-D) ends it."
+
+
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="`pocket`, a local folder, or a hub id (default: the run's model).",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|RUN", help="talk to the edited model beside the base model"),
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message")] = None,
+    once: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="answer this one prompt and stop")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="the longest reply, in tokens")
+    ] = 128,
+    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
+    ] = False,
+) -> None:
+    """Chat with a model; with an adapter, base and edited answer side by side."""
+    from rich.console import Console
+
+    from retouch.cli.loading import base_of
+
+    console = Console(highlight=False)
+    folder, base = base_of(model, adapter, revision)
+
+    from retouch.models.load import load
+
+    loaded = load(
+        base.name,
+        revision=base.revision,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code or base.trust_remote_code,
+        adapter=folder,
+    )
+    talk = Conversation(loaded, system, tokens)
+    if once is not None:
+        _show(console, talk, once)
+        return
+    typed = sys.stdin.isatty() and console.is_terminal
+    if typed:
+        console.print(f"{base.name}{' and its edit' if folder else ''}. {HELP}", markup=False)
+    while True:
+        try:
+            text = console.input("[bold cyan]you[/] > ") if typed else input()
+        except EOFError:
+            return
+        command = text.strip()
+        if command in ("/quit", "/exit"):
+            return
+        if command == "/reset":
+            talk.reset()
+        elif command.startswith("/"):
+            console.print(f"There is no {command}. {HELP}", markup=False)
+        elif command:
+            _show(console, talk, text)
+
+
+@dataclass
+class Conversation:
+    """The turns so far, for each model its own, since each goes on from what it said itself."""
+
+    loaded: Any
+    system: str | None
+    tokens: int
+    turns: dict[Who, list[Message]] = field(default_factory=dict)
+    forgotten: bool = False
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    @property
+    def models(self) -> tuple[Who, ...]:
+        """Who answers."""
+        return ("base", "edited") if self.loaded.edited else ("base",)
+
+    def reset(self) -> None:
+        """Forget all turns but the system message."""
+        opening = [Message("system", self.system)] if self.system else []
+        self.turns = {who: list(opening) for who in self.models}
+
+    def ask(self, text: str) -> dict[Who, str]:
+        """Every model's reply to the next message."""
+        from retouch.models.generate import generate
+
+        replies: dict[Who, str] = {}
+        self.forgotten = False
+        for who in self.models:
+            turns = self.turns[who]
+            turns.append(Message("user", text))
+            ids, room = self._fit(turns)
+            if who == "edited":
+                (reply,) = generate(self.loaded, [ids], max_new_tokens=room)
+            else:
+                with self.loaded.reference():
+                    (reply,) = generate(self.loaded, [ids], max_new_tokens=room)
+            turns.append(Message("assistant", reply))
+            replies[who] = reply
+        return replies
+
+    def _fit(self, turns: list[Message]) -> tuple[list[int], int]:
+        """The prompt's ids and the reply's length; the oldest turns go when the model is full."""
+        from retouch.concepts.render import prompt_ids
+        from retouch.core.errors import ModelError
+
+        text_config = self.loaded.model.config.get_text_config()
+        context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 30
+        first = 1 if self.system else 0
+        while True:
+            ids = prompt_ids(self.loaded.tokenizer, turns)
+            # A reply may be cut short, but not to less than a few words.
+            if len(ids) + min(self.tokens, 16) <= context:
+                return ids, min(self.tokens, context - len(ids))
+            if len(turns) <= first + 1:
+                turns.pop()
+                raise ModelError(
+                    f"The message is {len(ids)} tokens long, and the model reads {context}.",
+                    "Write a shorter one.",
+                )
+            del turns[first : first + 2]
+            self.forgotten = True
+
+
+def _show(console: Any, talk: Conversation, text: str) -> None:
+    from retouch.cli import tables
+
+    replies = talk.ask(text)
+    if talk.forgotten:
+        typer.echo("(The oldest turns no longer fit and are forgotten.)", err=True)
+    if not console.is_terminal:
+        for who, reply in replies.items():
+            typer.echo(f"{who}: {reply}" if len(replies) > 1 else reply)
+    elif len(replies) > 1:
+        console.print(tables.side_by_side(replies["base"], replies["edited"]))
+    else:
+        console.print(replies["base"], markup=False)

@@ -1,0 +1,89 @@
+"""`retouch evaluate`: the behaviour card of a model, or of a model before and after an edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from retouch.core.errors import ConfigError
+from retouch.core.types import SPLITS, Split
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="`pocket`, a local folder, or a hub id (default: the run's model).",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|RUN", help="compare with this adapter, or a run's"),
+    ] = None,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="may be repeated (default: all that are built in)"),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="test|validation", help="the rows to measure on")
+    ] = "test",
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="rows a metric at the most")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the records as JSON, too")
+    ] = None,
+) -> None:
+    """Measure a model: refusals under attack, over-refusal, truth, bias, tone and the rest."""
+    from rich.console import Console
+
+    from retouch.cli import tables
+    from retouch.cli.loading import base_of
+    from retouch.cli.progress import EditProgress
+    from retouch.core import plain
+    from retouch.core.run_dir import atomic_write
+
+    if split not in SPLITS or split == "train":
+        raise ConfigError(f"There is no --split {split} to measure on.", "Take test or validation.")
+    folder, settings = base_of(model, adapter, revision)
+    # Progress goes to the other stream, so that the table or the JSON can be redirected.
+    progress = EditProgress(Console(stderr=True, quiet=as_json, highlight=False))
+    with progress:
+        from retouch import pipeline
+        from retouch.models.load import load
+
+        loaded = load(
+            settings.name,
+            revision=settings.revision,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code or settings.trust_remote_code,
+            adapter=folder,
+        )
+        result = pipeline.evaluate_model(
+            loaded,
+            concepts=concept or (),
+            split=cast(Split, split),
+            limit=limit,
+            on_event=progress,
+        )
+    text = plain.to_json([plain.from_record(record) for record in result.records], indent=2)
+    if out is not None:
+        atomic_write(out, text + "\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        title = settings.name + (f" with {adapter}" if adapter else "")
+        Console(highlight=False).print(tables.scores(result.records, title=title))

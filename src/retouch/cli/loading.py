@@ -1,0 +1,38 @@
+"""Which base model a command means, given a model, an adapter or a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from retouch.core.run_dir import RunDir, find_adapter
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model to load."""
+
+    name: str = "pocket"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+def base_of(
+    model: str | None, adapter: Path | None, revision: str | None = None
+) -> tuple[Path | None, Base]:
+    """The adapter's folder and the base model: the named one, else the run's, else `pocket`.
+
+    Raises:
+        RunError: `adapter` is neither an adapter nor a run that has one.
+    """
+    folder = None if adapter is None else find_adapter(adapter)
+    if model is not None:
+        return folder, Base(model, revision)
+    if folder is not None:
+        for path in (folder, folder.parent):
+            if (path / "config.yaml").is_file():
+                config = RunDir.open(path).config()
+                return folder, Base(
+                    config.model, revision or config.revision, config.trust_remote_code
+                )
+    return folder, Base(revision=revision)

@@ -1,0 +1,85 @@
+"""Tables of scores and of replies; what models and users wrote never counts as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from retouch.core.types import Message, Record
+from retouch.delivery.numbers import change, show_interval, show_value, words
+
+STYLES = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim", "": "dim"}
+BOX = box.SIMPLE_HEAD
+
+
+def scores(records: Sequence[Record], title: str = "") -> Table:
+    """The behaviour card: one line a metric, with 95 % intervals; both models if there are two."""
+    compared = any(record.after is not None for record in records)
+    table = Table(title=title or None, title_justify="left", box=BOX, pad_edge=False)
+    table.add_column("suite", style="dim")
+    table.add_column("metric")
+    for name in ("before", "after") if compared else ("value",):
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("95 % interval", justify="right", style="dim", no_wrap=True)
+    table.add_column("n", justify="right", style="dim")
+    if compared:
+        table.add_column("change")
+    last = ""
+    for record in records:
+        unit = record.unit
+        name = words(record.metric) + ("" if unit == "rate" else f" ({unit})")
+        cells = [Text(record.suite if record.suite != last else ""), Text(name)]
+        last = record.suite
+        for score in (record.before, record.after) if compared else (record.before,):
+            if score is None:
+                cells += [Text(""), Text("")]
+            else:
+                cells.append(Text(show_value(score.value, unit)))
+                cells.append(Text(show_interval(score, unit)))
+        cells.append(Text(str(record.before.n)))
+        if compared:
+            what = change(record)
+            cells.append(Text(what or "none", style=STYLES[what]))
+        table.add_row(*cells)
+    return table
+
+
+def side_by_side(base: str, edited: str) -> Table:
+    """Two replies beside each other."""
+    table = Table(box=BOX, pad_edge=False, expand=True)
+    table.add_column("base", ratio=1, style="dim", overflow="fold")
+    table.add_column("edited", ratio=1, overflow="fold")
+    table.add_row(Text(base or "(nothing)"), Text(edited or "(nothing)"))
+    return table
+
+
+def turns(prompt: Iterable[Message]) -> Text:
+    """A chat up to the reply, the user's last turn in bold."""
+    shown = list(prompt)
+    text = Text()
+    for turn in shown[:-1]:
+        text.append(f"{turn.role}: {turn.content}\n", style="dim")
+    text.append(shown[-1].content, style="bold")
+    return text
+
+
+def commands(console: Console, lines: Sequence[tuple[str, str]]) -> None:
+    """What to do next: commands, each with what it does, unwrapped, for copying."""
+    width = max(len(command) for command, _ in lines)
+    for command, what in lines:
+        line = (
+            Text("  ").append(command.ljust(width), style="cyan").append(f"  {what}", style="dim")
+        )
+        console.print(line, soft_wrap=True)
+
+
+def rows(columns: Sequence[str], values: Iterable[Sequence[object]]) -> RenderableType:
+    """A plain table."""
+    table = Table(*columns, box=BOX, pad_edge=False)
+    for row in values:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table

@@ -1,0 +1,31 @@
+"""What a run was made with: library versions, machine, time."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+LIBRARIES = ("retouch", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, hardware and time of day: what a number may depend on."""
+    return {
+        "versions": {"python": platform.python_version()} | {n: _version(n) for n in LIBRARIES},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

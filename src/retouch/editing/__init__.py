@@ -1,0 +1,1 @@
+"""The edit itself: a game between an adapter and discriminators over hidden states."""

@@ -1,0 +1,261 @@
+"""The game, round by round: discriminators learn, the adapter answers, the average is judged.
+
+The loop of ARE (Zhang et al. 2024, section 3), with what departs from it:
+
+* the adapter runs and is trained on the segment alone;
+* it is pulled to the wanted twin of each row where there are pairs, along the whole reply;
+* the retain set is held at the base model's states;
+* what counts is the moving average of its weights, judged by behaviour on validation rows within a
+  guard on drift. The paper stops when fresh discriminators guess; here they hardly ever do, also
+  when the edit is done.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from retouch.core.config import EditConfig
+from retouch.core.errors import DivergedError
+from retouch.core.types import StepEvent
+from retouch.editing.average import MovingAverage, put
+from retouch.editing.board import Board, Place, States
+from retouch.editing.discriminator import Jury
+from retouch.editing.losses import fooling_loss, matching_loss
+from retouch.models.adapters import parameters
+from retouch.models.load import LoadedModel
+from retouch.models.segment import Segment
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of the present model: behaviour (higher is better) and drift, in nats."""
+
+    behaviour: float
+    drift: float
+
+
+class Trainer:
+    """Plays the rounds and keeps the state that a resumed run goes on from."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EditConfig,
+        board: Board,
+        segment: Segment,
+        taps: tuple[int, ...],
+        judge: Callable[[], Verdict],
+    ) -> None:
+        self._loaded, self._config, self._board = loaded, config, board
+        self._segment, self._taps, self._judge = segment, taps, judge
+        self._weights = parameters(loaded)
+        self._optimizer = torch.optim.Adam(self._weights.values(), lr=config.lr)
+        self._average = MovingAverage(self._weights, config.average)
+        self._jury = self._new_jury(0)
+        self._best: dict[str, torch.Tensor] = {}
+        self._best_behaviour = float("-inf")
+        self._least_drift = float("inf")
+        self._stale = 0
+        self.round = 0
+
+    @property
+    def jury(self) -> Jury:
+        """The discriminators as they are now."""
+        return self._jury
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are played, or patience has run out."""
+        return self.round >= self._config.rounds or self._stale >= self._config.patience
+
+    def play(self) -> Iterator[StepEvent]:
+        """Play the rounds that are left; one event after each.
+
+        Raises:
+            DivergedError: a loss is not finite; the last checkpoint is whole.
+        """
+        began = time.monotonic()
+        while not self.finished:
+            accuracy = self._teach()
+            losses = self._answer()
+            self.round += 1
+            with self._average.applied():
+                verdict = self._judge()
+            best = self._keep(verdict)
+            yield StepEvent(
+                round=self.round,
+                rounds=self._config.rounds,
+                losses=losses,
+                discriminator_accuracy=accuracy,
+                behaviour=verdict.behaviour,
+                drift=verdict.drift,
+                best=best,
+                seconds=time.monotonic() - began,
+            )
+
+    def finish(self) -> None:
+        """Put the best averaged weights into the adapter.
+
+        Raises:
+            DivergedError: no round stayed within the drift guard.
+        """
+        if not self._best:
+            raise DivergedError(
+                f"No round stayed within the drift guard of {self._config.drift_guard} nats a "
+                f"token; the lowest drift was {self._least_drift:.4f}.",
+                "Raise --drift-guard or --retain-weight, or lower --lr.",
+            )
+        put(self._weights, self._best)
+
+    def _new_jury(self, number: int) -> Jury:
+        config = self._config
+        jury = Jury(
+            self._taps,
+            self._board.target_seen[self._taps[0]].shape[-1],
+            config.discriminator_width,
+            config.discriminator_lr,
+            config.seed * 7919 + number,
+        ).to(self._loaded.device)
+        seen, _ = self._board.source_states()
+        jury.standardise({t: torch.cat([self._board.target_seen[t], seen[t]]) for t in self._taps})
+        return jury
+
+    def _teach(self) -> float:
+        """Train the discriminators on the present states; their accuracy on unseen rows."""
+        config, board = self._config, self._board
+        seen, unseen = board.source_states()
+        unwanted: States = {t: torch.cat([seen[t], board.hold_shown[t]]) for t in self._taps}
+        first = self.round == 0 or config.discriminator_fresh
+        if config.discriminator_fresh and self.round > 0:
+            self._jury = self._new_jury(self.round)
+        steps = config.discriminator_first if first else config.discriminator_steps
+        self._jury.learn(board.target_seen, unwanted, steps, config.smoothing)
+        return self._jury.accuracy(board.target_unseen, unseen)
+
+    def _answer(self) -> dict[str, float]:
+        """Train the adapter for the steps of one round; the mean of each part of the loss."""
+        config = self._config
+        rng = random.Random(f"{config.seed}:{self.round}")
+        sources = _shuffled(rng, self._board.source, config.steps)
+        holds = _shuffled(rng, self._board.hold, config.steps)
+        sums: dict[str, float] = {}
+        for step in range(config.steps):
+            parts = self._source_losses(sources[step])
+            if holds:
+                parts["retain"] = config.retain_weight * self._retain_loss(holds[step])
+            loss = torch.stack(list(parts.values())).sum()
+            if not torch.isfinite(loss):
+                named = ", ".join(f"{k} {v.item():.3g}" for k, v in parts.items())
+                raise DivergedError(
+                    f"The loss is not finite in round {self.round + 1} ({named}).",
+                    "Lower --lr; the run is whole up to the round before.",
+                )
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
+            self._optimizer.step()
+            self._average.update()
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part.item() / config.steps
+        return sums
+
+    def _source_losses(self, place: Place) -> dict[str, torch.Tensor]:
+        config, parts = self._config, {}
+        states = self._segment.run(place.caught, self._taps)
+        if config.adversarial_weight:
+            fooled = [fooling_loss(self._jury.members[t](states[t][place.early])) for t in states]
+            parts["adversarial"] = config.adversarial_weight * torch.stack(fooled).mean()
+        if config.pair_weight and place.wanted:
+            near = [matching_loss(states[t][place.reply], place.wanted[t]) for t in states]
+            parts["pair"] = config.pair_weight * torch.stack(near).mean()
+        return parts
+
+    def _retain_loss(self, place: Place) -> torch.Tensor:
+        last = self._segment.last
+        states = self._segment.run(place.caught, (last,))[last]
+        assert place.base is not None
+        return matching_loss(states[place.batch.real()], place.base)
+
+    def _keep(self, verdict: Verdict) -> bool:
+        self._least_drift = min(self._least_drift, verdict.drift)
+        better = verdict.behaviour > self._best_behaviour
+        if better and verdict.drift <= self._config.drift_guard:
+            self._best = {name: value.clone() for name, value in self._average.values.items()}
+            self._best_behaviour = verdict.behaviour
+            self._stale = 0
+            return True
+        if self._best:
+            self._stale += 1
+        return False
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """All that the next round depends on: tensors by name, and numbers as text."""
+        tensors = {}
+        for name, parameter in self._weights.items():
+            tensors[f"weights/{name}"] = parameter.detach()
+        for name, value in self._average.values.items():
+            tensors[f"average/{name}"] = value
+        for name, value in self._best.items():
+            tensors[f"best/{name}"] = value
+        tensors |= _optimizer_tensors("adapter", self._optimizer)
+        for tap, member in self._jury.members.items():
+            for name, value in member.state_dict().items():
+                tensors[f"jury/{tap}/{name}"] = value
+            tensors |= _optimizer_tensors(f"jury-{tap}", self._jury.optimizers[tap])
+        numbers = {
+            "round": str(self.round),
+            "stale": str(self._stale),
+            "best_behaviour": repr(self._best_behaviour),
+            "least_drift": repr(self._least_drift),
+        }
+        return {name: value.contiguous().clone() for name, value in tensors.items()}, numbers
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, str]) -> None:
+        """Go back to a state that `state` returned, bit for bit."""
+        put(self._weights, _under("weights/", tensors))
+        self._average.values = _under("average/", tensors)
+        self._best = _under("best/", tensors)
+        _restore_optimizer("adapter", self._optimizer, tensors)
+        for tap, member in self._jury.members.items():
+            member.load_state_dict(_under(f"jury/{tap}/", tensors))
+            _restore_optimizer(f"jury-{tap}", self._jury.optimizers[tap], tensors)
+        self.round, self._stale = int(numbers["round"]), int(numbers["stale"])
+        self._best_behaviour = float(numbers["best_behaviour"])
+        self._least_drift = float(numbers["least_drift"])
+
+
+def _shuffled(rng: random.Random, places: list[Place], count: int) -> list[Place]:
+    """`count` batches: every one once in random order before any comes again."""
+    drawn: list[Place] = []
+    while places and len(drawn) < count:
+        drawn += rng.sample(places, len(places))
+    return drawn[:count]
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"optimizer/{name}/{i}/{key}": value
+        for i, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def _restore_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in _under(f"optimizer/{name}/", tensors).items():
+        number, field = key.split("/")
+        state.setdefault(int(number), {})[field] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

@@ -1,0 +1,1 @@
+"""Scores any model, edited or not: what it replies, how far it drifted, how sure that is."""

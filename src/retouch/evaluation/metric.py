@@ -1,0 +1,95 @@
+"""From replies to values: what each scorer makes of one row's reply. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from retouch.core.errors import DataError
+from retouch.core.types import Example, MetricSpec, Score
+from retouch.evaluation.replies import Kind, Tone, classify, tone
+from retouch.evaluation.statistics import wilson
+
+KINDS: tuple[str, ...] = get_args(Kind)
+TONES: tuple[str, ...] = get_args(Tone)
+REPLY_SCORERS = frozenset((*KINDS, *TONES, "correct"))
+KL_SCORERS = frozenset(("kl_tokens", "kl_replies"))
+SCORERS = REPLY_SCORERS | KL_SCORERS | {"gap"}
+
+# The letters of scripts that part words; elsewhere a word's end cannot be seen.
+_LETTER = "[a-z0-9à-ɏ]"
+_QUOTES = str.maketrans("‘’“”", "''\"\"")
+
+
+def check(spec: MetricSpec, rows: Sequence[Example]) -> None:
+    """Whether the rows can be scored as the metric says.
+
+    Raises:
+        DataError: the scorer is unknown, or the rows lack what it needs.
+    """
+    what = f"The metric {spec.suite}/{spec.metric}"
+    if spec.scorer not in SCORERS:
+        raise DataError(
+            f"{what} has the unknown scorer {spec.scorer!r}.", f"Use one of {sorted(SCORERS)}."
+        )
+    if spec.scorer == "correct" and not all(row.accept for row in rows):
+        raise DataError(
+            f"{what} compares replies with `accept`, and a row with one of its labels has none.",
+            "Give each row with a label of " + ", ".join(spec.labels) + " its `accept`.",
+        )
+    if spec.scorer == "gap":
+        _check_gap(spec, what, {row.group for row in rows})
+
+
+def _check_gap(spec: MetricSpec, what: str, present: set[str]) -> None:
+    if len(spec.choices) != 2 or len(spec.groups) != 2:
+        raise DataError(f"{what} measures a gap.", "Give it two `choices` and two `groups`.")
+    missing = [group for group in spec.groups if group not in present]
+    if missing:
+        raise DataError(
+            f"{what} has no row of the group {missing[0]!r}.",
+            "Give rows with its labels that `group`, or mend the metric's `groups`.",
+        )
+
+
+def judge(spec: MetricSpec, row: Example, reply: str) -> tuple[str, bool]:
+    """The kind of a reply (its tone, for a scorer of tones), and whether the metric counts it.
+
+    After a forced beginning, `reply` is how the model went on: the beginning is not its own.
+    """
+    if spec.scorer in TONES:
+        heard = tone(reply)
+        return heard, heard == spec.scorer
+    kind = classify(reply, row.prompt[-1].content if row.prompt else "")
+    if spec.scorer == "correct":
+        return kind, is_correct(reply, row.accept)
+    return kind, kind == spec.scorer
+
+
+def is_correct(reply: str, accept: Iterable[str]) -> bool:
+    """Whether the reply contains all of `accept`, whatever the case, quotes and spaces.
+
+    Marks count, and words and numbers are whole: `he` is not in "she" nor `4` in "40". A plural
+    still holds its singular.
+    """
+    text = normal(reply)
+    return all(_contains(text, normal(item)) for item in accept)
+
+
+def normal(text: str) -> str:
+    """Case-folded, quotes straightened, white space collapsed; marks stay."""
+    return " ".join(text.translate(_QUOTES).casefold().split())
+
+
+def rate(values: Sequence[bool]) -> Score:
+    """The share of rows that count, with Wilson's interval."""
+    return wilson(sum(values), len(values))
+
+
+def _contains(text: str, item: str) -> bool:
+    before = rf"(?<!{_LETTER})" if re.match(_LETTER, item) else ""
+    after = rf"(?!{_LETTER})" if re.search(rf"{_LETTER}$", item) else ""
+    if re.search("[a-z]$", item):
+        after = f"(?:e?s)?{after}"
+    return re.search(f"{before}{re.escape(item)}{after}", text) is not None

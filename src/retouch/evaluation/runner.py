@@ -1,0 +1,214 @@
+"""Measure a model on concepts: each reply is generated once and scored for all that need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from retouch.concepts.render import prompt_ids, render
+from retouch.core.errors import DataError
+from retouch.core.types import Concept, Example, Message, MetricSpec, Record, Sample, Score, Split
+from retouch.evaluation.choice import first_shares, group_gap
+from retouch.evaluation.drift import RowKL, mean_kl, token_kl
+from retouch.evaluation.metric import KL_SCORERS, REPLY_SCORERS, check, judge, rate
+from retouch.models.generate import generate
+
+if TYPE_CHECKING:
+    from retouch.models.load import LoadedModel
+
+BATCH = 64  # rows that run at a time, where memory allows
+
+Progress = Callable[[str, int, int], None]
+Asked = tuple[tuple[Message, ...], str]  # a prompt and the beginning forced on its reply
+Replies = Mapping[Asked, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and every generation that a score rests on."""
+
+    records: list[Record]
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A metric with its rows."""
+
+    spec: MetricSpec
+    rows: tuple[Example, ...]
+
+
+def evaluate(
+    loaded: LoadedModel,
+    concepts: Sequence[Concept],
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+    progress: Progress | None = None,
+    max_new_tokens: int = 32,
+) -> Evaluation:
+    """Score a model on the concepts' metrics: the base and, with an adapter, the edited model.
+
+    Args:
+        loaded: the model; an adapter on it is what `after` measures.
+        concepts: whose metrics to measure; a (suite, metric) met twice is measured once.
+        split: the rows to measure on.
+        limit: at most so many rows a metric, the first of the file; a gap takes half from each
+            group.
+        progress: called with what is being done, how much is done, and of how much.
+        max_new_tokens: where a reply is cut.
+
+    Raises:
+        DataError: a metric has no rows in the split, or rows that it cannot score.
+    """
+    tasks = list(_tasks(concepts, split, limit))
+    scored = [task for task in tasks if task.spec.scorer in REPLY_SCORERS]
+    # Drift is measured on texts that the base itself would write.
+    spoken = [task for task in tasks if task.spec.scorer in KL_SCORERS and loaded.edited]
+    answer = partial(_replies, loaded, max_new_tokens=max_new_tokens, progress=progress)
+    with _at_rest(loaded):
+        with loaded.reference():
+            base = answer(_distinct([*scored, *spoken]), what="replies of the base")
+        edited = answer(_distinct(scored), what="replies of the edit") if loaded.edited else {}
+        measured = _KLs(loaded, base, progress)
+        records = [_record(loaded, task, base, edited, measured) for task in tasks]
+    samples = [
+        sample
+        for task in scored
+        for sample in (
+            *_samples(task, "base", base),
+            *(_samples(task, "edited", edited) if loaded.edited else ()),
+        )
+    ]
+    return Evaluation(records, samples)
+
+
+def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iterator[_Task]:
+    """The metrics in order, each once, with the rows that they are measured on."""
+    seen: set[tuple[str, str]] = set()
+    for concept in concepts:
+        for spec in concept.metrics:
+            if (spec.suite, spec.metric) in seen:
+                continue
+            seen.add((spec.suite, spec.metric))
+            rows = concept.select(split, spec.labels)
+            if not rows:
+                raise DataError(
+                    f"Concept {concept.name}: the metric {spec.suite}/{spec.metric} has no rows: "
+                    f"the {split} split holds none labelled {', '.join(spec.labels)}.",
+                    "Add such rows to the split, or leave the metric out.",
+                )
+            check(spec, rows)
+            yield _Task(spec, tuple(_first(rows, spec, limit)))
+
+
+def _first(rows: list[Example], spec: MetricSpec, limit: int | None) -> list[Example]:
+    if spec.scorer != "gap":
+        return rows[:limit]
+    # A file may hold one group after the other; a gap needs both.
+    half = None if limit is None else max(1, math.ceil(limit / 2))
+    return [row for g in spec.groups for row in [r for r in rows if r.group == g][:half]]
+
+
+def _distinct(tasks: Iterable[_Task]) -> list[Asked]:
+    """Every (prompt, prefill) of the tasks, once."""
+    return list(dict.fromkeys((row.prompt, row.prefill) for task in tasks for row in task.rows))
+
+
+def _replies(
+    loaded: LoadedModel,
+    asked: Sequence[Asked],
+    *,
+    what: str,
+    max_new_tokens: int,
+    progress: Progress | None,
+) -> dict[Asked, str]:
+    """The model's replies as it is now; after a forced beginning, how it goes on."""
+    if not asked:
+        return {}
+    prompts = [prompt_ids(loaded.tokenizer, prompt, prefill) for prompt, prefill in asked]
+    tell = partial(progress, what) if progress else None
+    replies = generate(
+        loaded, prompts, max_new_tokens=max_new_tokens, batch_size=BATCH, progress=tell
+    )
+    return dict(zip(asked, replies, strict=True))
+
+
+def _record(loaded: LoadedModel, task: _Task, base: Replies, edited: Replies, kls: _KLs) -> Record:
+    spec, after = task.spec, None
+    if spec.scorer in KL_SCORERS:
+        # The base is no distance from itself.
+        before = Score(0.0, 0.0, 0.0, len(task.rows))
+        after = kls.score(task) if loaded.edited else None
+    elif spec.scorer == "gap":
+        with loaded.reference():
+            before = _gap(loaded, task)
+        after = _gap(loaded, task) if loaded.edited else None
+    else:
+        before = _rate(task, base)
+        after = _rate(task, edited) if loaded.edited else None
+    return Record(spec.suite, spec.metric, spec.unit, spec.better, before, after)
+
+
+def _rate(task: _Task, replies: Replies) -> Score:
+    return rate([judge(task.spec, row, _reply(row, replies))[1] for row in task.rows])
+
+
+def _gap(loaded: LoadedModel, task: _Task) -> Score:
+    shares = first_shares(loaded, task.rows, task.spec.choices, BATCH)
+    return group_gap(task.rows, shares, task.spec.groups)
+
+
+def _reply(row: Example, replies: Replies) -> str:
+    return replies[row.prompt, row.prefill]
+
+
+def _samples(task: _Task, model: Literal["base", "edited"], replies: Replies) -> Iterator[Sample]:
+    for row in task.rows:
+        reply = _reply(row, replies)
+        kind, counts = judge(task.spec, row, reply)
+        yield Sample(
+            suite=task.spec.suite,
+            metric=task.spec.metric,
+            model=model,
+            prompt=row.prompt,
+            reply=reply,
+            kind=kind,
+            value=float(counts),
+            prefill=row.prefill,
+            group=row.group,
+            entity=row.entity,
+        )
+
+
+class _KLs:
+    """Scores of drift; metrics over the same rows share one pass of the model."""
+
+    def __init__(self, loaded: LoadedModel, base: Replies, progress: Progress | None) -> None:
+        self.loaded, self.base, self.progress = loaded, base, progress
+        self.known: dict[Asked, RowKL] = {}
+
+    def score(self, task: _Task) -> Score:
+        new = [asked for asked in _distinct([task]) if asked not in self.known]
+        tokenizer = self.loaded.tokenizer
+        texts = [render(tokenizer, prompt, self.base[prompt, pre], pre) for prompt, pre in new]
+        tell = partial(self.progress, "drift") if self.progress else None
+        self.known.update(zip(new, token_kl(self.loaded, texts, BATCH, tell), strict=True))
+        rows = [self.known[row.prompt, row.prefill] for row in task.rows]
+        return mean_kl(rows, replies=task.spec.scorer == "kl_replies")
+
+
+@contextmanager
+def _at_rest(loaded: LoadedModel) -> Iterator[None]:
+    """Without dropout inside; afterwards as it was."""
+    training = bool(loaded.model.training)
+    loaded.model.eval()
+    try:
+        yield
+    finally:
+        loaded.model.train(training)

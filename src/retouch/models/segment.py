@@ -1,0 +1,101 @@
+"""Run only the blocks between the first adapted and the last tapped one, from cached inputs.
+
+Below the first adapter nothing ever changes, and above the last tap nothing is read: the input of
+the first adapted block is computed once for each batch and kept, with all that the block is called
+with, as calibration in quantisation does. Training then runs the segment alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from retouch.models.load import LoadedModel
+
+
+@dataclass
+class Caught:
+    """What the first block of a segment was called with, for one batch.
+
+    Attributes:
+        hidden: its input, `[rows, tokens, hidden]`.
+        rest: its other positional arguments.
+        named: its keyword arguments: masks, position embeddings and the like.
+    """
+
+    hidden: torch.Tensor
+    rest: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+class _Reached(Exception):
+    """The forward pass has come to the segment; nothing above has to run."""
+
+
+class Segment:
+    """The blocks `first` to `last` (both included, 0-based) of a model."""
+
+    def __init__(self, loaded: LoadedModel, first: int, last: int) -> None:
+        self._loaded, self.first, self.last = loaded, first, last
+
+    @torch.no_grad()
+    def catch(self, ids: torch.Tensor) -> Caught:
+        """The segment's input for token ids `[rows, tokens]`, padded on the right.
+
+        No attention mask is needed: in a causal decoder no token sees the padding after it.
+        """
+        found: list[Caught] = []
+
+        def keep(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            named = dict(named)
+            hidden = args[0] if args else named.pop("hidden_states")
+            found.append(Caught(hidden.detach().clone(), args[1:], named))
+            raise _Reached
+
+        handle = self._loaded.blocks[self.first].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+    def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
+        states, hidden = {}, caught.hidden
+        blocks = self._loaded.blocks
+        for i in range(self.first, self.last + 1):
+            out = blocks[i](hidden, *caught.rest, **caught.named)
+            hidden = out[0] if isinstance(out, tuple) else out
+            if i in taps:
+                states[i] = hidden
+        return states
+
+
+@contextmanager
+def replaced(
+    loaded: LoadedModel, layer: int, rows: torch.Tensor, at: torch.Tensor, states: torch.Tensor
+) -> Iterator[None]:
+    """Inside, block `layer` puts out `states` `[n, hidden]` at the positions `(rows, at)` `[n]`.
+
+    Calls on a single new token (generation with a cache, after the prompt) are left alone.
+    """
+
+    def patch(_: Any, __: Any, out: Any) -> Any:
+        hidden = out[0] if isinstance(out, tuple) else out
+        if hidden.shape[1] == 1:
+            return out
+        hidden = hidden.clone()
+        hidden[rows, at] = states.to(hidden.dtype)
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    handle = loaded.blocks[layer].register_forward_hook(patch)
+    try:
+        yield
+    finally:
+        handle.remove()

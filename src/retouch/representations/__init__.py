@@ -1,0 +1,1 @@
+"""Representations: reading hidden states, and finding where a concept is decided."""
