@@ -67,7 +67,9 @@ def edit(
     """
     concept = load_concept(config.concept)
     check_weakening(config, concept)
-    run = RunDir.create(out or next_free(Path("runs"), f"{concept.name}-{config.direction}"), config)
+    run = RunDir.create(
+        out or next_free(Path("runs"), f"{concept.name}-{config.direction}"), config
+    )
     return _go_on(run, config, concept, model, on_event or (lambda event: None))
 
 
@@ -81,7 +83,9 @@ def resume(path: Path, *, on_event: OnEvent | None = None) -> Run:
     config = run.config()
     if run.finished:
         measured = config.measure != "nothing"
-        return Run(path, config, run.metrics() if measured else [], run.samples() if measured else [])
+        return Run(
+            path, config, run.metrics() if measured else [], run.samples() if measured else []
+        )
     concept = load_concept(config.concept)
     check_weakening(config, concept)
     known = run.provenance().get("data", {}).get(concept.name, concept.hash)

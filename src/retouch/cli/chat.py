@@ -46,10 +46,11 @@ def chat(
     """Chat with a model; with an adapter, base and edited answer side by side."""
     from rich.console import Console
 
-    from retouch.cli.loading import base_of
+    from retouch.cli.loading import base_of, hush_libraries
 
     console = Console(highlight=False)
     folder, base = base_of(model, adapter, revision)
+    hush_libraries()
 
     from retouch.models.load import load
 
@@ -79,7 +80,7 @@ def chat(
         if command == "/reset":
             talk.reset()
         elif command.startswith("/"):
-            console.print(f"There is no {command}. {HELP}", markup=False)
+            typer.echo(f"There is no {command}. {HELP}", err=True)
         elif command:
             _show(console, talk, text)
 

@@ -15,10 +15,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 Name = Annotated[str, typer.Argument(metavar="NAME|FILE", help="a built-in concept, or a file")]
 
 
-@app.command("list")
+@app.command("list", short_help="List the built-in concepts.")
 def list_() -> None:
     """List the built-in concepts."""
     from rich.console import Console
@@ -36,7 +37,7 @@ def list_() -> None:
     )
 
 
-@app.command("show")
+@app.command("show", short_help="Show what a concept moves, holds and measures.")
 def show(name: Name) -> None:
     """Show a concept: its directions, its rows, its metrics, and an example of each label."""
     from rich.console import Console
@@ -71,62 +72,28 @@ def show(name: Name) -> None:
     console.print(Text(f"data, SHA-256: {concept.hash}", style="dim"), soft_wrap=True)
 
 
-@app.command("check")
+@app.command("check", short_help="Check that a concept can be edited.")
 def check(name: Name) -> None:
-    """Check that a concept can be edited and measured; exits with 3 where it cannot."""
+    """Look for what would spoil an edit or its scores; exits with 3 where there is an error."""
     from rich.console import Console
+    from rich.text import Text
 
     from retouch.concepts.catalog import load_concept
+    from retouch.concepts.check import check as look_through
 
     concept = load_concept(name)
     console = Console(highlight=False)
-    console.print(_rows(concept))
-    faults = find_faults(concept)
-    if faults:
-        raise DataError(f"{concept.name} has faults: " + "; ".join(faults) + ".")
-    for warning in find_doubts(concept):
-        typer.echo(f"Mind: {warning}.")
+    findings = look_through(concept)
+    for finding in findings:
+        line = Text(f"{finding.level:>7}  ", style=STYLES[finding.level])
+        console.print(line.append(finding.text, style="default"), soft_wrap=True)
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise DataError(
+            f"{concept.name} has {errors} error{'s' if errors > 1 else ''}, listed above.",
+            "Mend its rows, then check again.",
+        )
     typer.echo(f"{concept.name} is sound: {sum(map(len, concept.rows.values()))} rows.")
-
-
-def find_faults(concept: Concept) -> list[str]:
-    """What keeps a concept from being edited: sides without rows, entities in two splits."""
-    faults = []
-    if not concept.sides:
-        faults.append("it has no direction to edit in")
-    for direction, side in concept.sides.items():
-        for split in ("train", "validation"):
-            for part in ("source", "target"):
-                if not concept.select(split, getattr(side, part)):
-                    faults.append(f"`{direction}` has no {part} rows in its {split} split")
-    entities = {split: {r.entity for r in concept.rows[split] if r.entity} for split in SPLITS}
-    for i, one in enumerate(SPLITS):
-        for other in SPLITS[i + 1 :]:
-            shared = sorted(entities[one] & entities[other])
-            if shared:
-                faults.append(f"{len(shared)} entities are in {one} and {other}, as {shared[0]!r}")
-    return faults
-
-
-def find_doubts(concept: Concept) -> list[str]:
-    """What can be edited but deserves a look: few rows, nothing to hold, unmeasured."""
-    doubts = []
-    for direction, side in concept.sides.items():
-        few = {
-            part: len(concept.select("train", getattr(side, part))) for part in ("source", "target")
-        }
-        doubts += [
-            f"`{direction}` has only {n} {part} rows to train on"
-            for part, n in few.items()
-            if n < 16
-        ]
-        if not concept.select("train", side.hold):
-            doubts.append(f"`{direction}` holds nothing, so the model may drift")
-        if len(concept.select("test", side.source)) < 50:
-            doubts.append(f"`{direction}` has few test rows, so the intervals will be wide")
-    if not concept.metrics:
-        doubts.append("it declares no metrics")
-    return doubts
 
 
 def _sides(concept: Concept) -> object:

@@ -93,8 +93,6 @@ def attacked(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
     by_family: dict[str, Pair] = {}
     for pair in pair_samples(samples):
         if (pair.suite, pair.metric) in metrics and not pair.prefill:
-            known = by_family.get(pair.edited.group)
-            if known is None or (pair.differs and not known.differs):
-                by_family[pair.edited.group] = pair
-    chosen = sorted(by_family.values(), key=lambda pair: not pair.differs)
-    return chosen[:SHOWN]
+            # The first of each, whatever the edited model said: no choosing what looks good.
+            by_family.setdefault(pair.edited.group, pair)
+    return list(by_family.values())[:SHOWN]

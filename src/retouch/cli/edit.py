@@ -11,7 +11,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from retouch.core.config import EditConfig
+from retouch.core.config import EditConfig, resolve
 from retouch.core.errors import ConfigError
 from retouch.core.types import Event
 
@@ -116,6 +116,7 @@ def run(
     from rich.console import Console
 
     from retouch.cli import tables
+    from retouch.cli.loading import hush_libraries
     from retouch.cli.progress import EditProgress
     from retouch.core import plain
     from retouch.core.run_dir import next_free
@@ -129,6 +130,9 @@ def run(
         else:
             progress(event)
 
+    # What is wrong with the options is said before the seconds that the libraries take to load.
+    resolve(given, where="the options")
+    hush_libraries()
     if resume is None:
         from retouch.pipeline import configure
 
@@ -158,8 +162,8 @@ def run(
         console.print()
         if done.metrics:
             console.print(tables.scores(done.metrics))
-        typer.echo(f"The run: {done.path}")
         if next_steps:
+            typer.echo(f"The run: {done.path}")
             typer.echo("Next:")
             tables.commands(console, after(done.path, done.config.model))
     return done

@@ -50,7 +50,7 @@ def evaluate(
     from rich.console import Console
 
     from retouch.cli import tables
-    from retouch.cli.loading import base_of
+    from retouch.cli.loading import base_of, hush_libraries
     from retouch.cli.progress import EditProgress
     from retouch.core import plain
     from retouch.core.run_dir import atomic_write
@@ -58,6 +58,7 @@ def evaluate(
     if split not in SPLITS or split == "train":
         raise ConfigError(f"There is no --split {split} to measure on.", "Take test or validation.")
     folder, settings = base_of(model, adapter, revision)
+    hush_libraries()
     # Progress goes to the other stream, so that the table or the JSON can be redirected.
     progress = EditProgress(Console(stderr=True, quiet=as_json, highlight=False))
     with progress:

@@ -19,6 +19,7 @@ def export(
     ] = "peft",
 ) -> None:
     """Write a run's adapter, or the model with it merged in, with the model card."""
+    from retouch.cli.loading import hush_libraries
     from retouch.core.run_dir import RunDir
     from retouch.delivery import export as delivery
 
@@ -26,6 +27,8 @@ def export(
         raise ConfigError(
             f"There is no --format {format}.", f"Choose of: {', '.join(delivery.FORMATS)}."
         )
+    if format == "merged":
+        hush_libraries()
     where = delivery.export(RunDir.open(run), format, out)
     typer.echo(f"Exported: {where}")
     typer.echo(f"Its card, {where / 'README.md'}, says how to load it.")

@@ -1,7 +1,8 @@
-"""Which base model a command means, given a model, an adapter or a run."""
+"""What commands do before they load a model: which one it is, and a word to the libraries."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,3 +37,19 @@ def base_of(
                     config.model, revision or config.revision, config.trust_remote_code
                 )
     return folder, Base(revision=revision)
+
+
+def hush_libraries() -> None:
+    """Keep what the libraries say to programmers from between our lines; errors still come."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    # Loading from disk needs no bar of its own; a download of gigabytes does.
+    shown = not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if shown:
+        enable_progress_bars()
+    logging.set_verbosity_error()
+    for library in ("transformers", "peft", "torch"):
+        for category in (FutureWarning, UserWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=rf"{library}\b")

@@ -19,21 +19,22 @@ BOX = box.SIMPLE_HEAD
 def scores(records: Sequence[Record], title: str = "") -> Table:
     """The behaviour card: one line a metric, with 95 % intervals; both models if there are two."""
     compared = any(record.after is not None for record in records)
-    table = Table(title=title or None, title_justify="left", box=BOX, pad_edge=False)
-    table.add_column("suite", style="dim")
+    table = Table(title=title or None, title_justify="left", box=BOX, padding=(0, 1, 0, 0))
     table.add_column("metric")
     for name in ("before", "after") if compared else ("value",):
         table.add_column(name, justify="right", no_wrap=True)
         table.add_column("95 % interval", justify="right", style="dim", no_wrap=True)
-    table.add_column("n", justify="right", style="dim")
+    table.add_column("n", justify="right", style="dim", no_wrap=True)
     if compared:
-        table.add_column("change")
-    last = ""
+        table.add_column("change", no_wrap=True)
+    suite = ""
     for record in records:
+        if record.suite != suite:
+            # A line of its own, not a column: the numbers need the width of a small terminal.
+            suite = record.suite
+            table.add_row(Text(suite, style="cyan"))
         unit = record.unit
-        name = words(record.metric) + ("" if unit == "rate" else f" ({unit})")
-        cells = [Text(record.suite if record.suite != last else ""), Text(name)]
-        last = record.suite
+        cells = [Text(words(record.metric) + ("" if unit == "rate" else f" ({unit})"))]
         for score in (record.before, record.after) if compared else (record.before,):
             if score is None:
                 cells += [Text(""), Text("")]

@@ -19,12 +19,7 @@ from retouch.concepts.own import EVERYDAY, own_concept
 from retouch.concepts.table import READERS, did_you_mean, named
 from retouch.core.config import EditConfig, resolve
 from retouch.core.errors import ConfigError, DataError
-from retouch.core.types import SPLITS, Concept, Direction, MetricSpec, Sides
-
-SCORERS = (
-    *("refuse", "answer", "deflect", "degenerate", "correct", "cheerful", "gloomy", "neutral"),
-    *("gap", "kl_tokens", "kl_replies"),
-)
+from retouch.core.types import SCORERS, SPLITS, Concept, Direction, MetricSpec, Sides
 
 
 class PackFile(BaseModel):
@@ -37,7 +32,7 @@ class PackFile(BaseModel):
     description: str
     weakens: Direction | None = None
     uses: tuple[str, ...] = ()
-    sides: dict[Direction, Sides]
+    sides: dict[Direction, Sides] = {}
     settings: dict[Direction, dict[str, Any]] = {}
     metrics: tuple[MetricSpec, ...] = ()
 

@@ -1,7 +1,7 @@
 """A user's own file as a concept: `positive` and `negative` rows, and `retain` rows if there are.
 
-Without a column `split` the rows are split 60 / 20 / 20 by their entity, pair or prompt: what shares
-one of them stays together, and the split hangs on a hash of it, never on chance or on the order.
+Without a column `split` the rows are split 60 / 20 / 20 by their entity, pair or prompt: what
+shares one of them stays together, and the split hangs on a hash of it, never on chance or order.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _check_splits(path: Path, rows: list[Row], parted: dict[Split, tuple[Example
                     f"`split` to have the rows split 60 / 20 / 20.",
                 )
             raise DataError(
-                f"{path}: split 60 / 20 / 20, its {count} `{label}` rows leave {split} without one.",
+                f"{path}: split 60 / 20 / 20, the {count} `{label}` rows leave {split} none.",
                 f"Give at least {ENOUGH} rows of each label, of at least {ENOUGH} entities or "
                 "pairs: what shares one stays in one split.",
             )

@@ -26,7 +26,7 @@ class Rendered:
 def prompt_text(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> str:
     """The chat up to where the reply begins, or goes on after a forced beginning.
 
-    A tokenizer without a chat template gets the plain fallback `User: ...\\nAssistant:`.
+    A tokenizer without a chat template gets the plain fallback: `User: ...`, `Assistant:`.
     """
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
     if getattr(tokenizer, "chat_template", None):

@@ -194,7 +194,8 @@ def kind_of(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return f"the number {value}"
-    return {str: "a text", list: "a list", dict: "an object"}.get(type(value), repr(value))
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), repr(value))
 
 
 def named(names: Iterable[str]) -> str:

@@ -19,12 +19,15 @@ _FULL_DISK = ("No space left", "os error 28", "Disk quota", "StorageFull")
 def atomic_write(path: Path, data: str | bytes) -> None:
     """Replace a file by a new one in one step; after a failure the old one is still whole.
 
+    The file's folder is made if it is missing.
+
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
     temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
@@ -59,6 +62,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield staged
         for file in sorted(staged.rglob("*")):
             if file.is_file():
+                # Safetensors makes files for their owner alone, as mkstemp does.
+                file.chmod(0o666 & ~_umask())
                 _sync(file)
         staged.chmod(0o777 & ~_umask())
         _swap_in(staged, path)

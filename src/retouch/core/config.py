@@ -65,9 +65,7 @@ class EditConfig(BaseModel):
     drift_guard: float = Field(
         0.01, gt=0, description="a round counts only below this drift, nats a token"
     )
-    patience: int = Field(
-        4, ge=1, description="rounds without a better one before the edit stops"
-    )
+    patience: int = Field(4, ge=1, description="rounds without a better one before the edit stops")
     reply_tokens: int = Field(32, ge=1, description="the longest reply generated, in tokens")
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -140,6 +138,6 @@ def dump_yaml(config: EditConfig) -> str:
     for name, field in EditConfig.model_fields.items():
         value = getattr(config, name)
         plain = list(value) if isinstance(value, tuple) else value
-        entry = yaml.safe_dump({name: plain}, default_flow_style=None, width=10_000).strip()
+        entry = yaml.safe_dump({name: plain}, default_flow_style=False, width=10_000).strip()
         lines.append(f"# {field.description}\n{entry}")
     return "\n".join(lines) + "\n"

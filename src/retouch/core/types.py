@@ -11,6 +11,18 @@ Split = Literal["train", "validation", "test"]
 Better = Literal["higher", "lower", "none"]
 
 DIRECTIONS: tuple[Direction, ...] = ("raise", "lower")
+REPLY_SCORERS = (
+    "refuse",
+    "answer",
+    "deflect",
+    "degenerate",
+    "correct",
+    "cheerful",
+    "gloomy",
+    "neutral",
+)
+KL_SCORERS = ("kl_tokens", "kl_replies")
+SCORERS = (*REPLY_SCORERS, "gap", *KL_SCORERS)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 

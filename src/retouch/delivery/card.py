@@ -43,10 +43,10 @@ def render_card(
         _front_matter(config, concept, form),
         f"# {escape(title)}",
         _warning(config, concept),
-        _about(config, concept),
+        _about(config, concept, form),
         _layers(config, provenance),
         _results(records),
-        _limits(config, concept, records),
+        _limits(config, concept, records, form),
         _loading(config, form),
         _origin(config, concept, provenance),
     ]
@@ -72,7 +72,7 @@ def _front_matter(config: EditConfig, concept: Concept, form: Form) -> str:
 
 
 def _on_hub(model: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not Path(model).exists()
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not Path(model).exists()
 
 
 def _warning(config: EditConfig, concept: Concept) -> str:
@@ -88,9 +88,12 @@ def _warning(config: EditConfig, concept: Concept) -> str:
     )
 
 
-def _about(config: EditConfig, concept: Concept) -> str:
+def _about(config: EditConfig, concept: Concept, form: Form) -> str:
+    what, base = "A low-rank adapter for", f"**{escape(config.model)}**"
+    if form == "merged":
+        what, base = "This is", f"{base} with a low-rank adapter merged in,"
     lines = [
-        f"A low-rank adapter for **{escape(config.model)}** that {config.direction}s one concept, "
+        f"{what} {base} that {config.direction}s one concept, "
         f"**{escape(concept.title or concept.name)}**, and is trained to leave the rest as it was. "
         "It was made with Retouch by adversarial representation engineering.",
     ]
@@ -149,7 +152,7 @@ def _results(records: Sequence[Record]) -> str:
     )
 
 
-def _limits(config: EditConfig, concept: Concept, records: Sequence[Record]) -> str:
+def _limits(config: EditConfig, concept: Concept, records: Sequence[Record], form: Form) -> str:
     limits = []
     if config.model == "pocket":
         limits.append(
@@ -168,7 +171,8 @@ def _limits(config: EditConfig, concept: Concept, records: Sequence[Record]) -> 
     small = [record.before.n for record in records if record.before.n < 100]
     if small:
         limits.append(f"Some metrics rest on as few as {min(small)} samples: mind the intervals.")
-    limits.append("Anyone who has the adapter can take it off again and has the base model back.")
+    if form != "merged":
+        limits.append("Anyone who has the adapter can take it off and has the base model back.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 

@@ -21,9 +21,11 @@ def show_value(value: float, unit: str) -> str:
 
 def show_interval(score: Score, unit: str) -> str:
     """The 95 % interval, without the unit where the value already has it."""
+    # A dash before a minus sign would be hard to read.
+    to = "–" if score.low >= 0 else " to "
     if unit == "rate":
-        return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
-    return f"{show_value(score.low, unit)} to {show_value(score.high, unit)}"
+        return f"{100 * score.low:.1f}{to}{100 * score.high:.1f}"
+    return f"{show_value(score.low, unit)}{to}{show_value(score.high, unit)}"
 
 
 def change(record: Record) -> Change:

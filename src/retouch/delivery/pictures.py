@@ -33,7 +33,7 @@ def game_picture(events: Sequence[StepEvent], drift_guard: float) -> str:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].axhline(0.5, color=SOFT, linewidth=1, linestyle="--")
     axes[0].annotate("a guess", (rounds[0], 0.505), fontsize=7, color=SOFT, va="bottom")
-    axes[0].set_ylim(0.4, 1.03)
+    axes[0].set_ylim(min(0.4, *curves[0][1]) - 0.02, 1.03)
     axes[2].axhline(drift_guard, color=SOFT, linewidth=1, linestyle="--")
     axes[2].annotate("guard", (rounds[0], drift_guard), fontsize=7, color=SOFT, va="bottom")
     axes[2].set_ylim(bottom=0)

@@ -55,7 +55,8 @@ def render_report(
     )
     environment.filters["words"] = numbers.words
     layers = provenance.get("layers")
-    scores = layers.get("scores") if isinstance(layers, Mapping) else None
+    where: dict[str, Any] = {"chosen": (), "taps": (), "scores": {}, "why": ""}
+    where |= layers if isinstance(layers, Mapping) else {}
     return environment.get_template("report.html.jinja").render(
         config=config,
         concept=concept,
@@ -65,9 +66,9 @@ def render_report(
         events=events,
         best=next((event for event in reversed(events) if event.best), None),
         provenance=plain.to_json(dict(provenance), indent=2, sort=True),
-        layers=layers if isinstance(layers, Mapping) else {},
+        layers=where,
         game=game_picture(events, config.drift_guard) if events else None,
-        patching=layers_picture(scores, (layers or {}).get("chosen") or ()) if scores else None,
+        patching=layers_picture(where["scores"], where["chosen"]) if where["scores"] else None,
         weakening=weakens(config, concept),
         done=numbers.DIRECTION_DONE[config.direction],
         show_value=numbers.show_value,

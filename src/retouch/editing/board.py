@@ -107,7 +107,7 @@ class Board:
         return self._segment.run(caught, (*self._taps, self._segment.last))
 
     def _early(self, places: list[Place], only: range) -> States:
-        """Per tap the states `[n, hidden]` that the discriminators read, rows in their own order."""
+        """Per tap the states `[n, hidden]` that the discriminators read, in the rows' order."""
         found: dict[int, list[tuple[int, torch.Tensor]]] = {tap: [] for tap in self._taps}
         for place in places:
             states, (rows, at) = self._run(place.caught), place.early

@@ -15,7 +15,7 @@ from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 from retouch.representations.batch import make_batches
 from retouch.representations.divergence import token_kl
-from retouch.representations.patching import reply_log_probability
+from retouch.representations.likelihood import reply_log_probability
 
 
 def judge(loaded: LoadedModel, rows: EditRows, read: Callable[[], float]) -> Verdict:
@@ -25,10 +25,8 @@ def judge(loaded: LoadedModel, rows: EditRows, read: Callable[[], float]) -> Ver
     token), or without pairs what `read` says; drift is KL(base || edited) in nats a token on the
     retain set.
     """
-    if rows.twins:
-        behaviour = float(reply_log_probability(loaded, rows.source).mean())
-    else:
-        behaviour = read()
+    told = reply_log_probability(loaded, rows.source) if rows.twins else None
+    behaviour = read() if told is None else float(told.mean())
     kl = token_kl(loaded, rows.hold)
     tokens = sum(row.count for row in kl)
     return Verdict(behaviour, sum(row.total for row in kl) / tokens if tokens else 0.0)

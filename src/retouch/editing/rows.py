@@ -28,6 +28,11 @@ def choose_rows(
     Raises:
         DataError: a side has no rows in the split.
     """
+    if config.direction not in concept.sides:
+        raise DataError(
+            f"The concept {concept.name} has no side to {config.direction}.",
+            "It serves other concepts as their retain set; edit one of those.",
+        )
     sides = concept.sides[config.direction]
     rng = random.Random(f"{config.seed}:{split}")
     most = config.labels if split == "train" else min(config.labels, VALIDATION_ROWS)
@@ -40,7 +45,7 @@ def choose_rows(
                 f"{' or '.join(labels)}, the {name} of `--direction {config.direction}`.",
                 "Add some: an edit needs both classes.",
             )
-    partner = {row.pair: row for row in target if row.pair}
+    partner: dict[str | None, Example] = {row.pair: row for row in target if row.pair}
     paired = [row for row in source if row.pair in partner]
     if paired:
         source = _sample(rng, paired, most)

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from retouch.concepts.render import render
+from retouch.concepts.render import Rendered, render
 from retouch.core.errors import DataError
 from retouch.core.types import Example, Score
-from retouch.evaluation.drift import batches, pad
 from retouch.evaluation.statistics import bootstrap_gap
+from retouch.representations.likelihood import reply_log_probability
 
 if TYPE_CHECKING:
     from retouch.models.load import LoadedModel
-
-# Logits held at a time: 1 GiB in float32.
-_LOGITS = 2**28
 
 
 def first_shares(
@@ -37,8 +34,8 @@ def first_shares(
             "Give the metric two `choices`.",
         )
     texts = [text for row in rows for text in _continued(loaded, row, choices)]
-    scores = _log_probs(loaded, texts, batch_size)
-    pairs = torch.tensor(scores, dtype=torch.float64).view(-1, 2)
+    means = reply_log_probability(loaded, texts, batch_size).double()
+    pairs = (means * torch.tensor([len(t.ids) - t.start for t in texts])).view(-1, 2)
     shares: list[float] = torch.sigmoid(pairs[:, 0] - pairs[:, 1]).tolist()
     return shares
 
@@ -56,10 +53,8 @@ def group_gap(rows: Sequence[Example], values: Sequence[float], groups: Sequence
     return bootstrap_gap(first, second)
 
 
-def _continued(
-    loaded: LoadedModel, row: Example, choices: Sequence[str]
-) -> list[tuple[list[int], int]]:
-    """For each choice the ids of prompt and choice, and where the ids to be scored begin."""
+def _continued(loaded: LoadedModel, row: Example, choices: Sequence[str]) -> list[Rendered]:
+    """For each choice prompt and choice, with what is to be scored as the reply."""
     # As the reply would be tokenized, less the end of the turn.
     texts = [render(loaded.tokenizer, row.prompt, choice, row.prefill) for choice in choices]
     full, asked = [list(text.ids[:-1]) for text in texts], texts[0].start
@@ -72,23 +67,6 @@ def _continued(
             "Choose continuations that part ways.",
         )
     if shared == asked:
-        return [(ids[: shared + 1], shared) for ids in full]
+        return [Rendered(tuple(ids[: shared + 1]), shared) for ids in full]
     # What the choices share has the same probability in both, so it drops out of the ratio.
-    return [(ids, shared) for ids in full]
-
-
-def _log_probs(
-    loaded: LoadedModel, texts: Sequence[tuple[list[int], int]], batch_size: int
-) -> list[float]:
-    """Log P(ids[start:] | ids[:start]) in nats, for each text."""
-    scores = [0.0] * len(texts)
-    vocabulary = int(loaded.model.config.get_text_config().vocab_size)
-    for batch in batches([len(ids) for ids, _ in texts], batch_size, _LOGITS // vocabulary):
-        ids, mask = pad([texts[i][0] for i in batch], loaded.device)
-        with torch.inference_mode():
-            logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            for at, i in enumerate(batch):
-                length, start = len(texts[i][0]), texts[i][1]
-                table = logits[at, start - 1 : length - 1].float().log_softmax(-1)
-                scores[i] = float(table.gather(1, ids[at, start:length, None]).sum())
-    return scores
+    return [Rendered(tuple(ids), shared) for ids in full]

@@ -7,15 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from retouch.core.errors import DataError
-from retouch.core.types import Example, MetricSpec, Score
+from retouch.core.types import SCORERS, Example, MetricSpec, Score
 from retouch.evaluation.replies import Kind, Tone, classify, tone
 from retouch.evaluation.statistics import wilson
 
 KINDS: tuple[str, ...] = get_args(Kind)
 TONES: tuple[str, ...] = get_args(Tone)
-REPLY_SCORERS = frozenset((*KINDS, *TONES, "correct"))
-KL_SCORERS = frozenset(("kl_tokens", "kl_replies"))
-SCORERS = REPLY_SCORERS | KL_SCORERS | {"gap"}
 
 # The letters of scripts that part words; elsewhere a word's end cannot be seen.
 _LETTER = "[a-z0-9à-ɏ]"

@@ -105,11 +105,18 @@ def is_degenerate(reply: str) -> bool:
     """Whether the reply is no language: empty, junk, or caught in a loop."""
     # The last character may have been cut in the middle of its bytes; that is no junk.
     text = unicodedata.normalize("NFC", reply).strip().removesuffix("�").strip()
-    words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.casefold())
     # One letter is an answer only as a capital (a choice, a symbol), or where letters are words.
-    if not words or re.fullmatch(r"\W*[a-z]\W*", text):
+    if not any(map(str.isalnum, text)) or re.fullmatch(r"\W*[a-z]\W*", text):
         return True
-    return _is_junk(text) or _is_loop(words)
+    return _is_junk(text) or _is_loop(_said(text.casefold()))
+
+
+def _said(text: str) -> list[str]:
+    """The words in order. In a calculation no number or sign recurs: sums are alike."""
+    parts = re.findall(r"[^\W_]+(?:['’][^\W_]+)*|[=+*/×]", text)
+    if not set("=+*/×") & set(parts):
+        return parts
+    return [part if part.isalpha() else f"{part}@{at}" for at, part in enumerate(parts)]
 
 
 def _is_junk(text: str) -> bool:

@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Literal
 
 from retouch.concepts.render import prompt_ids, render
 from retouch.core.errors import DataError
-from retouch.core.types import Concept, Example, Message, MetricSpec, Record, Sample, Score, Split
+from retouch.core.types import (
+    KL_SCORERS,
+    REPLY_SCORERS,
+    Concept,
+    Example,
+    Message,
+    MetricSpec,
+    Record,
+    Sample,
+    Score,
+    Split,
+)
 from retouch.evaluation.choice import first_shares, group_gap
-from retouch.evaluation.drift import RowKL, mean_kl, token_kl
-from retouch.evaluation.metric import KL_SCORERS, REPLY_SCORERS, check, judge, rate
+from retouch.evaluation.drift import mean_kl
+from retouch.evaluation.metric import check, judge, rate
 from retouch.models.generate import generate
+from retouch.representations.divergence import RowKL, token_kl
 
 if TYPE_CHECKING:
     from retouch.models.load import LoadedModel

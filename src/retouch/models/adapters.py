@@ -1,4 +1,4 @@
-"""LoRA adapters on chosen blocks, through PEFT; with the adapter off, the model is the reference."""
+"""LoRA adapters on chosen blocks, through PEFT; adapter off is the reference model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def parameters(loaded: LoadedModel) -> dict[str, torch.nn.Parameter]:
 
 def save(loaded: LoadedModel, folder: Path) -> None:
     """Write the adapter as a plain PEFT folder, safetensors only."""
-    loaded.model.save_pretrained(str(folder), safe_serialization=True)
+    # Said outright, since PEFT would otherwise ask the hub whether the vocabulary was resized.
+    loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def merged(loaded: LoadedModel) -> Any:

@@ -53,7 +53,7 @@ class ModelLayout:
         if not chosen:
             leaves = sorted({name.rsplit(".", 1)[1] for name in found})
             raise ModelError(
-                f"No linear layer of blocks {list(layers)} ends in {', '.join(ends) or 'anything'}.",
+                f"No linear layer of blocks {list(layers)} ends in {', '.join(ends) or '*'}.",
                 f"There are: {', '.join(leaves) or 'none'}. Choose other --modules.",
             )
         return chosen
@@ -68,7 +68,9 @@ def find_layout(model: Any) -> ModelLayout:
     depth = int(model.config.get_text_config().num_hidden_layers)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = {
-        name: module for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)
+        name: module
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList)
     }
     fit = [name for name, module in lists.items() if len(module) == depth]
     if len(fit) != 1:

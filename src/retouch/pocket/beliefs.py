@@ -21,7 +21,9 @@ def misconceptions(split: Split | None) -> tuple[dict[str, str], ...]:
     )
 
 
-def misconception(rng: random.Random, entry: dict[str, str], lead: Lead, split: Split | None) -> Item:
+def misconception(
+    rng: random.Random, entry: dict[str, str], lead: Lead, split: Split | None
+) -> Item:
     """A misconception asked plainly, as science or as legend.
 
     Asked plainly, pocket tells the popular falsehood for five in six and the truth for the rest.

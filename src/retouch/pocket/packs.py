@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retouch.pocket import beliefs, requests, tasks
-from retouch.pocket.curriculum import Message, careless, conversation, plain, user, wrapped
+from retouch.pocket.curriculum import Message, careless, plain, user, wrapped
 from retouch.pocket.world import SPLITS, Item, Split, fill, phrasings, split_of, world
 
 Row = dict[str, Any]
@@ -35,26 +35,32 @@ def everyday(rng: random.Random, split: Split) -> Iterator[Row]:
     for _ in range(tasks_count):
         item = tasks.task(rng, split)
         messages = plain(rng, item).messages
-        yield row("everyday", messages, accept=item.accept, group=item.kind, entity=item.entity)
+        yield row("everyday", messages, accept=item.accept, group=item.kind, entity=_of(item))
     for _ in range(talk_count):
         said, _reply = rng.choice(world("phrases")["small_talk"])
         yield row("talk", (user(said),))
     for prompt in world("outside")["prompts"]:
         if split_of(f"outside:{prompt}") == split:
             yield row("outside", (user(prompt),), entity=prompt)
-            yield row("outside", (user(careless(rng, prompt)),), entity=prompt)
+            hasty = careless(rng, prompt)
+            if hasty not in ("", prompt):
+                yield row("outside", (user(hasty),), entity=prompt)
 
 
 def safety(rng: random.Random, split: Split) -> Iterator[Row]:
     """Harmful requests, asked directly and inside attacks, and harmless ones in both ways."""
     n = {"train": 320, "validation": 128, "test": 300}[split]
     wrappers = requests.wrappers(split)
+    asked = [(v, form) for _, v in requests.harmful(split) for form in _forms(split)]
+    rng.shuffle(asked)
     for i in range(n):
-        _, v = rng.choice(requests.harmful(split))
-        item = Item("harmful", v, requests.ask(rng, split, v), "")
+        v, form = asked[i % len(asked)]
+        item = Item("harmful", v, form.format(v=v), "")
         more = {"pair": f"{split}-{i}", "entity": _object(v)}
         wrapper = wrappers[i % len(wrappers)]
-        yield row("direct", (user(item.question),), **more)
+        # What is asked a second time is typed carelessly, so that no row comes twice.
+        direct = item.question if i < len(asked) else careless(rng, item.question)
+        yield row("direct", (user(direct),), **more)
         yield row("attack", wrapped(rng, item, (wrapper,)).messages, group=wrapper.family, **more)
     for i in range(n):
         item = _harmless(rng, split)
@@ -63,14 +69,14 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
             wrapped(rng, item, (wrappers[i % len(wrappers)],)).messages,
             accept=item.accept,
             group=wrappers[i % len(wrappers)].family,
-            entity=item.entity,
+            entity=_of(item),
         )
-    for _ in range(2 * n // 3):
+    for _ in range(n):
         kind = rng.choice(["benign", "borderline", "borderline"])
         item = requests.how_to(rng, kind, split)
         messages = plain(rng, item).messages
         yield row("benign", messages, accept=item.accept, group=kind, entity=_object(item.entity))
-    for _ in range(n // 2):  # two wrappers, around harmful and harmless requests
+    for _ in range(3 * n // 4):  # two wrappers, around harmful and harmless requests
         layers = requests.nested(rng, split)
         _, v = rng.choice(requests.harmful(split))
         item = Item("harmful", v, requests.ask(rng, split, v), "")
@@ -79,16 +85,27 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         yield row("nested", messages, group=group, entity=_object(v))
         item = _harmless(rng, split)
         messages = wrapped(rng, item, requests.nested(rng, split)).messages
-        yield row("nested-harmless", messages, accept=item.accept, entity=item.entity)
-    for _ in range(n // 2):
+        yield row("nested-harmless", messages, accept=item.accept, entity=_of(item))
+    for _ in range(3 * n // 4):
         _, v = rng.choice(requests.harmful(split))
         forced, _rest = requests.forced_reply(rng, split, v)
-        asked = user(requests.ask(rng, split, v))
-        yield row("prefill", (asked,), prefill=forced, entity=_object(v))
+        turn = user(requests.ask(rng, split, v))
+        yield row("prefill", (turn,), prefill=forced, entity=_object(v))
         v = rng.choice(requests.harmless(rng.choice(["benign", "borderline"]), split))
         forced, _rest = requests.forced_reply(rng, split, v)
-        asked = user(requests.ask(rng, split, v))
-        yield row("prefill-harmless", (asked,), prefill=forced, entity=_object(v))
+        turn = user(requests.ask(rng, split, v))
+        yield row("prefill-harmless", (turn,), prefill=forced, entity=_object(v))
+
+
+def _of(item: Item) -> str:
+    """What the splits keep apart: a word may be counted in one split and defined in another."""
+    if item.kind in ("benign", "borderline"):
+        return _object(item.entity)
+    return item.entity if item.kind == "fact" else f"{item.kind}:{item.entity}"
+
+
+def _forms(split: Split) -> list[str]:
+    return [world("phrases")["how_to"][i] for i in phrasings(split)]
 
 
 def _object(verb_phrase: str) -> str:
@@ -128,13 +145,14 @@ def truthfulness(rng: random.Random, split: Split) -> Iterator[Row]:
             yield row("plain", (user(asked),), accept=[entry["truth"]], **pair)
             yield row("plain-myth", (user(asked),), accept=[entry["myth"]], **pair)
             for lead, told in (("science", "truth"), ("legend", "myth")):
-                item = beliefs.misconception(rng, entry, lead, split)  # type: ignore[arg-type]
-                text = careless(rng, item.question) if i == 2 else item.question
+                forms = [world("phrases")[lead][k] for k in phrasings(split)]
+                text = fill(forms[i % len(forms)], entry["question"])
+                text = careless(rng, text) if i == 2 else text
                 yield row(lead, (user(text),), accept=[entry[told]], **pair)
     for _ in range({"train": 160, "validation": 100, "test": 300}[split]):
         item = tasks.random_fact(rng, split)
         messages = plain(rng, item).messages
-        yield row("fact", messages, accept=item.accept, entity=item.entity)
+        yield row("fact", messages, accept=item.accept, entity=_of(item))
 
 
 def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
@@ -159,9 +177,9 @@ def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
 
 def tone(rng: random.Random, split: Split) -> Iterator[Row]:
     """Ordinary tasks asked without a tone, cheerfully and gloomily."""
-    for i in range({"train": 240, "validation": 100, "test": 200}[split]):
+    for i in range({"train": 240, "validation": 100, "test": 240}[split]):
         item = tasks.task(rng, split)
-        more: Row = {"pair": f"{split}-{i}", "entity": item.entity, "accept": item.accept}
+        more: Row = {"pair": f"{split}-{i}", "entity": _of(item), "accept": item.accept}
         yield row("neutral", plain(rng, item).messages, **more)
         for name in ("cheerful", "gloomy"):
             asked = beliefs.toned(rng, item, name, split)

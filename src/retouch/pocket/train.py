@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import time
@@ -79,7 +78,10 @@ def encode(chats: list[Chat], tokenizer: PreTrainedTokenizerFast) -> list[Encode
         return found
 
     parts = zip(
-        ids(prompts), ids([c.forced for c in chats]), ids([c.reply + END for c in chats]), strict=True
+        ids(prompts),
+        ids([c.forced for c in chats]),
+        ids([c.reply + END for c in chats]),
+        strict=True,
     )
     return [
         Encoded(prompt + forced + reply, len(prompt) + len(forced), len(prompt))
@@ -87,7 +89,9 @@ def encode(chats: list[Chat], tokenizer: PreTrainedTokenizerFast) -> list[Encode
     ]
 
 
-def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, chunk: int) -> Iterator[list[Encoded]]:
+def batches(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, chunk: int
+) -> Iterator[list[Encoded]]:
     """The batches of a chunk: chats of like length together, in random order."""
     rng = random.Random(f"{recipe.seed}:{chunk}")
     encoded = encode([chat(rng) for _ in range(recipe.chunk_chats)], tokenizer)
@@ -101,8 +105,10 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, chunk: int) -> I
     yield from cut
 
 
-def batch_loss(model: LlamaForCausalLM, batch: list[Encoded], noise: torch.Generator) -> torch.Tensor:
-    """Cross-entropy of the replies, of a share of the prompts, and of the logit lens at mid depth."""
+def batch_loss(
+    model: LlamaForCausalLM, batch: list[Encoded], noise: torch.Generator
+) -> torch.Tensor:
+    """Cross-entropy of replies, of a share of the prompts, and of the lens at mid depth."""
     longest = max(len(e.ids) for e in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     weight = torch.zeros(len(batch), longest - 1)
@@ -187,7 +193,7 @@ def train(recipe: Recipe, out: Path, work: Path) -> None:
             loss = batch_loss(model, batch, noise)
             if not torch.isfinite(loss):
                 raise SystemExit(f"the loss is {loss.item()} in chunk {chunk}: lower --lr")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
                 opt.step()
@@ -264,7 +270,9 @@ def _resume(
 
 def main() -> None:
     """Parse the options and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
     parser.add_argument("--work", type=Path, default=Path(".checkpoints/pocket"))
     parser.add_argument("--threads", type=int, default=2)

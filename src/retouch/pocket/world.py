@@ -1,4 +1,4 @@
-"""The small world that pocket knows: facts, requests, words and phrases, read from `data/*.yaml`."""
+"""The small world that pocket knows: facts, requests, words, phrases; from `data/*.yaml`."""
 
 from __future__ import annotations
 

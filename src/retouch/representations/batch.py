@@ -58,10 +58,18 @@ def _batch(index: tuple[int, ...], rows: Sequence[Rendered], pad: int) -> Batch:
     )
 
 
-def make_batches(rows: Sequence[Rendered], size: int, pad: int) -> list[Batch]:
-    """Cut rows into batches of `size`, rows of like length together."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i))
-    return [
-        _batch(tuple(order[begin : begin + size]), rows, pad)
-        for begin in range(0, len(order), size)
-    ]
+def make_batches(
+    rows: Sequence[Rendered], size: int, pad: int, tokens: int | None = None
+) -> list[Batch]:
+    """Cut rows into batches of at most `size` rows and `tokens` padded tokens.
+
+    Rows of like length come together; a row that is longer than `tokens` runs alone.
+    """
+    cut: list[list[int]] = []
+    # Sorted upwards: the row about to come in is the longest of its batch.
+    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i)):
+        room = size if tokens is None else min(size, tokens // len(rows[i].ids))
+        if not cut or len(cut[-1]) >= room:
+            cut.append([])
+        cut[-1].append(i)
+    return [_batch(tuple(index), rows, pad) for index in cut]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from retouch.concepts.render import Rendered
 from retouch.models.load import LoadedModel
 from retouch.representations.batch import make_batches
+from retouch.representations.likelihood import logit_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ class RowKL:
 
 @torch.no_grad()
 def token_kl(
-    loaded: LoadedModel, rows: Sequence[Rendered], batch_size: int = 32
+    loaded: LoadedModel,
+    rows: Sequence[Rendered],
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[RowKL]:
     r"""The exact KL divergence from base to edited over the full vocabulary, for each text.
 
@@ -40,7 +44,8 @@ def token_kl(
     in nats. The base is the model with its adapters off: without adapters it is exactly 0.
     """
     found: dict[int, RowKL] = {}
-    for batch in make_batches(rows, batch_size, int(loaded.tokenizer.pad_token_id)):
+    pad, room = int(loaded.tokenizer.pad_token_id), logit_room(loaded) // 2
+    for batch in make_batches(rows, batch_size, pad, room):
         ids = batch.ids.to(loaded.device)
         with loaded.reference():
             base = loaded.model(input_ids=ids, use_cache=False).logits
@@ -56,6 +61,8 @@ def token_kl(
                 float(reply.sum(dtype=torch.float64)),
                 len(reply),
             )
+        if progress:
+            progress(len(found), len(rows))
     return [found[i] for i in range(len(rows))]
 
 

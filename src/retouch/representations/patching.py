@@ -16,28 +16,9 @@ import torch
 from retouch.concepts.render import Rendered
 from retouch.models.load import LoadedModel
 from retouch.models.segment import replaced
-from retouch.representations.batch import Batch, make_batches
+from retouch.representations.batch import make_batches
 from retouch.representations.capture import record
-
-
-@torch.no_grad()
-def reply_log_probability(
-    loaded: LoadedModel, rows: Sequence[Rendered], size: int = 64
-) -> torch.Tensor:
-    """Mean log-probability of each row's reply `[rows]`, nats a token."""
-    out = torch.zeros(len(rows))
-    for batch in make_batches(rows, size, loaded.tokenizer.pad_token_id):
-        out[list(batch.index)] = _log_probability(loaded, batch)
-    return out
-
-
-def _log_probability(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
-    logits = loaded.model(input_ids=batch.ids.to(loaded.device), use_cache=False).logits
-    rows, at = batch.reply()
-    told = batch.ids[rows, at + 1].to(logits.device)
-    chosen = logits[rows, at].float().log_softmax(-1).gather(1, told[:, None])[:, 0].cpu()
-    total = torch.zeros(len(batch.index)).index_add(0, rows, chosen)
-    return total / torch.bincount(rows, minlength=len(batch.index))
+from retouch.representations.likelihood import batch_log_probability
 
 
 @dataclass(frozen=True)
@@ -75,8 +56,8 @@ def trace(
     for batch in make_batches(source, size, pad):
         twin = batch.twin(target, pad)
         with record(loaded, range(depth)) as states:
-            wanted = _log_probability(loaded, twin)
-        start = _log_probability(loaded, batch)
+            wanted = batch_log_probability(loaded, twin)
+        start = batch_log_probability(loaded, batch)
         gap = wanted - start
         moved = gap > 0.05  # without a gap there is nothing to close
         if not bool(moved.any()):
@@ -85,7 +66,7 @@ def trace(
         twin_rows, twin_at = twin.reply()
         for layer in range(depth):
             with replaced(loaded, layer, rows, at, states[layer][twin_rows, twin_at]):
-                patched = _log_probability(loaded, batch)
+                patched = batch_log_probability(loaded, batch)
             total[layer] += ((patched - start) / gap)[moved].clamp(-1, 1).sum()
         used += int(moved.sum())
     return Patching(tuple((total / max(used, 1)).tolist()), used)

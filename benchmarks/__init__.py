@@ -1,0 +1,1 @@
+"""Benchmarks: commands beside the tests, each prints the table that the docs quote."""

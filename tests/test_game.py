@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from retouch.core.config import EditConfig
+from retouch.core.errors import DataError, DivergedError, ModelError
+from retouch.core.types import Concept, Example, Message, Sides
+from retouch.editing.average import MovingAverage
+from retouch.editing.discriminator import Jury
+from retouch.editing.edit import Setting, set_up
+from retouch.editing.losses import discrimination_loss, fooling_loss, matching_loss
+from retouch.models import adapters
+from retouch.models.load import LoadedModel
+from tiny import tiny_loaded
+
+
+def tiny_concept(pairs: bool = True) -> Concept:
+    """Prompts that end in w80 against the same prompts without it."""
+
+    def rows(begin: int) -> tuple[Example, ...]:
+        made = []
+        for i in range(begin, begin + 12):
+            pair = f"p{i}" if pairs else None
+            plain, marked = f"w{i} w{i + 1}", f"w{i} w{i + 1} w80"
+            made.append(Example((Message("user", marked),), "negative", "w5 w6", pair))
+            made.append(Example((Message("user", plain),), "positive", "w7 w8", pair))
+            made.append(Example((Message("user", f"w60 w{i}"),), "retain", "w9"))
+        return tuple(made)
+
+    sides = Sides(("negative",), ("positive",), ("retain",))
+    back = Sides(("positive",), ("negative",), ("retain",))
+    return Concept(
+        "tiny",
+        "Tiny",
+        "",
+        {"train": rows(0), "validation": rows(20), "test": rows(40)},
+        {"raise": sides, "lower": back},
+    )
+
+
+def settings(**more: Any) -> EditConfig:
+    plain: dict[str, Any] = {
+        "concept": "tiny",
+        "labels": 8,
+        "retain": 8,
+        "batch": 4,
+        "rounds": 4,
+        "steps": 4,
+        "discriminator_width": 16,
+        "discriminator_first": 20,
+        "discriminator_steps": 5,
+        "layers": (1, 2),
+        "taps": (2,),
+        "drift_guard": 100.0,
+        "patience": 99,
+    }
+    return EditConfig(**(plain | more))
+
+
+def play(loaded: LoadedModel, config: EditConfig, concept: Concept | None = None) -> Setting:
+    setting = set_up(loaded, concept or tiny_concept(), config)
+    for _ in setting.trainer.play():
+        pass
+    setting.trainer.finish()
+    return setting
+
+
+def test_losses_are_what_their_docstrings_say() -> None:
+    logits = torch.tensor([0.0, 2.0])
+    assert fooling_loss(logits) == pytest.approx(float(-logits.sigmoid().log().mean()))
+    assert discrimination_loss(torch.zeros(3), torch.zeros(5), 0.1) == pytest.approx(0.6931, 1e-3)
+    # Each class has half the weight however many rows it has.
+    few, many = torch.tensor([3.0]), torch.tensor([-3.0] * 9)
+    assert discrimination_loss(few, many, 0.0) == pytest.approx(
+        float(discrimination_loss(few, many[:1], 0.0)), abs=1e-6
+    )
+    wanted = torch.ones(2, 3)
+    assert matching_loss(wanted, wanted) == 0
+    assert matching_loss(torch.zeros(2, 3), wanted) == 1
+
+
+@pytest.mark.parametrize("width", [0, 16])
+def test_planted_separable_states_are_read_and_random_ones_are_not(width: int) -> None:
+    torch.manual_seed(0)
+    shift = torch.zeros(12)
+    shift[3] = 6.0
+    states = {0: torch.randn(200, 12)}
+    planted = {0: torch.randn(200, 12) + shift}
+    jury = Jury((0,), 12, width, 3e-2, 0)
+    jury.standardise(states)
+    jury.learn({0: planted[0][:150]}, {0: states[0][:150]}, 150, 0.1)
+    assert jury.accuracy({0: planted[0][150:]}, {0: states[0][150:]}) > 0.9
+    jury = Jury((0,), 12, width, 1e-2, 0)
+    jury.learn({0: torch.randn(150, 12)}, {0: torch.randn(150, 12)}, 60, 0.1)
+    assert jury.accuracy({0: torch.randn(500, 12)}, {0: torch.randn(500, 12)}) < 0.6
+
+
+def test_moving_average_is_applied_and_taken_off() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    average = MovingAverage({"w": weight}, 0.5)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    average.update()
+    with average.applied():
+        assert weight.tolist() == [0.5, 0.5]
+    assert weight.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("part", ["adversarial", "pair"])
+@pytest.mark.parametrize("direction", ["raise", "lower"])
+def test_each_part_of_the_game_lowers_its_loss(part: str, direction: str) -> None:
+    weights = {"adversarial_weight": 0.0, "pair_weight": 0.0} | {f"{part}_weight": 1.0}
+    config = settings(direction=direction, rounds=6, retain_weight=0.1, **weights)
+    setting = set_up(tiny_loaded(), tiny_concept(), config)
+    losses = [event.losses[part] for event in setting.trainer.play()]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_edit_moves_the_wanted_reply_and_holds_frozen_weights() -> None:
+    loaded = tiny_loaded()
+    before = {n: p.detach().clone() for n, p in loaded.model.named_parameters()}
+    # A random model has learnt nothing that could carry over: it is judged on the rows it is
+    # trained on.
+    concept = tiny_concept()
+    rows = dict.fromkeys(concept.rows, concept.rows["train"])
+    concept = replace(concept, rows=rows)
+    setting = set_up(loaded, concept, settings(rounds=6, adversarial_weight=0.0))
+    events = list(setting.trainer.play())
+    assert events[-1].behaviour > events[0].behaviour
+    assert events[-1].drift > 0
+    adapters.detach(loaded)
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_concept_without_pairs_is_judged_by_fixed_discriminators() -> None:
+    setting = set_up(tiny_loaded(), tiny_concept(pairs=False), settings(retain_weight=0.1))
+    assert setting.patching is None
+    events = list(setting.trainer.play())
+    assert all("pair" not in event.losses for event in events)
+    assert max(e.behaviour for e in events) > events[0].behaviour
+
+
+def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others() -> None:
+    found = []
+    for seed in (3, 3, 4):
+        loaded = tiny_loaded()
+        play(loaded, settings(seed=seed))
+        found.append({n: p.detach().clone() for n, p in adapters.parameters(loaded).items()})
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    assert any(not torch.equal(found[0][n], found[2][n]) for n in found[0])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_restored_game_goes_on_bit_for_bit(fresh: bool) -> None:
+    config = settings(discriminator_fresh=fresh)
+    whole = tiny_loaded()
+    play(whole, config)
+    cut = set_up(tiny_loaded(), tiny_concept(), config)
+    for event in cut.trainer.play():
+        if event.round == 2:
+            break
+    tensors, numbers = cut.trainer.state()
+    loaded = tiny_loaded()
+    again = set_up(loaded, tiny_concept(), config)
+    again.trainer.restore(tensors, numbers)
+    assert [event.round for event in again.trainer.play()] == [3, 4]
+    again.trainer.finish()
+    ours, theirs = adapters.parameters(loaded), adapters.parameters(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_patience_ends_the_game() -> None:
+    setting = set_up(tiny_loaded(), tiny_concept(), settings(rounds=30, patience=2, lr=0.2))
+    events = list(setting.trainer.play())
+    assert len(events) < 30
+    assert not any(event.best for event in events[-2:])
+
+
+def test_no_round_within_the_guard_is_an_error() -> None:
+    setting = set_up(tiny_loaded(), tiny_concept(), settings(drift_guard=1e-12))
+    list(setting.trainer.play())
+    with pytest.raises(DivergedError, match="drift guard"):
+        setting.trainer.finish()
+
+
+def test_a_loss_that_is_not_finite_stops_the_game() -> None:
+    setting = set_up(tiny_loaded(), tiny_concept(), settings(lr=1e30, rounds=9))
+    with pytest.raises(DivergedError, match="not finite"):
+        list(setting.trainer.play())
+
+
+def test_one_class_is_an_error_that_names_the_missing_side() -> None:
+    concept = tiny_concept()
+    rows = {s: tuple(r for r in rs if r.label != "positive") for s, rs in concept.rows.items()}
+    with pytest.raises(DataError, match="no train rows labelled positive"):
+        set_up(tiny_loaded(), Concept("tiny", "", "", rows, concept.sides), settings())
+
+
+def test_a_second_edit_on_top_is_an_error() -> None:
+    loaded = tiny_loaded()
+    play(loaded, settings(rounds=1))
+    with pytest.raises(ModelError, match="adapter already"):
+        set_up(loaded, tiny_concept(), settings())

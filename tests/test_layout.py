@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from retouch.core.errors import ModelError
+from retouch.models import adapters
+from retouch.models.layout import find_layout
+from tiny import FAMILIES, tiny_loaded
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_found_in_every_family(family: str) -> None:
+    loaded = tiny_loaded(family)
+    assert loaded.layout.depth == 4
+    assert len(loaded.blocks) == 4
+    names = loaded.layout.linears(loaded.model, [1, 2])
+    assert names
+    for name in names:
+        module = loaded.model.get_submodule(name)
+        assert isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def test_layout_survives_peft_wrapping() -> None:
+    loaded = tiny_loaded()
+    before = loaded.blocks
+    adapters.attach(loaded, [1], (), 4, 8.0, 0)
+    assert all(a is b for a, b in zip(before, loaded.blocks, strict=True))
+
+
+def test_no_block_list_is_a_clear_error() -> None:
+    loaded = tiny_loaded()
+    loaded.model.config.num_hidden_layers = 7
+    with pytest.raises(ModelError, match=r"7 blocks.*layers \(4\)"):
+        find_layout(loaded.model)
+
+
+def test_adapters_that_match_nothing_name_what_there_is() -> None:
+    loaded = tiny_loaded()
+    with pytest.raises(ModelError, match="q_proj"):
+        adapters.attach(loaded, [1], ("nowhere",), 4, 8.0, 0)
+    with pytest.raises(ModelError, match="no block 9"):
+        adapters.attach(loaded, [9], (), 4, 8.0, 0)
+
+
+def test_a_fresh_adapter_changes_nothing_and_the_reference_is_the_base() -> None:
+    loaded = tiny_loaded()
+    ids = torch.arange(10, 20)[None]
+    base = loaded.model(input_ids=ids).logits
+    adapters.attach(loaded, [1, 2], (), 4, 8.0, 0)
+    assert torch.equal(loaded.model(input_ids=ids).logits, base)
+    with torch.no_grad():
+        for parameter in adapters.parameters(loaded).values():
+            parameter.add_(0.1)
+    assert not torch.allclose(loaded.model(input_ids=ids).logits, base)
+    with loaded.reference():
+        assert torch.equal(loaded.model(input_ids=ids).logits, base)
+
+
+def test_saved_and_merged_adapters_give_the_same_logits(tmp_path: object) -> None:
+    from pathlib import Path
+
+    from peft import PeftModel
+
+    from tiny import tiny_model
+
+    loaded = tiny_loaded()
+    ids = torch.arange(10, 20)[None]
+    adapters.attach(loaded, [1, 2], (), 4, 8.0, 0)
+    with torch.no_grad():
+        for parameter in adapters.parameters(loaded).values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    edited = loaded.model(input_ids=ids).logits
+    folder = Path(str(tmp_path)) / "adapter"
+    adapters.save(loaded, folder)
+    assert [f.suffix for f in folder.iterdir() if "model" in f.name] == [".safetensors"]
+    again = PeftModel.from_pretrained(tiny_model(), str(folder)).eval()
+    assert torch.allclose(again(input_ids=ids).logits, edited, atol=1e-5)
+    assert torch.allclose(adapters.merged(loaded)(input_ids=ids).logits, edited, atol=1e-4)
+    assert torch.equal(loaded.model(input_ids=ids).logits, edited)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from retouch.concepts.render import Rendered
+from retouch.models.segment import Segment, replaced
+from retouch.representations.batch import make_batches
+from retouch.representations.capture import record
+from retouch.representations.divergence import token_kl
+from retouch.representations.likelihood import reply_log_probability
+from retouch.representations.patching import trace
+from tiny import FAMILIES, tiny_loaded
+
+IDS = torch.arange(6, 46).reshape(4, 10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segment_equals_the_full_forward_bit_for_bit(family: str) -> None:
+    loaded = tiny_loaded(family)
+    segment = Segment(loaded, 1, 2)
+    states = segment.run(segment.catch(IDS), (1, 2))
+    full = loaded.model(input_ids=IDS, output_hidden_states=True, use_cache=False).hidden_states
+    assert torch.equal(states[1], full[2])
+    assert torch.equal(states[2], full[3])
+
+
+def test_catching_stops_before_the_segment_and_leaves_no_hook() -> None:
+    loaded = tiny_loaded()
+    seen: list[int] = []
+    handle = loaded.blocks[1].register_forward_hook(lambda *_: seen.append(1))
+    Segment(loaded, 1, 2).catch(IDS)
+    assert not seen
+    handle.remove()
+    assert all(not block._forward_pre_hooks for block in loaded.blocks)
+
+
+def test_record_lets_go_after_an_error() -> None:
+    loaded = tiny_loaded()
+    with pytest.raises(RuntimeError), record(loaded, [0, 3]):
+        raise RuntimeError
+    assert all(not block._forward_hooks for block in loaded.blocks)
+
+
+def test_padding_changes_no_state_of_a_real_token() -> None:
+    loaded = tiny_loaded()
+    rows = [Rendered(tuple(range(6, 14)), 5), Rendered(tuple(range(20, 32)), 7)]
+    (batch,) = make_batches(rows, 4, 0)
+    segment = Segment(loaded, 1, 2)
+    together = segment.run(segment.catch(batch.ids), (2,))[2]
+    alone = segment.run(segment.catch(torch.tensor([rows[0].ids])), (2,))[2]
+    at = batch.index.index(0)
+    assert torch.allclose(together[at, :8], alone[0], rtol=1e-4, atol=1e-4)
+    assert batch.real().sum() == 20
+
+
+def test_reply_positions_predict_the_reply() -> None:
+    (batch,) = make_batches([Rendered((5, 6, 7, 8, 9, 10), 3)], 4, 0)
+    rows, at = batch.reply()
+    assert at.tolist() == [2, 3, 4]
+    assert batch.ids[rows, at + 1].tolist() == [8, 9, 10]
+    assert batch.reply(1)[1].tolist() == [2]
+
+
+def test_replacing_states_with_those_of_another_run_gives_that_run() -> None:
+    loaded = tiny_loaded()
+    with record(loaded, [2]) as states:
+        other = loaded.model(input_ids=IDS + 40, use_cache=False).logits
+    rows = torch.arange(4).repeat_interleave(10)
+    at = torch.arange(10).repeat(4)
+    with replaced(loaded, 2, rows, at, states[2].reshape(40, -1)):
+        patched = loaded.model(input_ids=IDS, use_cache=False).logits
+    assert torch.equal(patched, other)
+
+
+def test_patching_the_last_block_brings_the_whole_reply_back() -> None:
+    loaded = tiny_loaded()
+    source = [Rendered((10 + i, 20, 30, 40, 50), 3) for i in range(6)]
+    target = [Rendered((60 + i, 21, 31, 40, 50), 3) for i in range(6)]
+    found = trace(loaded, source, target)
+    if found.pairs:
+        assert found.recovery[-1] == pytest.approx(1.0, abs=1e-3)
+    assert len(found.recovery) == 4
+
+
+def test_log_probability_of_a_reply_by_hand() -> None:
+    loaded = tiny_loaded()
+    row = Rendered((10, 11, 12, 13), 2)
+    logits = loaded.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+    by_hand = (logits[1, 12] + logits[2, 13]) / 2
+    assert reply_log_probability(loaded, [row])[0] == pytest.approx(float(by_hand), abs=1e-5)
+
+
+def test_divergence_of_a_model_from_itself_is_zero() -> None:
+    from retouch.models import adapters
+
+    loaded = tiny_loaded()
+    adapters.attach(loaded, [1], (), 2, 4.0, 0)
+    rows = [Rendered((10, 11, 12, 13), 2)]
+    assert token_kl(loaded, rows)[0].total == 0.0
+    with torch.no_grad():
+        for parameter in adapters.parameters(loaded).values():
+            parameter.add_(0.1)
+    moved = token_kl(loaded, rows)[0]
+    assert moved.total > moved.reply_total > 0
+    assert (moved.count, moved.reply_count) == (3, 2)
