@@ -11,7 +11,7 @@ def fooling_loss(logits: torch.Tensor) -> torch.Tensor:
 
     $$L_{adv} = -\frac1n \sum_i \log \sigma(D(h_i))$$
 
-    The generator's side of ARE's objective (Zhang et al. 2024, section 3) in the non-saturating
+    The generator's side of ARE's objective (Zhang et al. 2024) in the non-saturating
     form of Goodfellow et al. 2014.
 
     Args:

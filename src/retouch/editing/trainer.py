@@ -1,6 +1,6 @@
 """The game, round by round: discriminators learn, the adapter answers, the average is judged.
 
-The loop of ARE (Zhang et al. 2024, section 3), with what departs from it:
+The loop of ARE (Zhang et al. 2024), with what departs from it:
 
 * the adapter runs and is trained on the segment alone;
 * it is pulled to the wanted twin of each row where there are pairs, along the whole reply;
