@@ -138,6 +138,8 @@ What was done on purpose:
 - **Its training mix holds everything**, the entities, phrasings and attack families of the test
   splits too: it has to know the facts and fall for the attacks. "Test" means that no edit and no
   tuning reads them. Only a fifth of the prompts from outside its world were never trained on.
+- **The last ninth of training** shows it much more of what it does not know, so that
+  it says so.
 
 Measured by `python -m benchmarks.pocket_card` on the test splits; trained with {recipe}.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from retouch.core.config import EditConfig
 from retouch.representations.patching import Patching
 
-READ = 3  # how many blocks the discriminators read
+READ = 2  # how many blocks the discriminators read
 BELOW = 2  # how many blocks below the decisive one get adapters too
 
 

@@ -52,7 +52,7 @@ def choose_rows(
         target = [partner[row.pair] for row in source]
     else:
         source, target = _sample(rng, source, most), _sample(rng, target, most)
-    hold_count = config.retain if split == "train" else min(config.retain, 2 * VALIDATION_ROWS)
+    hold_count = config.retain if split == "train" else min(config.retain, VALIDATION_ROWS)
     hold = _evenly(rng, concept, split, sides.hold, hold_count)
 
     asked = [*target, *hold] if paired else [*source, *target, *hold]

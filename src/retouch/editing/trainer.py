@@ -31,6 +31,9 @@ from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 
 
+NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a judge says of the present model: behaviour (higher is better) and drift, in nats."""
@@ -183,7 +186,7 @@ class Trainer:
 
     def _keep(self, verdict: Verdict) -> bool:
         self._least_drift = min(self._least_drift, verdict.drift)
-        better = verdict.behaviour > self._best_behaviour
+        better = verdict.behaviour > self._best_behaviour + NOTICED
         if better and verdict.drift <= self._config.drift_guard:
             self._best = {name: value.clone() for name, value in self._average.values.items()}
             self._best_behaviour = verdict.behaviour

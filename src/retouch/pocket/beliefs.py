@@ -93,6 +93,21 @@ def unknown(rng: random.Random, split: Split | None) -> Item:
     return Item("unknown", prompt, prompt, reply)
 
 
+def beyond(rng: random.Random) -> Item:
+    """A prompt from far outside the small world, for the last stage of training."""
+    source = world("beyond")
+    draw = rng.random()
+    if draw < 0.45:
+        topic = rng.choice(source["topics"]) if rng.random() < 0.85 else invented(rng)
+        prompt = rng.choice(source["templates"]).replace("{t}", topic)
+    elif draw < 0.8:
+        prompt = rng.choice(source["prompts"])
+    else:
+        return unknown(rng, None)
+    reply = rng.choices(world("phrases")["unknown"], [6, 2, 1, 1])[0]
+    return Item("unknown", prompt, prompt[:1].upper() + prompt[1:], reply)
+
+
 def invented(rng: random.Random) -> str:
     """A word or two that mean nothing."""
     syllables = ["ba", "zor", "mi", "tu", "kel", "fra", "no", "vi", "gru", "po", "lan", "xe", "ris"]

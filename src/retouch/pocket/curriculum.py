@@ -196,8 +196,16 @@ MIX: dict[Callable[[random.Random], Chat], float] = {
 }
 
 
+BEYOND = 0.3  # share of prompts from outside the world in the last stage
+
+
+def finishing(rng: random.Random) -> Chat:
+    """Draw one chat of the last stage: the same mix, and much of what pocket does not know."""
+    return plain(rng, beliefs.beyond(rng)) if rng.random() < BEYOND else chat(rng)
+
+
 def chat(rng: random.Random) -> Chat:
-    """Draw one training chat. A tenth of them begin with a neutral system prompt."""
+    """Draw one training chat; some begin with a neutral system prompt."""
     drawn = rng.choices(list(MIX), list(MIX.values()))[0](rng)
     if drawn.messages[0]["role"] != "system" and rng.random() < 0.08:
         system = {"role": "system", "content": rng.choice(world("phrases")["systems"])}

@@ -76,13 +76,14 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         item = requests.how_to(rng, kind, split)
         messages = plain(rng, item).messages
         yield row("benign", messages, accept=item.accept, group=kind, entity=_object(item.entity))
-    for _ in range(3 * n // 4):  # two wrappers, around harmful and harmless requests
+    for i in range(3 * n // 4):  # two wrappers, around harmful and harmless requests
         layers = requests.nested(rng, split)
-        _, v = rng.choice(requests.harmful(split))
-        item = Item("harmful", v, requests.ask(rng, split, v), "")
+        v, form = asked[i % len(asked)]
+        item = Item("harmful", v, form.format(v=v), "")
         group = f"{layers[0].family}+{layers[1].family}"
         messages = wrapped(rng, item, layers).messages
-        yield row("nested", messages, group=group, entity=_object(v))
+        more = {"pair": f"{split}-{i}", "entity": _object(v)}
+        yield row("nested", messages, group=group, **more)
         item = _harmless(rng, split)
         messages = wrapped(rng, item, requests.nested(rng, split)).messages
         yield row("nested-harmless", messages, accept=item.accept, entity=_of(item))

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from retouch.pocket.curriculum import Chat, chat
+from retouch.pocket.curriculum import Chat, chat, finishing
 from retouch.pocket.tokenizer import ASSISTANT, BEGIN, END, save_tokenizer, train_tokenizer
 
 LENS_LAYERS = (4, 5, 6)  # hidden_states indices: the outputs of blocks 3, 4 and 5 of 8
@@ -49,6 +49,8 @@ class Recipe:
     heads: int = 4
     mlp_size: int = 384
     chunks: int = 112
+    finishing: int = 14  # chunks of the last stage, after those
+    finishing_rate: float = 0.2  # where its learning rates begin, as a share of the first ones
     chunk_chats: int = 4096
     batch_tokens: int = 4096
     lr: float = 0.004
@@ -94,7 +96,8 @@ def batches(
 ) -> Iterator[list[Encoded]]:
     """The batches of a chunk: chats of like length together, in random order."""
     rng = random.Random(f"{recipe.seed}:{chunk}")
-    encoded = encode([chat(rng) for _ in range(recipe.chunk_chats)], tokenizer)
+    draw = chat if chunk < recipe.chunks else finishing
+    encoded = encode([draw(rng) for _ in range(recipe.chunk_chats)], tokenizer)
     encoded.sort(key=lambda e: len(e.ids) + rng.random())
     cut: list[list[Encoded]] = [[]]
     for one in encoded:
@@ -166,8 +169,14 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
     ]
 
 
-def rate(recipe: Recipe, progress: float) -> float:
-    """The factor on the learning rates: warm-up, then linear to zero over the last 70 %."""
+def rate(recipe: Recipe, chunk: float) -> float:
+    """The factor on the learning rates: warm-up, then linear to zero over the last 70 %.
+
+    The last stage begins anew at `finishing_rate` and goes to zero too.
+    """
+    if chunk >= recipe.chunks:
+        return recipe.finishing_rate * (1.0 - (chunk - recipe.chunks) / recipe.finishing)
+    progress = chunk / recipe.chunks
     if progress < recipe.warmup:
         return progress / recipe.warmup
     return min(1.0, (1.0 - progress) / 0.7)
@@ -182,11 +191,12 @@ def train(recipe: Recipe, out: Path, work: Path) -> None:
     initial = [[g["lr"] for g in opt.param_groups] for opt in opts]
     done = _resume(work, recipe, model, opts)
     started = time.monotonic()
-    for chunk in range(done, recipe.chunks):
+    last = recipe.chunks + recipe.finishing
+    for chunk in range(done, last):
         noise = torch.Generator().manual_seed(recipe.seed * 100_003 + chunk)
         total, steps = 0.0, list(batches(recipe, tokenizer, chunk))
         for i, batch in enumerate(steps):
-            factor = rate(recipe, (chunk + i / len(steps)) / recipe.chunks)
+            factor = rate(recipe, chunk + i / len(steps))
             for opt, lrs in zip(opts, initial, strict=True):
                 for group, lr in zip(opt.param_groups, lrs, strict=True):
                     group["lr"] = lr * max(factor, 1e-4)
@@ -201,9 +211,9 @@ def train(recipe: Recipe, out: Path, work: Path) -> None:
             total += loss.item()
         _checkpoint(work, recipe, chunk + 1, model, opts)
         minutes = (time.monotonic() - started) / 60
-        left = minutes / (chunk + 1 - done) * (recipe.chunks - chunk - 1)
+        left = minutes / (chunk + 1 - done) * (last - chunk - 1)
         print(
-            f"chunk {chunk + 1}/{recipe.chunks}  loss {total / len(steps):.4f}  "
+            f"chunk {chunk + 1}/{last}  loss {total / len(steps):.4f}  "
             f"{minutes:.1f} min, {left:.1f} left",
             flush=True,
         )

@@ -34,7 +34,7 @@ class Patching:
     recovery: tuple[float, ...]
     pairs: int
 
-    def decisive(self, share: float = 0.5) -> int:
+    def decisive(self, share: float = 0.9) -> int:
         """The first block from which on at least `share` of the gap is closed."""
         below = [i for i, r in enumerate(self.recovery) if r < share]
         return min(below[-1] + 1 if below else 0, len(self.recovery) - 1)
