@@ -39,12 +39,12 @@ class EditConfig(BaseModel):
     rank: int = Field(8, ge=1, description="rank of the LoRA adapters")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
 
-    rounds: int = Field(12, ge=1, description="rounds of the game")
+    rounds: int = Field(8, ge=1, description="rounds of the game")
     steps: int = Field(8, ge=1, description="generator steps a round")
     batch: int = Field(32, ge=1, description="rows a generator step")
     lr: float = Field(5e-3, gt=0, description="the generator's learning rate (Adam)")
     average: float = Field(
-        0.95, ge=0, lt=1, description="decay of the moving average of the adapters' weights"
+        0.9, ge=0, lt=1, description="decay of the moving average of the adapters' weights"
     )
     adversarial_weight: float = Field(1.0, ge=0, description="weight of fooling the discriminators")
     pair_weight: float = Field(1.0, ge=0, description="weight of matching paired representations")
@@ -53,10 +53,10 @@ class EditConfig(BaseModel):
         4, ge=1, description="positions the discriminators read: the decision and the first replies"
     )
 
-    discriminator_width: int = Field(512, ge=0, description="hidden width; 0 is a linear one")
+    discriminator_width: int = Field(256, ge=0, description="hidden width; 0 is a linear one")
     discriminator_lr: float = Field(1e-3, gt=0, description="the discriminators' learning rate")
-    discriminator_first: int = Field(90, ge=1, description="discriminator steps before round one")
-    discriminator_steps: int = Field(30, ge=1, description="discriminator steps a round")
+    discriminator_first: int = Field(60, ge=1, description="discriminator steps before round one")
+    discriminator_steps: int = Field(20, ge=1, description="discriminator steps a round")
     discriminator_fresh: bool = Field(
         False, description="train the discriminators from scratch every round, as the paper does"
     )

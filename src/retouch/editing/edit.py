@@ -20,7 +20,7 @@ from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 from retouch.representations.patching import Patching, trace
 
-TRACED = 32  # pairs that the choice of layers rests on
+TRACED = 16  # pairs that the choice of layers rests on
 
 
 @dataclass(frozen=True)
