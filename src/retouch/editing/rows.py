@@ -98,7 +98,7 @@ def _evenly(
 def _replies(loaded: LoadedModel, rows: Sequence[Example], config: EditConfig) -> list[str]:
     prompts = [prompt_ids(loaded.tokenizer, row.prompt, row.prefill) for row in rows]
     with loaded.reference():
-        own = generate(loaded, prompts, max_new_tokens=config.reply_tokens)
+        own = generate(loaded, prompts, max_new_tokens=config.reply_tokens, batch_size=256)
     return [
         row.response if row.response is not None else reply
         for row, reply in zip(rows, own, strict=True)

@@ -30,7 +30,6 @@ from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 
-
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 
 from retouch.models.load import LoadedModel
 
@@ -25,8 +26,6 @@ def attach(
     Raises:
         ModelError: a block does not exist or no linear layer matches `modules`.
     """
-    from peft import LoraConfig, get_peft_model
-
     names = loaded.layout.linears(loaded.model, layers, modules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
