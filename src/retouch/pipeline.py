@@ -18,7 +18,7 @@ from retouch.concepts.catalog import builtin_names, load_concept
 from retouch.core.config import EditConfig, read_config_file, resolve
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.provenance import describe_machine
-from retouch.core.run_dir import RunDir, atomic_folder, atomic_write, next_free
+from retouch.core.run_dir import RunDir, atomic_folder, atomic_write, check_free, next_free
 from retouch.core.types import Concept, Event, Record, Sample, Split, StageEvent
 from retouch.delivery.card import render_card
 from retouch.delivery.export import concept_facts
@@ -67,10 +67,15 @@ def edit(
     """
     concept = load_concept(config.concept)
     check_weakening(config, concept)
-    run = RunDir.create(
-        out or next_free(Path("runs"), f"{concept.name}-{config.direction}"), config
-    )
-    return _go_on(run, config, concept, model, on_event or (lambda event: None))
+    path = out or next_free(Path("runs"), f"{concept.name}-{config.direction}")
+    check_free(path)  # before a large model is loaded, and nothing is written before it is
+    on_event = on_event or (lambda event: None)
+    loaded = model or _load(config, on_event)
+    try:
+        return _go_on(RunDir.create(path, config), config, concept, loaded, on_event)
+    except BaseException:
+        adapters.detach(loaded)  # a caller's model is the base again, and may be edited anew
+        raise
 
 
 def resume(path: Path, *, on_event: OnEvent | None = None) -> Run:
@@ -94,14 +99,26 @@ def resume(path: Path, *, on_event: OnEvent | None = None) -> Run:
             f"The concept {config.concept} has changed since {path} was begun.",
             "Restore its files, or start a new run.",
         )
-    return _go_on(run, config, concept, None, on_event or (lambda event: None))
+    on_event = on_event or (lambda event: None)
+    return _go_on(run, config, concept, _load(config, on_event), on_event)
+
+
+def _load(config: EditConfig, on_event: OnEvent) -> LoadedModel:
+    on_event(StageEvent("load", f"loading {config.model}"))
+    return load(
+        config.model,
+        revision=config.revision,
+        device=config.device,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _go_on(
     run: RunDir,
     config: EditConfig,
     concept: Concept,
-    loaded: LoadedModel | None,
+    loaded: LoadedModel,
     on_event: OnEvent,
 ) -> Run:
     """Every stage, in order."""
@@ -109,14 +126,6 @@ def _go_on(
     def say(stage: str, detail: str, done: int = 0, total: int = 0) -> None:
         on_event(StageEvent(stage, detail, done, total))
 
-    say("load", f"loading {config.model}")
-    loaded = loaded or load(
-        config.model,
-        revision=config.revision,
-        device=config.device,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
     began = time.monotonic()
     setting = set_up(loaded, concept, config, say)
     facts = _provenance(loaded, concept, config, setting)

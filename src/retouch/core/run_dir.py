@@ -29,7 +29,7 @@ from retouch.core.config import EditConfig, dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.types import Record, Sample, StepEvent
 
-__all__ = ["RunDir", "atomic_folder", "atomic_write", "find_adapter", "next_free"]
+__all__ = ["RunDir", "atomic_folder", "atomic_write", "check_free", "find_adapter", "next_free"]
 
 T = TypeVar("T")
 
@@ -51,14 +51,8 @@ class RunDir:
         Raises:
             RunError: something is at `path` already, or it cannot be written.
         """
+        check_free(path)
         try:
-            if path.exists() and not path.is_dir():
-                raise RunError(f"{path} is a file.", "Choose another folder with `--out`.")
-            if path.exists() and any(path.iterdir()):
-                mend = "Choose another folder with `--out`"
-                if (path / "config.yaml").exists():
-                    mend += f", or go on with that run: `retouch edit --resume {path}`"
-                raise RunError(f"{path} exists and is not empty.", f"{mend}.")
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -237,6 +231,21 @@ class RunDir:
             except (TypeError, KeyError, AttributeError) as error:
                 raise _broken(file, error, number) from error
         return built
+
+
+def check_free(path: Path) -> None:
+    """Let a path pass that a run can be made at: nothing there, or an empty folder.
+
+    Raises:
+        RunError: something is there.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file.", "Choose another folder with `--out`.")
+    if path.exists() and any(path.iterdir()):
+        mend = "Choose another folder with `--out`"
+        if (path / "config.yaml").exists():
+            mend += f", or go on with that run: `retouch edit --resume {path}`"
+        raise RunError(f"{path} exists and is not empty.", f"{mend}.")
 
 
 def find_adapter(path: Path) -> Path:

@@ -32,7 +32,8 @@ from retouch.representations.divergence import RowKL, token_kl
 if TYPE_CHECKING:
     from retouch.models.load import LoadedModel
 
-BATCH = 64  # rows that run at a time, where memory allows
+BATCH = 64  # rows whose logits are looked at together
+REPLIES = 256  # rows that are generated together
 
 Progress = Callable[[str, int, int], None]
 Asked = tuple[tuple[Message, ...], str]  # a prompt and the beginning forced on its reply
@@ -146,7 +147,7 @@ def _replies(
     prompts = [prompt_ids(loaded.tokenizer, prompt, prefill) for prompt, prefill in asked]
     tell = partial(progress, what) if progress else None
     replies = generate(
-        loaded, prompts, max_new_tokens=max_new_tokens, batch_size=BATCH, progress=tell
+        loaded, prompts, max_new_tokens=max_new_tokens, batch_size=REPLIES, progress=tell
     )
     return dict(zip(asked, replies, strict=True))
 
