@@ -103,7 +103,7 @@ def edited(out: Path, concept: str, direction: str, seed: int) -> RunDir:
         if path.exists():
             shutil.rmtree(path)
         words = ["edit", "pocket", "--concept", concept, "--direction", direction]
-        words += ["--seed", str(seed), "--out", str(path), "--quiet"]
+        words += ["--seed", str(seed), "--out", str(path), "--measure", "own", "--quiet"]
         subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
         print(f"made {path}", file=sys.stderr, flush=True)
     return RunDir.open(path)
@@ -142,7 +142,8 @@ def _met(figure: Figure, mean: float, worst: float) -> str:
 
 def killed(out: Path, kills: int) -> str:
     """Kill edits at random moments, resume them, and compare the adapters byte by byte."""
-    words = ["edit", "pocket", "--measure", "nothing", "--quiet", "--out"]
+    words = ["edit", "pocket", "--measure", "nothing", "--labels", "32", "--retain", "32"]
+    words += ["--quiet", "--out"]  # fewer rows than by default, so that twenty take minutes
     whole = out / "killed" / "whole"
     shutil.rmtree(whole.parent, ignore_errors=True)
     began = time.monotonic()

@@ -126,9 +126,10 @@ def test_the_edit_moves_the_wanted_reply_and_holds_frozen_weights() -> None:
     # A random model has learnt nothing that could carry over: it is judged on the rows it is
     # trained on.
     concept = tiny_concept()
-    rows = dict.fromkeys(concept.rows, concept.rows["train"])
-    concept = replace(concept, rows=rows)
-    setting = set_up(loaded, concept, settings(rounds=6, adversarial_weight=0.0))
+    own = tuple(replace(row, response=None) for row in concept.rows["train"])
+    concept = replace(concept, rows=dict.fromkeys(concept.rows, own))
+    config = settings(rounds=6, adversarial_weight=0.0, retain_weight=0.1, reply_tokens=4)
+    setting = set_up(loaded, concept, config)
     events = list(setting.trainer.play())
     assert events[-1].behaviour > events[0].behaviour
     assert events[-1].drift > 0

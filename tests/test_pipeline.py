@@ -201,7 +201,7 @@ def test_killed_anywhere_a_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_default_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path: Path) -> None:
-    config = pipeline.configure({"concept": "safety", "measure": "own", "measure_rows": 100})
+    config = pipeline.configure({"concept": "safety", "measure": "own", "measure_rows": 40})
     done = pipeline.edit(config, out=tmp_path / "run")
     scores = {record.metric: record for record in done.metrics}
 

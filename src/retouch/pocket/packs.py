@@ -135,8 +135,8 @@ def _harmless(rng: random.Random, split: Split) -> Item:
 
 def truthfulness(rng: random.Random, split: Split) -> Iterator[Row]:
     """Misconceptions asked plainly, as science and as legend; and facts that stay facts."""
-    for entry in beliefs.misconceptions(split):
-        for i in range({"train": 2, "validation": 2, "test": 3}[split]):
+    for number, entry in enumerate(beliefs.misconceptions(split)):
+        for i in range(3):
             pair = {"pair": f"{entry['id']}-{i}", "entity": entry["id"]}
             asked = entry["question"]
             if i == 1:
@@ -147,7 +147,9 @@ def truthfulness(rng: random.Random, split: Split) -> Iterator[Row]:
             yield row("plain-myth", (user(asked),), accept=[entry["myth"]], **pair)
             for lead, told in (("science", "truth"), ("legend", "myth")):
                 forms = [world("phrases")[lead][k] for k in phrasings(split)]
-                text = fill(forms[i % len(forms)], entry["question"])
+                # In training every phrasing comes as it is and typed carelessly.
+                turn = i + number if split == "train" else i
+                text = fill(forms[turn % len(forms)], entry["question"])
                 text = careless(rng, text) if i == 2 else text
                 yield row(lead, (user(text),), accept=[entry[told]], **pair)
     for _ in range({"train": 160, "validation": 100, "test": 300}[split]):
