@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retouch.core.config import EditConfig
-from retouch.core.errors import DataError, DivergedError, ModelError
+from retouch.core.errors import ConfigError, DataError, DivergedError, ModelError
 from retouch.core.types import Concept, Example, Message, Sides
 from retouch.editing.average import MovingAverage
 from retouch.editing.discriminator import Jury
@@ -173,6 +173,19 @@ def test_a_restored_game_goes_on_bit_for_bit(fresh: bool) -> None:
     again.trainer.finish()
     ours, theirs = adapters.parameters(loaded), adapters.parameters(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({"taps": (42,), "layers": (1,)}, "no block 42"),
+        ({"taps": (1,), "layers": (2,)}, "never be trained"),
+        ({"taps": (1,), "layers": (-1,)}, "no block -1"),
+    ],
+)
+def test_blocks_that_cannot_be_edited_are_named(named: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        set_up(tiny_loaded(), tiny_concept(), settings(**named))
 
 
 def test_patience_ends_the_game() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retouch.core.config import EditConfig
+from retouch.core.errors import ConfigError
 from retouch.representations.patching import Patching
 
 READ = 2  # how many blocks the discriminators read
@@ -30,7 +31,10 @@ def choose_layers(config: EditConfig, patching: Patching | None, depth: int) -> 
     """The decisive block and the next ones are read; they and those just below are adapted.
 
     The decisive block is the first from which on the wanted states, put in place of the unwanted
-    ones, bring back at least half of the wanted behaviour. What the configuration names goes first.
+    ones, bring back nearly all of the wanted behaviour. What the configuration names goes first.
+
+    Raises:
+        ConfigError: a block that the configuration names does not exist, or would not be trained.
     """
     if patching is None or not patching.pairs:
         first = min(depth // 2, depth - 1)
@@ -44,4 +48,19 @@ def choose_layers(config: EditConfig, patching: Patching | None, depth: int) -> 
     adapted = tuple(range(max(0, tapped[0] - BELOW), tapped[-1] + 1))
     if config.layers is not None:
         adapted = tuple(sorted(config.layers))
+    _check(adapted, tapped, depth)
     return Layers(adapted, tapped, why)
+
+
+def _check(adapted: tuple[int, ...], tapped: tuple[int, ...], depth: int) -> None:
+    for option, blocks in (("layers", adapted), ("taps", tapped)):
+        beyond = [block for block in blocks if not 0 <= block < depth]
+        if beyond or not blocks:
+            what = f"there is no block {beyond[0]}" if beyond else "no block is named"
+            raise ConfigError(f"`--{option}`: {what}.", f"The model has blocks 0 to {depth - 1}.")
+    if max(adapted) > max(tapped):
+        raise ConfigError(
+            f"`--layers`: block {max(adapted)} lies above the last tap, block {max(tapped)}, so "
+            "that its adapter would never be trained.",
+            "Adapt lower blocks, or read higher ones with --taps.",
+        )
