@@ -177,9 +177,14 @@ def killed(out: Path, kills: int) -> str:
 
 
 def _files(run: Path) -> dict[str, Any]:
-    """The weights as bytes, and the rounds without their seconds."""
+    """The adapter and the discriminators as bytes, and the rounds without their seconds.
+
+    The checkpoint is left out: its header keeps its entries in no fixed order.
+    """
     files: dict[str, Any] = {
-        str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*.safetensors")
+        str(file.relative_to(run)): file.read_bytes()
+        for folder in ("adapter", "discriminator")
+        for file in (run / folder).rglob("*.safetensors")
     }
     lines = (run / "events.jsonl").read_text("utf-8").splitlines()
     files["events"] = [{**json.loads(line), "seconds": 0} for line in lines]
