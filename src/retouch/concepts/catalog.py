@@ -200,10 +200,10 @@ def _complete(concept: Concept, uses: Iterable[str], trail: tuple[str, ...] = ()
 def _check_labels(concept: Concept) -> None:
     labels = sorted({row.label for split in SPLITS for row in concept.rows[split]})
     wanted = [
-        (f"sides.{direction}.{field.name}", label)
+        (f"sides.{direction}.{field}", label)
         for direction, sides in concept.sides.items()
-        for field in dataclasses.fields(sides)
-        for label in getattr(sides, field.name)
+        for field in ("source", "target", "hold")
+        for label in getattr(sides, field)
     ]
     wanted += [
         (f"metrics.{metric.metric}", label) for metric in concept.metrics for label in metric.labels
@@ -212,6 +212,12 @@ def _check_labels(concept: Concept) -> None:
         if label not in labels:
             mend = f"{did_you_mean(label, labels)} The rows have {named(labels)}.".strip()
             raise DataError(f"{concept.source}, key `{key}`: no row has the label `{label}`.", mend)
+    known = sorted(metric.metric for metric in concept.metrics)
+    for direction, sides in concept.sides.items():
+        if sides.effect and sides.effect not in known:
+            at = f"{concept.source}, key `sides.{direction}.effect`"
+            mend = f"{did_you_mean(sides.effect, known)} The metrics are {named(known)}.".strip()
+            raise DataError(f"{at}: there is no metric `{sides.effect}`.", mend)
 
 
 def content_hash(concept: Concept) -> str:

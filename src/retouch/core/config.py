@@ -27,6 +27,13 @@ class EditConfig(BaseModel):
     labels: int = Field(128, ge=2, description="labelled rows used, of source and of target each")
     retain: int = Field(256, ge=0, description="rows of the retain set used")
 
+    forced: int = Field(
+        0,
+        ge=0,
+        description="up to so many tokens of the unwanted reply are forced before the wanted one, "
+        "in further source rows; 0 makes none",
+    )
+
     layers: tuple[int, ...] | None = Field(
         None, description="blocks that get adapters; none given: found by causal patching"
     )

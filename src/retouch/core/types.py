@@ -62,11 +62,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Sides:
-    """What one direction of an edit moves, towards what, and what it holds still."""
+    """What one direction of an edit moves, towards what, and what it holds still.
+
+    Attributes:
+        source: labels of the rows that move.
+        target: labels of the rows that they move towards.
+        hold: labels of the retain set.
+        effect: the metric that says how far the direction went.
+        effect_better: whether the direction raises that metric or lowers it.
+    """
 
     source: tuple[str, ...]
     target: tuple[str, ...]
     hold: tuple[str, ...]
+    effect: str = ""
+    effect_better: Literal["higher", "lower"] = "higher"
 
 
 @dataclass(frozen=True)

@@ -8,30 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from retouch.concepts.render import Rendered
+from retouch.editing.rows import EditRows
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Caught, Segment
 from retouch.representations.batch import Batch, make_batches
 
 States = dict[int, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class EditRows:
-    """The tokenized rows of an edit, of one split.
-
-    Attributes:
-        source: what is to move. Where there are pairs, with the wanted reply.
-        twins: the wanted run of each source row, with the same reply; empty without pairs.
-        target: what the discriminators are shown as wanted.
-        hold: the retain set, with the base model's own replies.
-        unwanted: which rows of `hold` the discriminators are shown as unwanted too.
-    """
-
-    source: Sequence[Rendered]
-    twins: Sequence[Rendered]
-    target: Sequence[Rendered]
-    hold: Sequence[Rendered]
-    unwanted: Sequence[bool]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Concept
-from retouch.editing.board import Board, EditRows
-from retouch.editing.judge import fixed_jury, fixed_reading, judge
+from retouch.editing.board import Board
+from retouch.editing.judge import make_judge
 from retouch.editing.layers import Layers, choose_layers
-from retouch.editing.rows import choose_rows
-from retouch.editing.trainer import Trainer, Verdict
+from retouch.editing.rows import EditRows, choose_rows
+from retouch.editing.trainer import Trainer
 from retouch.models.adapters import attach
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
@@ -68,33 +66,11 @@ def set_up(
     taps = layers.tapped
     segment = Segment(loaded, min(*layers.adapted, *taps), max(taps))
     say("layers", f"adapt {_range(layers.adapted)}, read {_range(taps)}: {layers.why}")
+    judge = make_judge(loaded, train, validation, taps, config)
     board = Board(loaded, train, segment, taps, config.batch, config.reply_positions)
     attach(loaded, layers.adapted, config.modules, config.rank, config.alpha, config.seed)
-    judged = _judge(loaded, validation, board, segment, taps, config)
-    trainer = Trainer(loaded, config, board, segment, taps, judged)
+    trainer = Trainer(loaded, config, board, segment, taps, judge)
     return Setting(trainer, layers, patching, _counts(train, validation))
-
-
-def _judge(
-    loaded: LoadedModel,
-    rows: EditRows,
-    board: Board,
-    segment: Segment,
-    taps: tuple[int, ...],
-    config: EditConfig,
-) -> Callable[[], Verdict]:
-    jury = None if rows.twins else fixed_jury(board, config, taps)
-    pad = int(loaded.tokenizer.pad_token_id)
-
-    def read() -> float:
-        assert jury is not None
-        return fixed_reading(jury, segment, rows, taps, config.reply_positions, pad)
-
-    @torch.no_grad()
-    def say() -> Verdict:
-        return judge(loaded, rows, read)
-
-    return say
 
 
 def _counts(train: EditRows, validation: EditRows) -> dict[str, int]:

@@ -2,60 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from retouch.concepts.render import Rendered
 from retouch.core.config import EditConfig
-from retouch.editing.board import Board, EditRows
 from retouch.editing.discriminator import Jury
-from retouch.editing.trainer import Verdict
+from retouch.editing.rows import EditRows
 from retouch.models.load import LoadedModel
-from retouch.models.segment import Segment
 from retouch.representations.batch import make_batches
+from retouch.representations.capture import record
 from retouch.representations.divergence import token_kl
 from retouch.representations.likelihood import reply_log_probability
+from retouch.representations.preference import first_shares
 
 
-def judge(loaded: LoadedModel, rows: EditRows, read: Callable[[], float]) -> Verdict:
-    """Behaviour and drift of the present weights.
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of the present model: behaviour (higher is better) and drift, in nats."""
 
-    Behaviour is the mean log-probability of the wanted replies to the source prompts (nats a
-    token), or without pairs what `read` says; drift is KL(base || edited) in nats a token on the
-    retain set.
+    behaviour: float
+    drift: float
+
+
+Judge = Callable[[], Verdict]
+
+
+def make_judge(
+    loaded: LoadedModel,
+    train: EditRows,
+    validation: EditRows,
+    taps: Sequence[int],
+    config: EditConfig,
+) -> Judge:
+    """A judge of whatever acts on the model when it is called; made before anything does.
+
+    Behaviour is, whichever is known of the concept first:
+
+    * with pairs, the mean log-probability of the wanted replies to the source prompts, nats a
+      token;
+    * where the effect is a gap, that gap, with the sign of the direction;
+    * else how wanted the source rows look to discriminators that take no part in the edit.
+
+    Drift is KL(base || edited) in nats a token on the retain set.
     """
-    told = reply_log_probability(loaded, rows.source) if rows.twins else None
-    behaviour = read() if told is None else float(told.mean())
-    kl = token_kl(loaded, rows.hold)
-    tokens = sum(row.count for row in kl)
-    return Verdict(behaviour, sum(row.total for row in kl) / tokens if tokens else 0.0)
+    behave = _behaviour(loaded, train, validation, tuple(taps), config)
+
+    @torch.no_grad()
+    def judge() -> Verdict:
+        kl = token_kl(loaded, validation.hold)
+        tokens = sum(row.count for row in kl)
+        drift = sum(row.total for row in kl) / tokens if tokens else 0.0
+        return Verdict(behave(), drift)
+
+    return judge
 
 
-def fixed_jury(board: Board, config: EditConfig, taps: tuple[int, ...]) -> Jury:
-    """Discriminators trained once on the base model's states: no adapter may have moved yet."""
-    width, lr = config.discriminator_width, config.discriminator_lr
-    hidden = board.target_seen[taps[0]].shape[-1]
-    jury = Jury(taps, hidden, width, lr, config.seed + 1).to(board.target_seen[taps[0]].device)
-    seen, _ = board.source_states()
-    unwanted = {t: torch.cat([seen[t], board.hold_shown[t]]) for t in taps}
-    jury.standardise({t: torch.cat([board.target_seen[t], seen[t]]) for t in taps})
-    jury.learn(board.target_seen, unwanted, config.discriminator_first, config.smoothing)
-    return jury
+def _behaviour(
+    loaded: LoadedModel,
+    train: EditRows,
+    validation: EditRows,
+    taps: tuple[int, ...],
+    config: EditConfig,
+) -> Callable[[], float]:
+    if validation.twins:
+        return lambda: float(reply_log_probability(loaded, validation.source).mean())
+    if validation.gap is not None:
+        return lambda: _gap(loaded, validation)
+    jury = _fixed_jury(loaded, train, taps, config)
+    return lambda: _reading(loaded, jury, validation.source, config)
+
+
+def _gap(loaded: LoadedModel, rows: EditRows) -> float:
+    """The gap between the groups' mean preferences, as the direction wants it: up to 0 or to 1."""
+    spec = rows.gap
+    assert spec is not None
+    shares = torch.tensor(first_shares(loaded, rows.asked, spec.choices))
+    first = torch.tensor([row.group == spec.groups[0] for row in rows.asked])
+    second = torch.tensor([row.group == spec.groups[1] for row in rows.asked])
+    gap = float((shares[first].mean() - shares[second].mean()).abs())
+    return -gap if rows.closing else gap - 1.0
+
+
+def _states(
+    loaded: LoadedModel, rows: Sequence[Rendered], taps: tuple[int, ...], positions: int
+) -> dict[int, torch.Tensor]:
+    """The states `[n, hidden]` by tap at the first reply positions, as the model is now."""
+    parts: dict[int, list[torch.Tensor]] = {tap: [] for tap in taps}
+    for batch in make_batches(rows, 32, int(loaded.tokenizer.pad_token_id)):
+        with record(loaded, taps) as states:
+            loaded.model(input_ids=batch.ids.to(loaded.device), use_cache=False)
+        at = batch.reply(positions)
+        for tap in taps:
+            parts[tap].append(states[tap][at])
+    return {tap: torch.cat(found) for tap, found in parts.items()}
 
 
 @torch.no_grad()
-def fixed_reading(
-    jury: Jury, segment: Segment, rows: EditRows, taps: tuple[int, ...], positions: int, pad: int
+def _reading(
+    loaded: LoadedModel, jury: Jury, rows: Sequence[Rendered], config: EditConfig
 ) -> float:
-    """How wanted the source rows look to discriminators that take no part in the game.
+    """Mean log-probability of the wanted class over rows and taps."""
+    states = _states(loaded, rows, tuple(jury.members), config.reply_positions)
+    return float(torch.cat([F.logsigmoid(jury.members[t](s)) for t, s in states.items()]).mean())
 
-    Mean log-probability of the wanted class over rows and taps: the behaviour of a concept without
-    pairs, for which no wanted reply is known.
-    """
-    parts = []
-    for batch in make_batches(rows.source, 32, pad):
-        states = segment.run(segment.catch(batch.ids), taps)
-        at = batch.reply(positions)
-        parts += [F.logsigmoid(jury.members[tap](states[tap][at])) for tap in taps]
-    return float(torch.cat(parts).mean())
+
+def _fixed_jury(
+    loaded: LoadedModel, rows: EditRows, taps: tuple[int, ...], config: EditConfig
+) -> Jury:
+    """Discriminators trained once, on the base model's states."""
+    with torch.no_grad():
+        wanted = _states(loaded, rows.target, taps, config.reply_positions)
+        source = _states(loaded, rows.source, taps, config.reply_positions)
+        bad = [row for row, unwanted in zip(rows.hold, rows.unwanted, strict=True) if unwanted]
+        unwanted = source
+        if bad:
+            held = _states(loaded, bad, taps, config.reply_positions)
+            unwanted = {tap: torch.cat([source[tap], held[tap]]) for tap in taps}
+    hidden = wanted[taps[0]].shape[-1]
+    width, lr = config.discriminator_width, config.discriminator_lr
+    jury = Jury(taps, hidden, width, lr, config.seed + 1).to(loaded.device)
+    jury.standardise({tap: torch.cat([wanted[tap], source[tap]]) for tap in taps})
+    jury.learn(wanted, unwanted, config.discriminator_first, config.smoothing)
+    return jury

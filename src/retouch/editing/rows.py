@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from retouch.concepts.render import Rendered, prompt_ids, render
 from retouch.core.config import EditConfig
 from retouch.core.errors import DataError
-from retouch.core.types import Concept, Example, Split
-from retouch.editing.board import EditRows
+from retouch.core.types import Concept, Example, Message, MetricSpec, Sides, Split
 from retouch.models.generate import generate
 from retouch.models.load import LoadedModel
 
 # Validation needs fewer rows than training: they are judged every round.
 VALIDATION_ROWS = 64
+
+
+@dataclass(frozen=True)
+class EditRows:
+    """The tokenized rows of an edit, of one split.
+
+    Attributes:
+        source: what is to move. Where there are pairs, with the wanted reply.
+        twins: the wanted run of each source row, with the same reply; empty without pairs.
+        target: what is shown as wanted, with the base model's replies.
+        hold: the retain set, with the base model's own replies.
+        unwanted: which rows of `hold` the discriminators are shown as unwanted too.
+        groups: the group of each source row, such as the attack family or the stereotype.
+        wanted: prompts with the replies that a supervised method learns.
+        rejected: the prompts of `wanted` with the replies to unlearn; empty where none are known.
+        demonstrations: the target's turns, each with its reply.
+        gap: the metric of the concept's effect, where it is a gap between two groups.
+        closing: whether the direction closes that gap, or widens it.
+        asked: the source rows as the concept has them.
+    """
+
+    source: Sequence[Rendered]
+    twins: Sequence[Rendered]
+    target: Sequence[Rendered]
+    hold: Sequence[Rendered]
+    unwanted: Sequence[bool]
+    groups: Sequence[str] = ()
+    wanted: Sequence[Rendered] = ()
+    rejected: Sequence[Rendered] = ()
+    demonstrations: Sequence[tuple[tuple[Message, ...], str]] = ()
+    gap: MetricSpec | None = None
+    closing: bool = False
+    asked: Sequence[Example] = ()
 
 
 def choose_rows(
@@ -36,6 +69,52 @@ def choose_rows(
     sides = concept.sides[config.direction]
     rng = random.Random(f"{config.seed}:{split}")
     most = config.labels if split == "train" else min(config.labels, VALIDATION_ROWS)
+    source, target, paired = _sides(concept, config, split, rng, most)
+    hold_count = config.retain if split == "train" else min(config.retain, VALIDATION_ROWS)
+    hold = _evenly(rng, concept, split, sides.hold, hold_count)
+
+    asked = [*source, *target, *hold]
+    replies = dict(zip(map(_key, asked), _replies(loaded, asked, config), strict=True))
+
+    def told(rows: Sequence[Example], replier: Sequence[Example]) -> list[Rendered]:
+        return [
+            render(loaded.tokenizer, row.prompt, replies[_key(other)], row.prefill)
+            for row, other in zip(rows, replier, strict=True)
+        ]
+
+    shown, own = told(target, target), told(source, source)
+    moved = told(source, target) if paired else own
+    gap, closing = _gap(concept, sides), sides.effect_better == "lower"
+    wanted, rejected = moved, own
+    if not paired and gap is not None:
+        wanted, rejected = _chosen(loaded, source, gap, closing, config)
+    elif not paired:
+        wanted, rejected = shown, []
+    twins = shown if paired else []
+    groups = [row.group for row in source]
+    if paired and config.forced:
+        moved, twins, groups = _forced(rng, moved, own, twins, groups, config.forced)
+    return EditRows(
+        source=moved,
+        twins=twins,
+        target=shown,
+        hold=told(hold, hold),
+        unwanted=[row.label not in sides.target for row in hold],
+        groups=groups,
+        wanted=wanted,
+        rejected=rejected,
+        demonstrations=[(row.prompt, replies[_key(row)]) for row in target],
+        gap=gap,
+        closing=closing,
+        asked=source,
+    )
+
+
+def _sides(
+    concept: Concept, config: EditConfig, split: Split, rng: random.Random, most: int
+) -> tuple[list[Example], list[Example], bool]:
+    """At most `most` rows of source and target, and whether they are pairs."""
+    sides = concept.sides[config.direction]
     source = concept.select(split, sides.source)
     target = concept.select(split, sides.target)
     for name, labels, rows in (("source", sides.source, source), ("target", sides.target, target)):
@@ -49,29 +128,62 @@ def choose_rows(
     paired = [row for row in source if row.pair in partner]
     if paired:
         source = _sample(rng, paired, most)
-        target = [partner[row.pair] for row in source]
-    else:
-        source, target = _sample(rng, source, most), _sample(rng, target, most)
-    hold_count = config.retain if split == "train" else min(config.retain, VALIDATION_ROWS)
-    hold = _evenly(rng, concept, split, sides.hold, hold_count)
+        return source, [partner[row.pair] for row in source], True
+    return _sample(rng, source, most), _sample(rng, target, most), False
 
-    asked = [*target, *hold] if paired else [*source, *target, *hold]
-    replies = dict(zip(map(_key, asked), _replies(loaded, asked, config), strict=True))
 
-    def told(rows: Sequence[Example], replier: Sequence[Example]) -> list[Rendered]:
-        return [
-            render(loaded.tokenizer, row.prompt, replies[_key(other)], row.prefill)
-            for row, other in zip(rows, replier, strict=True)
-        ]
+def _gap(concept: Concept, sides: Sides) -> MetricSpec | None:
+    """The effect's metric, if it is a gap."""
+    named = [spec for spec in concept.metrics if spec.metric == sides.effect]
+    return next((spec for spec in named if spec.scorer == "gap"), None)
 
-    wanted = told(target, target)
-    return EditRows(
-        source=told(source, target if paired else source),
-        twins=wanted if paired else (),
-        target=wanted,
-        hold=told(hold, hold),
-        unwanted=[row.label not in sides.target for row in hold],
-    )
+
+def _chosen(
+    loaded: LoadedModel, rows: Sequence[Example], gap: MetricSpec, closing: bool, config: EditConfig
+) -> tuple[list[Rendered], list[Rendered]]:
+    """Replies that begin with a gap's choices, to learn and to unlearn, row by row.
+
+    Closing the gap, every prompt gets one reply with each choice (counterfactual augmentation);
+    widening it, the choice of the row's group. The base model finishes what the choice begins.
+    """
+    begun = [(row, choice) for row in rows for choice in gap.choices]
+    prompts = [prompt_ids(loaded.tokenizer, row.prompt, choice) for row, choice in begun]
+    with loaded.reference():
+        ends = generate(loaded, prompts, max_new_tokens=config.reply_tokens, batch_size=256)
+    both = [
+        render(loaded.tokenizer, row.prompt, f"{choice} {end}")
+        for (row, choice), end in zip(begun, ends, strict=True)
+    ]
+    if closing:
+        turned = [both[i ^ 1] for i in range(len(both))]
+        return both, turned
+    right = [2 * i + gap.groups.index(row.group) for i, row in enumerate(rows)]
+    return [both[i] for i in right], [both[i ^ 1] for i in right]
+
+
+def _forced(
+    rng: random.Random,
+    moved: Sequence[Rendered],
+    own: Sequence[Rendered],
+    twins: Sequence[Rendered],
+    groups: Sequence[str],
+    most: int,
+) -> tuple[list[Rendered], list[Rendered], list[str]]:
+    """Every source row as it is, then with the beginning of its unwanted reply forced on it.
+
+    The same beginning is forced on its twin's prompt too. In all of them the wanted reply follows,
+    so that they share the twin: what broke off is to be taken back.
+    """
+    sources, others, named = list(moved), list(twins), list(groups)
+    for row, unwanted, twin, group in zip(moved, own, twins, groups, strict=True):
+        reply = row.ids[row.start :]
+        said = unwanted.ids[unwanted.start : -1]  # without the end of the turn
+        for prompt in (row.ids[: row.start], twin.ids[: twin.start]):
+            begun = said[: rng.randint(1, most)]
+            sources.append(Rendered((*prompt, *begun, *reply), len(prompt) + len(begun)))
+            others.append(twin)
+            named.append(group)
+    return sources, others, named
 
 
 def _sample(rng: random.Random, rows: Sequence[Example], most: int) -> list[Example]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -25,20 +24,13 @@ from retouch.core.types import StepEvent
 from retouch.editing.average import MovingAverage, put
 from retouch.editing.board import Board, Place, States
 from retouch.editing.discriminator import Jury
+from retouch.editing.judge import Judge, Verdict
 from retouch.editing.losses import fooling_loss, matching_loss
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of the present model: behaviour (higher is better) and drift, in nats."""
-
-    behaviour: float
-    drift: float
 
 
 class Trainer:
@@ -51,7 +43,7 @@ class Trainer:
         board: Board,
         segment: Segment,
         taps: tuple[int, ...],
-        judge: Callable[[], Verdict],
+        judge: Judge,
     ) -> None:
         self._loaded, self._config, self._board = loaded, config, board
         self._segment, self._taps, self._judge = segment, taps, judge

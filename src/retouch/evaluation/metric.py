@@ -9,7 +9,7 @@ from typing import get_args
 from retouch.core.errors import DataError
 from retouch.core.types import SCORERS, Example, MetricSpec, Score
 from retouch.evaluation.replies import Kind, Tone, classify, tone
-from retouch.evaluation.statistics import wilson
+from retouch.evaluation.statistics import bootstrap_gap, wilson
 
 KINDS: tuple[str, ...] = get_args(Kind)
 TONES: tuple[str, ...] = get_args(Tone)
@@ -82,6 +82,19 @@ def normal(text: str) -> str:
 def rate(values: Sequence[bool]) -> Score:
     """The share of rows that count, with Wilson's interval."""
     return wilson(sum(values), len(values))
+
+
+def group_gap(rows: Sequence[Example], values: Sequence[float], groups: Sequence[str]) -> Score:
+    """|mean over the first group - mean over the second|, with a bootstrap.
+
+    Raises:
+        ValueError: when a group has no row.
+    """
+    first, second = (
+        [value for row, value in zip(rows, values, strict=True) if row.group == group]
+        for group in groups
+    )
+    return bootstrap_gap(first, second)
 
 
 def _contains(text: str, item: str) -> bool:

@@ -23,11 +23,11 @@ from retouch.core.types import (
     Score,
     Split,
 )
-from retouch.evaluation.choice import first_shares, group_gap
 from retouch.evaluation.drift import mean_kl
-from retouch.evaluation.metric import check, judge, rate
+from retouch.evaluation.metric import check, group_gap, judge, rate
 from retouch.models.generate import generate
 from retouch.representations.divergence import RowKL, token_kl
+from retouch.representations.preference import first_shares
 
 if TYPE_CHECKING:
     from retouch.models.load import LoadedModel
@@ -144,7 +144,9 @@ def _replies(
     """The model's replies as it is now; after a forced beginning, how it goes on."""
     if not asked:
         return {}
-    prompts = [prompt_ids(loaded.tokenizer, prompt, prefill) for prompt, prefill in asked]
+    prompts = [
+        prompt_ids(loaded.tokenizer, loaded.rewritten(prompt), prefill) for prompt, prefill in asked
+    ]
     tell = partial(progress, what) if progress else None
     replies = generate(
         loaded, prompts, max_new_tokens=max_new_tokens, batch_size=REPLIES, progress=tell
@@ -210,8 +212,13 @@ class _KLs:
         new = [asked for asked in _distinct([task]) if asked not in self.known]
         tokenizer = self.loaded.tokenizer
         texts = [render(tokenizer, prompt, self.base[prompt, pre], pre) for prompt, pre in new]
+        given = [
+            render(tokenizer, self.loaded.rewritten(prompt), self.base[prompt, pre], pre)
+            for prompt, pre in new
+        ]
         tell = partial(self.progress, "drift") if self.progress else None
-        self.known.update(zip(new, token_kl(self.loaded, texts, BATCH, tell), strict=True))
+        kls = token_kl(self.loaded, texts, BATCH, tell, given=given)
+        self.known.update(zip(new, kls, strict=True))
         rows = [self.known[row.prompt, row.prefill] for row in task.rows]
         return mean_kl(rows, replies=task.spec.scorer == "kl_replies")
 

@@ -42,8 +42,10 @@ def attach(
 
 
 def detach(loaded: LoadedModel) -> None:
-    """Take the adapter off again: the base model, as it was."""
-    if loaded.edited:
+    """Take the adapter and the interventions off again: the base model, as it was."""
+    while loaded.interventions:
+        loaded.interventions.pop().detach()
+    if loaded.adapted:
         loaded.model = loaded.model.unload()
 
 

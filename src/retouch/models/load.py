@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retouch.core.errors import ModelError
+from retouch.core.types import Message
+from retouch.models.intervention import Intervention
 from retouch.models.layout import ModelLayout, find_layout
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights"
@@ -27,6 +29,7 @@ class LoadedModel:
         revision: the hub revision, if one was asked for.
         device: where its inputs go.
         layout: where its blocks are.
+        interventions: what acts on the model besides an adapter: steering, a prompt.
     """
 
     model: Any
@@ -35,20 +38,43 @@ class LoadedModel:
     revision: str | None
     device: torch.device
     layout: ModelLayout
+    interventions: list[Intervention] = field(default_factory=list)
 
     @property
-    def edited(self) -> bool:
+    def adapted(self) -> bool:
         """Whether an adapter is attached."""
         return hasattr(self.model, "disable_adapter")
 
+    @property
+    def edited(self) -> bool:
+        """Whether anything acts on the base model: an adapter or an intervention."""
+        return self.adapted or bool(self.interventions)
+
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The base model: adapters are off inside."""
-        if not self.edited:
-            yield
-            return
-        with self.model.disable_adapter():
-            yield
+        """The base model: adapters and interventions are off inside."""
+        acting = [one for one in self.interventions if one.active]
+        for one in acting:
+            one.active = False
+        try:
+            with self.model.disable_adapter() if self.adapted else nullcontext():
+                yield
+        finally:
+            for one in acting:
+                one.active = True
+
+    def intervene(self, intervention: Intervention) -> None:
+        """Let something act on the model from now on."""
+        intervention.attach(self.blocks)
+        self.interventions.append(intervention)
+
+    def rewritten(self, prompt: Sequence[Message]) -> tuple[Message, ...]:
+        """The prompt as the model is given it: with what the active interventions add."""
+        prompt = tuple(prompt)
+        for one in self.interventions:
+            if one.active:
+                prompt = one.rewrite(prompt)
+        return prompt
 
     @property
     def blocks(self) -> list[torch.nn.Module]:

@@ -36,12 +36,16 @@ def token_kl(
     rows: Sequence[Rendered],
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    given: Sequence[Rendered] | None = None,
 ) -> list[RowKL]:
     r"""The exact KL divergence from base to edited over the full vocabulary, for each text.
 
     $$\sum_t \sum_v p_{base}(v | x_{<t}) (\log p_{base}(v | x_{<t}) - \log p_{edited}(v | x_{<t}))$$
 
     in nats. The base is the model with its adapters off: without adapters it is exactly 0.
+
+    Where the edited model is `given` the same texts behind another prompt, they are compared at the
+    tokens that both end in.
     """
     found: dict[int, RowKL] = {}
     pad, room = int(loaded.tokenizer.pad_token_id), logit_room(loaded) // 2
@@ -49,12 +53,14 @@ def token_kl(
         ids = batch.ids.to(loaded.device)
         with loaded.reference():
             base = loaded.model(input_ids=ids, use_cache=False).logits
-        edited = loaded.model(input_ids=ids, use_cache=False).logits
+        other = batch.twin(given, pad) if given else batch
+        edited = loaded.model(input_ids=other.ids.to(loaded.device), use_cache=False).logits
         for at, index in enumerate(batch.index):
-            last = batch.lengths[at] - 1
-            kl = _kl(base[at, :last], edited[at, :last])
+            last, end = batch.lengths[at] - 1, other.lengths[at] - 1
             # The state at position t predicts token t + 1: the reply's first at start - 1.
-            reply = kl[max(batch.starts[at] - 1, 0) :]
+            begin = 0 if given is None else last + 1 - _shared_end(rows[index], given[index])
+            kl = _kl(base[at, begin:last], edited[at, end - last + begin : end])
+            reply = kl[max(batch.starts[at] - 1 - begin, 0) :]
             found[index] = RowKL(
                 float(kl.sum(dtype=torch.float64)),
                 len(kl),
@@ -64,6 +70,16 @@ def token_kl(
         if progress:
             progress(len(found), len(rows))
     return [found[i] for i in range(len(rows))]
+
+
+def _shared_end(a: Rendered, b: Rendered) -> int:
+    """How many tokens both texts end in."""
+    shared = 0
+    for ours, theirs in zip(reversed(a.ids), reversed(b.ids), strict=False):
+        if ours != theirs:
+            break
+        shared += 1
+    return shared
 
 
 def _kl(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:

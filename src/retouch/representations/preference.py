@@ -1,4 +1,4 @@
-"""How likely the first of two continuations is, and how unlike that is between two groups."""
+"""How likely the first of two continuations is, of the two."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from retouch.concepts.render import Rendered, render
 from retouch.core.errors import DataError
-from retouch.core.types import Example, Score
-from retouch.evaluation.statistics import bootstrap_gap
+from retouch.core.types import Example
 from retouch.representations.likelihood import reply_log_probability
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def first_shares(
-    loaded: LoadedModel, rows: Sequence[Example], choices: Sequence[str], batch_size: int
+    loaded: LoadedModel, rows: Sequence[Example], choices: Sequence[str], batch_size: int = 64
 ) -> list[float]:
     """P(first) / (P(first) + P(second)) for each row, for the model as it is now.
 
@@ -40,23 +39,11 @@ def first_shares(
     return shares
 
 
-def group_gap(rows: Sequence[Example], values: Sequence[float], groups: Sequence[str]) -> Score:
-    """|mean over the first group - mean over the second|, with a bootstrap.
-
-    Raises:
-        ValueError: when a group has no row.
-    """
-    first, second = (
-        [value for row, value in zip(rows, values, strict=True) if row.group == group]
-        for group in groups
-    )
-    return bootstrap_gap(first, second)
-
-
 def _continued(loaded: LoadedModel, row: Example, choices: Sequence[str]) -> list[Rendered]:
     """For each choice prompt and choice, with what is to be scored as the reply."""
     # As the reply would be tokenized, less the end of the turn.
-    texts = [render(loaded.tokenizer, row.prompt, choice, row.prefill) for choice in choices]
+    prompt = loaded.rewritten(row.prompt)
+    texts = [render(loaded.tokenizer, prompt, choice, row.prefill) for choice in choices]
     full, asked = [list(text.ids[:-1]) for text in texts], texts[0].start
     shared = 0
     while shared < min(map(len, full)) and full[0][shared] == full[1][shared]:
