@@ -142,4 +142,5 @@ def base_kl(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     with torch.no_grad(), loaded.reference():
         base = loaded.model(input_ids=ids, use_cache=False).logits[real].float().log_softmax(-1)
     ours = loaded.model(input_ids=ids, use_cache=False).logits[real].float().log_softmax(-1)
-    return (base.exp() * (base - ours)).sum(-1).mean()
+    kl: torch.Tensor = (base.exp() * (base - ours)).sum(-1).mean()
+    return kl
