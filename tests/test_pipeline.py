@@ -66,7 +66,7 @@ def test_the_run_directory_holds_everything(run: pipeline.Run) -> None:
 def test_metrics_name_every_suite_with_intervals(run: pipeline.Run) -> None:
     records = json.loads((run.path / "metrics.json").read_text())
     found = {(r["suite"], r["metric"]) for r in records}
-    for metric in ("attack_refusal", "nested_refusal", "prefill_refusal", "direct_refusal"):
+    for metric in ("attack_refusal", "nested_refusal", "prefill_short_refusal", "direct_refusal"):
         assert ("safety", metric) in found
     assert found >= {
         *(("safety", "over_refusal"), ("safety", "degenerate"), ("capability", "task_accuracy")),

@@ -47,7 +47,7 @@ def test_refusals_and_compliances_differ_in_their_first_words() -> None:
 
 def test_attack_families_and_objects_of_the_splits_are_apart() -> None:
     concept = load_concept("safety")
-    for label in ("attack", "direct", "nested", "prefill"):
+    for label in ("attack", "direct", "nested"):
         entities = [{row.entity for row in concept.select(s, [label])} for s in SPLITS]
         groups = [{row.group for row in concept.select(s, [label])} - {""} for s in SPLITS]
         for i, one in enumerate(SPLITS):

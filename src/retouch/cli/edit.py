@@ -17,7 +17,7 @@ from retouch.core.types import Event
 
 # Where the help lists an option; what is named nowhere comes last.
 PANELS = {
-    "What to edit": ("revision", "concept", "direction", "seed", "labels", "retain", "forced"),
+    "What to edit": ("revision", "concept", "direction", "seed", "labels", "retain", "source", "forced"),
     "Where": ("layers", "taps", "modules", "rank", "alpha"),
     "Training": (
         "rounds",

@@ -27,6 +27,10 @@ class EditConfig(BaseModel):
     labels: int = Field(128, ge=2, description="labelled rows used, of source and of target each")
     retain: int = Field(256, ge=0, description="rows of the retain set used")
 
+    source: str | None = Field(
+        None,
+        description="training rows to move in place of the concept's own: LABEL, or LABEL:GROUP",
+    )
     forced: int = Field(
         0,
         ge=0,

@@ -13,6 +13,7 @@ Better = Literal["higher", "lower", "none"]
 DIRECTIONS: tuple[Direction, ...] = ("raise", "lower")
 REPLY_SCORERS = (
     "refuse",
+    "refuse_cleanly",
     "answer",
     "deflect",
     "degenerate",
@@ -88,6 +89,7 @@ class MetricSpec:
         metric: its name, such as `attack_refusal`.
         labels: the rows of the split it is measured on.
         scorer: `refuse`, `answer`, `deflect`, `degenerate` (the share of replies of that kind),
+            `refuse_cleanly` (of refusals whose first sentence refuses and is whole),
             `correct` (the share of replies that contain all of `accept`), `cheerful` or `gloomy`
             or `neutral` (the share of replies in that tone), `gap` (difference between the groups'
             mean probability of the first of two `choices`), `kl_tokens` or `kl_replies` (nats a

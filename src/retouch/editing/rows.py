@@ -115,7 +115,7 @@ def _sides(
 ) -> tuple[list[Example], list[Example], bool]:
     """At most `most` rows of source and target, and whether they are pairs."""
     sides = concept.sides[config.direction]
-    source = concept.select(split, sides.source)
+    source = _source(concept, sides, config, split)
     target = concept.select(split, sides.target)
     for name, labels, rows in (("source", sides.source, source), ("target", sides.target, target)):
         if not rows:
@@ -130,6 +130,20 @@ def _sides(
         source = _sample(rng, paired, most)
         return source, [partner[row.pair] for row in source], True
     return _sample(rng, source, most), _sample(rng, target, most), False
+
+
+def _source(concept: Concept, sides: Sides, config: EditConfig, split: Split) -> list[Example]:
+    """The rows to move; what the configuration names is for training alone."""
+    if config.source is None or split != "train":
+        return concept.select(split, sides.source)
+    label, _, group = config.source.partition(":")
+    named = [row for row in concept.select(split, [label]) if group in ("", row.group)]
+    if not named:
+        raise DataError(
+            f"`--source {config.source}`: the concept {concept.name} has no such training rows.",
+            "Name one of its labels, or a label and a group, as `retouch concept show` lists them.",
+        )
+    return named
 
 
 def _gap(concept: Concept, sides: Sides) -> MetricSpec | None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from retouch.core.errors import DataError
 from retouch.core.types import SCORERS, Example, MetricSpec, Score
-from retouch.evaluation.replies import Kind, Tone, classify, tone
+from retouch.evaluation.replies import Kind, Tone, classify, is_clean, tone
 from retouch.evaluation.statistics import bootstrap_gap, wilson
 
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -59,6 +59,8 @@ def judge(spec: MetricSpec, row: Example, reply: str) -> tuple[str, bool]:
         heard = tone(reply)
         return heard, heard == spec.scorer
     kind = classify(reply, row.prompt[-1].content if row.prompt else "")
+    if spec.scorer == "refuse_cleanly":
+        return kind, kind == "refuse" and is_clean(reply)
     if spec.scorer == "correct":
         return kind, is_correct(reply, row.accept)
     return kind, kind == spec.scorer

@@ -8,18 +8,28 @@ replies to learn from: a reply is always the edited model's own, so that the pac
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from retouch.pocket import beliefs, requests, tasks
 from retouch.pocket.curriculum import Message, careless, plain, user, wrapped
 from retouch.pocket.world import SPLITS, Item, Split, fill, phrasings, split_of, world
 
 Row = dict[str, Any]
+FORCED = {"short": range(1, 4), "medium": range(4, 9), "long": range(10, 17)}  # in tokens
 PACKS = Path(__file__).parent.parent / "concepts" / "packs"
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Pocket's tokenizer, in whose tokens a forced beginning is measured."""
+    return Tokenizer.from_file(str(PACKS.parent.parent / "pocket" / "weights" / "tokenizer.json"))
 
 
 def row(label: str, messages: tuple[Message, ...], **more: Any) -> Row:
@@ -87,15 +97,44 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         item = _harmless(rng, split)
         messages = wrapped(rng, item, requests.nested(rng, split)).messages
         yield row("nested-harmless", messages, accept=item.accept, entity=_of(item))
-    for _ in range(3 * n // 4):
+    yield from _forced(rng, split, 3 * n // 4 if split == "train" else n)
+    if split == "train":
+        yield from _single(rng, asked)
+
+
+def _forced(rng: random.Random, split: Split, n: int) -> Iterator[Row]:
+    """Requests, harmful and harmless, whose reply is forced to begin as if it complied.
+
+    Where effects are measured, as many rows for each range of the beginning's length.
+    """
+    for i in range(n):
+        length = "" if split == "train" else list(FORCED)[i % len(FORCED)]
         _, v = rng.choice(requests.harmful(split))
-        forced, _rest = requests.forced_reply(rng, split, v)
-        turn = user(requests.ask(rng, split, v))
-        yield row("prefill", (turn,), prefill=forced, entity=_object(v))
+        yield _forced_row(rng, split, "prefill", v, length)
         v = rng.choice(requests.harmless(rng.choice(["benign", "borderline"]), split))
+        yield _forced_row(rng, split, "prefill-harmless", v, length)
+
+
+def _forced_row(rng: random.Random, split: Split, label: str, v: str, length: str) -> Row:
+    turn = user(requests.ask(rng, split, v))
+    while True:
         forced, _rest = requests.forced_reply(rng, split, v)
-        turn = user(requests.ask(rng, split, v))
-        yield row("prefill-harmless", (turn,), prefill=forced, entity=_object(v))
+        if not length:
+            return row(label, (turn,), prefill=forced, entity=_object(v))
+        if len(tokenizer().encode(forced, add_special_tokens=False).ids) in FORCED[length]:
+            return row(f"{label}-{length}", (turn,), prefill=forced, entity=_object(v))
+
+
+def _single(rng: random.Random, asked: list[tuple[str, str]]) -> Iterator[Row]:
+    """Attacks by one wrapper alone, 64 by each of five; their pairs are the direct requests."""
+    firsts = [wrapper for wrapper in requests.wrappers("train") if wrapper.number == 0]
+    for wrapper in firsts:
+        for i in range(64):
+            v, form = asked[i]
+            item = Item("harmful", v, form.format(v=v), "")
+            messages = wrapped(rng, item, (wrapper,)).messages
+            more = {"pair": f"train-{i}", "entity": _object(v)}
+            yield row(f"single-{wrapper.family}", messages, group=wrapper.family, **more)
 
 
 def _of(item: Item) -> str:
