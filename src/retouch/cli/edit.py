@@ -17,7 +17,7 @@ from retouch.core.types import Event
 
 # Where the help lists an option; what is named nowhere comes last.
 PANELS = {
-    "What to edit": ("revision", "concept", "direction", "seed", "labels", "retain", "source", "forced"),
+    "What to edit": ("revision", "concept", "direction", "seed", "labels", "retain", "source", "forced", "forced_rows"),
     "Where": ("layers", "taps", "modules", "rank", "alpha"),
     "Training": (
         "rounds",
@@ -27,6 +27,8 @@ PANELS = {
         "average",
         "adversarial_weight",
         "pair_weight",
+        "supervised_weight",
+        "first_weight",
         "retain_weight",
         "drift_guard",
         "patience",

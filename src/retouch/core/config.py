@@ -34,8 +34,11 @@ class EditConfig(BaseModel):
     forced: int = Field(
         0,
         ge=0,
-        description="up to so many tokens of the unwanted reply are forced before the wanted one, "
+        description="up to so many tokens of an unwanted reply are forced before the wanted one, "
         "in further source rows; 0 makes none",
+    )
+    forced_rows: int = Field(
+        2, ge=1, description="such rows for each source row, half of them with the wanted prompt"
     )
 
     layers: tuple[int, ...] | None = Field(
@@ -59,6 +62,12 @@ class EditConfig(BaseModel):
     )
     adversarial_weight: float = Field(1.0, ge=0, description="weight of fooling the discriminators")
     pair_weight: float = Field(1.0, ge=0, description="weight of matching paired representations")
+    supervised_weight: float = Field(
+        0.0, ge=0, description="weight of learning the wanted replies word by word"
+    )
+    first_weight: float = Field(
+        1.0, gt=0, description="weight of the first position of a wanted reply against the others"
+    )
     retain_weight: float = Field(30.0, ge=0, description="weight of holding the retain set")
     reply_positions: int = Field(
         4, ge=1, description="positions the discriminators read: the decision and the first replies"

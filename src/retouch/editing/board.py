@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from retouch.concepts.render import Rendered
+from retouch.core.config import EditConfig
 from retouch.editing.rows import EditRows
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Caught, Segment
@@ -25,6 +26,7 @@ class Place:
         caught: the segment's input.
         reply: row and position of every state that predicts a reply token.
         early: the same for the first few, which the discriminators read.
+        weights: of the positions in `reply`, `[n]`.
         wanted: per tap the twins' states at `reply`, `[n, hidden]`; empty without pairs.
         base: the frozen base's output of the segment at every real token `[m, hidden]`; only for
             the retain set.
@@ -34,8 +36,17 @@ class Place:
     caught: Caught
     reply: tuple[torch.Tensor, torch.Tensor]
     early: tuple[torch.Tensor, torch.Tensor]
+    weights: torch.Tensor
     wanted: States
     base: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """States `[n, hidden]` by tap that discriminators are to tell apart."""
+
+    wanted: States
+    unwanted: States
 
 
 class Board:
@@ -47,17 +58,21 @@ class Board:
         rows: EditRows,
         segment: Segment,
         taps: tuple[int, ...],
-        size: int,
-        positions: int,
+        config: EditConfig,
     ) -> None:
         self._segment, self._taps = segment, taps
-        self._size, self._positions = size, positions
+        self._size, self._positions = config.batch, config.reply_positions
+        self._first = config.first_weight
         self._pad = int(loaded.tokenizer.pad_token_id)
         self.source = self._lay(rows.source, twins=rows.twins)
         self.hold = self._lay(rows.hold, hold=True)
+        # Where there are pairs the source rows themselves have the wanted replies.
+        learns = config.supervised_weight > 0
+        self.taught = self.source if rows.twins else self._lay(rows.wanted) if learns else []
         # The last fifth of the rows is what the discriminators are tested on, never taught.
-        self._seen = range(_taught(len(rows.source)))
-        self._unseen = range(len(self._seen), len(rows.source))
+        self._seen = set(range(_taught(len(rows.source))))
+        self._unseen = set(range(len(self._seen), len(rows.source)))
+        self.groups = _two_groups(rows)
         target, taught = self._lay(rows.target), _taught(len(rows.target))
         self.target_seen = self._early(target, range(taught))
         self.target_unseen = self._early(target, range(taught, len(rows.target)))
@@ -79,16 +94,16 @@ class Board:
                 wanted = {tap: states[tap][at] for tap in self._taps}
             if hold:
                 base = self._run(caught)[self._segment.last][batch.real()]
-            places.append(
-                Place(batch, caught, batch.reply(), batch.reply(self._positions), wanted, base)
-            )
+            weights = torch.where(batch.first(), self._first, 1.0)
+            early = batch.reply(self._positions)
+            places.append(Place(batch, caught, batch.reply(), early, weights, wanted, base))
         return places
 
     @torch.no_grad()
     def _run(self, caught: Caught) -> States:
         return self._segment.run(caught, (*self._taps, self._segment.last))
 
-    def _early(self, places: list[Place], only: range) -> States:
+    def _early(self, places: list[Place], only: Collection[int]) -> States:
         """Per tap the states `[n, hidden]` that the discriminators read, in the rows' order."""
         found: dict[int, list[tuple[int, torch.Tensor]]] = {tap: [] for tap in self._taps}
         for place in places:
@@ -105,9 +120,33 @@ class Board:
             for tap, parts in found.items()
         }
 
-    def source_states(self) -> tuple[States, States]:
-        """The source rows' states as the present adapters make them: taught rows, unseen rows."""
-        return self._early(self.source, self._seen), self._early(self.source, self._unseen)
+    def pools(self) -> tuple[Pool, Pool]:
+        """What the discriminators tell apart as the present adapters make it: to learn, to test.
+
+        The states of the target against those of the source rows and of what else is unwanted; or,
+        where a gap between two groups is to close, the source rows of one group against the other.
+        """
+        if self.groups is not None:
+            learn, test = (
+                Pool(*(self._early(self.source, part & group) for group in self.groups))
+                for part in (self._seen, self._unseen)
+            )
+            return learn, test
+        seen = self._early(self.source, self._seen)
+        unwanted = {t: torch.cat([seen[t], self.hold_shown[t]]) for t in self._taps}
+        unseen = self._early(self.source, self._unseen)
+        return Pool(self.target_seen, unwanted), Pool(self.target_unseen, unseen)
+
+
+def _two_groups(rows: EditRows) -> tuple[set[int], set[int]] | None:
+    """The numbers of the source rows of the two groups between which a gap is to close."""
+    if rows.gap is None or not rows.closing:
+        return None
+    first, second = rows.gap.groups
+    numbered = list(enumerate(rows.groups))
+    return {i for i, name in numbered if name == first}, {
+        i for i, name in numbered if name == second
+    }
 
 
 def _taught(rows: int) -> int:

@@ -9,7 +9,7 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Concept
 from retouch.editing.board import Board
-from retouch.editing.judge import make_judge
+from retouch.editing.judge import Judge, make_judge
 from retouch.editing.layers import Layers, choose_layers
 from retouch.editing.rows import EditRows, choose_rows
 from retouch.editing.trainer import Trainer
@@ -63,14 +63,25 @@ def set_up(
     if train.twins and (config.taps is None or config.layers is None):
         patching = trace(loaded, train.source[:TRACED], train.twins[:TRACED])
     layers = choose_layers(config, patching, loaded.layout.depth)
-    taps = layers.tapped
-    segment = Segment(loaded, min(*layers.adapted, *taps), max(taps))
-    say("layers", f"adapt {_range(layers.adapted)}, read {_range(taps)}: {layers.why}")
-    judge = make_judge(loaded, train, validation, taps, config)
-    board = Board(loaded, train, segment, taps, config.batch, config.reply_positions)
-    attach(loaded, layers.adapted, config.modules, config.rank, config.alpha, config.seed)
-    trainer = Trainer(loaded, config, board, segment, taps, judge)
+    say("layers", f"adapt {_range(layers.adapted)}, read {_range(layers.tapped)}: {layers.why}")
+    judge = make_judge(loaded, train, validation, layers.tapped, config)
+    trainer = lay_out(loaded, train, layers, judge, config)
     return Setting(trainer, layers, patching, _counts(train, validation))
+
+
+def lay_out(
+    loaded: LoadedModel, train: EditRows, layers: Layers, judge: Judge, config: EditConfig
+) -> Trainer:
+    """Run the rows through what never changes, attach a fresh adapter, and sit the players down.
+
+    Raises:
+        ModelError: a block does not exist or has no linear layer that is asked for.
+    """
+    taps = layers.tapped
+    segment = Segment(loaded, min(*layers.adapted, *taps), max(*layers.adapted, *taps))
+    board = Board(loaded, train, segment, taps, config)
+    attach(loaded, layers.adapted, config.modules, config.rank, config.alpha, config.seed)
+    return Trainer(loaded, config, board, segment, taps, judge)
 
 
 def _counts(train: EditRows, validation: EditRows) -> dict[str, int]:

@@ -38,7 +38,10 @@ def make_judge(
     taps: Sequence[int],
     config: EditConfig,
 ) -> Judge:
-    """A judge of whatever acts on the model when it is called; made before anything does.
+    """A judge of the adapter or steering that acts on the model when it is called.
+
+    It is made before anything acts. Its rows are tokenized once, so that it cannot see what a
+    prompt that is added would do: that is for `evaluation`.
 
     Behaviour is, whichever is known of the concept first:
 

@@ -48,19 +48,19 @@ def choose_layers(config: EditConfig, patching: Patching | None, depth: int) -> 
     adapted = tuple(range(max(0, tapped[0] - BELOW), tapped[-1] + 1))
     if config.layers is not None:
         adapted = tuple(sorted(config.layers))
-    _check(adapted, tapped, depth)
+    _check(adapted, tapped, depth, config.supervised_weight > 0)
     return Layers(adapted, tapped, why)
 
 
-def _check(adapted: tuple[int, ...], tapped: tuple[int, ...], depth: int) -> None:
+def _check(adapted: tuple[int, ...], tapped: tuple[int, ...], depth: int, supervised: bool) -> None:
     for option, blocks in (("layers", adapted), ("taps", tapped)):
         beyond = [block for block in blocks if not 0 <= block < depth]
         if beyond or not blocks:
             what = f"there is no block {beyond[0]}" if beyond else "no block is named"
             raise ConfigError(f"`--{option}`: {what}.", f"The model has blocks 0 to {depth - 1}.")
-    if max(adapted) > max(tapped):
+    if max(adapted) > max(tapped) and not supervised:
         raise ConfigError(
             f"`--layers`: block {max(adapted)} lies above the last tap, block {max(tapped)}, so "
             "that its adapter would never be trained.",
-            "Adapt lower blocks, or read higher ones with --taps.",
+            "Adapt lower blocks, read higher ones with --taps, or set --supervised-weight.",
         )

@@ -39,10 +39,41 @@ def discrimination_loss(
     ) + 0.5 * F.binary_cross_entropy_with_logits(unwanted, down)
 
 
-def matching_loss(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def confusion_loss(logits: torch.Tensor) -> torch.Tensor:
+    r"""The generator's loss where two groups should look alike: the discriminator should guess.
+
+    $$L_{adv} = -\frac1n \sum_i \tfrac12 \log \sigma(D(h_i)) + \tfrac12 \log \sigma(-D(h_i))$$
+
+    Domain confusion (Tzeng et al. 2015, arXiv 1510.02192, equation 4).
+
+    Args:
+        logits: `[n]`, the discriminator's log-odds that a state is of the first group.
+    """
+    return 0.5 * (F.softplus(-logits) + F.softplus(logits)).mean()
+
+
+def supervised_loss(
+    logits: torch.Tensor, told: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    r"""Weighted cross-entropy of the wanted replies, nats a token.
+
+    $$L = -\frac{\sum_t w_t \log p(y_t | x, y_{<t})}{\sum_t w_t}$$
+
+    Args:
+        logits: `[n, vocabulary]` at the positions that predict a reply token.
+        told: `[n]` those tokens.
+        weights: `[n]`.
+    """
+    losses = F.cross_entropy(logits.float(), told, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def matching_loss(
+    states: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""Squared distance of states to the wanted ones, in units of the wanted ones' mean square.
 
-    $$L = \frac{\sum_i \lVert h_i - h_i^* \rVert^2}{\sum_i \lVert h_i^* \rVert^2}$$
+    $$L = \frac{\sum_i w_i \lVert h_i - h_i^* \rVert^2}{\sum_i w_i \lVert h_i^* \rVert^2}$$
 
     Used both ways: to pull an unwanted run to its wanted twin, and to hold the retain set at the
     base model's states.
@@ -50,5 +81,9 @@ def matching_loss(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     Args:
         states: `[n, hidden]`, with gradients.
         wanted: `[n, hidden]`, constant.
+        weights: `[n]`; none given: all the same.
     """
-    return (states - wanted).pow(2).sum() / wanted.pow(2).sum().clamp_min(1e-12)
+    far, size = (states - wanted).pow(2).sum(-1), wanted.pow(2).sum(-1)
+    if weights is not None:
+        far, size = far * weights, size * weights
+    return far.sum() / size.sum().clamp_min(1e-12)

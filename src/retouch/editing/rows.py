@@ -82,7 +82,7 @@ def choose_rows(
             for row, other in zip(rows, replier, strict=True)
         ]
 
-    shown, own = told(target, target), told(source, source)
+    shown, own, held = told(target, target), told(source, source), told(hold, hold)
     moved = told(source, target) if paired else own
     gap, closing = _gap(concept, sides), sides.effect_better == "lower"
     wanted, rejected = moved, own
@@ -93,12 +93,15 @@ def choose_rows(
     twins = shown if paired else []
     groups = [row.group for row in source]
     if paired and config.forced:
-        moved, twins, groups = _forced(rng, moved, own, twins, groups, config.forced)
+        more = _forced(rng, moved, own, twins, held, config)
+        moved, twins = [*moved, *more.moved], [*twins, *more.twins]
+        wanted, rejected = moved, [*own, *more.rejected]
+        groups += [groups[i] for i in more.of]
     return EditRows(
         source=moved,
         twins=twins,
         target=shown,
-        hold=told(hold, hold),
+        hold=held,
         unwanted=[row.label not in sides.target for row in hold],
         groups=groups,
         wanted=wanted,
@@ -175,29 +178,52 @@ def _chosen(
     return [both[i] for i in right], [both[i ^ 1] for i in right]
 
 
+@dataclass(frozen=True)
+class _Forced:
+    """Source rows on which the beginning of an unwanted reply is forced.
+
+    Attributes:
+        moved: with the wanted reply after it.
+        twins: their twins.
+        rejected: with the rest of the unwanted reply after it.
+        of: the number of the source row that each was made of.
+    """
+
+    moved: list[Rendered]
+    twins: list[Rendered]
+    rejected: list[Rendered]
+    of: list[int]
+
+
 def _forced(
     rng: random.Random,
     moved: Sequence[Rendered],
     own: Sequence[Rendered],
     twins: Sequence[Rendered],
-    groups: Sequence[str],
-    most: int,
-) -> tuple[list[Rendered], list[Rendered], list[str]]:
-    """Every source row as it is, then with the beginning of its unwanted reply forced on it.
+    held: Sequence[Rendered],
+    config: EditConfig,
+) -> _Forced:
+    """The source rows with the beginnings of unwanted replies forced on them.
 
-    The same beginning is forced on its twin's prompt too. In all of them the wanted reply follows,
-    so that they share the twin: what broke off is to be taken back.
+    By turns the beginning is that of the row's own unwanted reply and of a reply of the retain set,
+    and the prompt is the source row's and its twin's: what was begun is to be broken off, whatever
+    it is. In all of them the wanted reply follows, so that they share the twin.
     """
-    sources, others, named = list(moved), list(twins), list(groups)
-    for row, unwanted, twin, group in zip(moved, own, twins, groups, strict=True):
+    made = _Forced([], [], [], [])
+    for i, (row, unwanted, twin) in enumerate(zip(moved, own, twins, strict=True)):
         reply = row.ids[row.start :]
-        said = unwanted.ids[unwanted.start : -1]  # without the end of the turn
-        for prompt in (row.ids[: row.start], twin.ids[: twin.start]):
-            begun = said[: rng.randint(1, most)]
-            sources.append(Rendered((*prompt, *begun, *reply), len(prompt) + len(begun)))
-            others.append(twin)
-            named.append(group)
-    return sources, others, named
+        prompts = (row.ids[: row.start], twin.ids[: twin.start])
+        for number in range(config.forced_rows):
+            other = rng.choice(held) if held and number // 2 % 2 else unwanted
+            prompt, said = prompts[number % 2], other.ids[other.start :]
+            # The end of the turn is not forced, and something is left to be said.
+            cut = rng.randint(1, min(config.forced, max(1, len(said) - 2)))
+            start = len(prompt) + cut
+            made.moved.append(Rendered((*prompt, *said[:cut], *reply), start))
+            made.twins.append(twin)
+            made.rejected.append(Rendered((*prompt, *said), start))
+            made.of.append(i)
+    return made
 
 
 def _sample(rng: random.Random, rows: Sequence[Example], most: int) -> list[Example]:

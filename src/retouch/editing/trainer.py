@@ -22,13 +22,18 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import DivergedError
 from retouch.core.types import StepEvent
 from retouch.editing.average import MovingAverage, put
-from retouch.editing.board import Board, Place, States
+from retouch.editing.board import Board, Place
 from retouch.editing.discriminator import Jury
 from retouch.editing.judge import Judge, Verdict
-from retouch.editing.losses import fooling_loss, matching_loss
+from retouch.editing.losses import (
+    confusion_loss,
+    fooling_loss,
+    matching_loss,
+    supervised_loss,
+)
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
-from retouch.models.segment import Segment
+from retouch.models.segment import Segment, run_whole
 
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
 
@@ -115,21 +120,20 @@ class Trainer:
             config.discriminator_lr,
             config.seed * 7919 + number,
         ).to(self._loaded.device)
-        seen, _ = self._board.source_states()
-        jury.standardise({t: torch.cat([self._board.target_seen[t], seen[t]]) for t in self._taps})
+        learn, _ = self._board.pools()
+        jury.standardise({t: torch.cat([learn.wanted[t], learn.unwanted[t]]) for t in self._taps})
         return jury
 
     def _teach(self) -> float:
         """Train the discriminators on the present states; their accuracy on unseen rows."""
-        config, board = self._config, self._board
-        seen, unseen = board.source_states()
-        unwanted: States = {t: torch.cat([seen[t], board.hold_shown[t]]) for t in self._taps}
+        config = self._config
+        learn, test = self._board.pools()
         first = self.round == 0 or config.discriminator_fresh
         if config.discriminator_fresh and self.round > 0:
             self._jury = self._new_jury(self.round)
         steps = config.discriminator_first if first else config.discriminator_steps
-        self._jury.learn(board.target_seen, unwanted, steps, config.smoothing)
-        return self._jury.accuracy(board.target_unseen, unseen)
+        self._jury.learn(learn.wanted, learn.unwanted, steps, config.smoothing)
+        return self._jury.accuracy(test.wanted, test.unwanted)
 
     def _answer(self) -> dict[str, float]:
         """Train the adapter for the steps of one round; the mean of each part of the loss."""
@@ -137,9 +141,14 @@ class Trainer:
         rng = random.Random(f"{config.seed}:{self.round}")
         sources = _shuffled(rng, self._board.source, config.steps)
         holds = _shuffled(rng, self._board.hold, config.steps)
+        apart = self._board.taught is not self._board.source
+        taught = _shuffled(rng, self._board.taught, config.steps) if apart else []
         sums: dict[str, float] = {}
         for step in range(config.steps):
             parts = self._source_losses(sources[step])
+            if taught:
+                _, logits = run_whole(self._loaded, taught[step].batch.ids, ())
+                parts["supervised"] = self._supervised(taught[step], logits)
             if holds:
                 parts["retain"] = config.retain_weight * self._retain_loss(holds[step])
             loss = torch.stack(list(parts.values())).sum()
@@ -159,15 +168,30 @@ class Trainer:
         return sums
 
     def _source_losses(self, place: Place) -> dict[str, torch.Tensor]:
-        config, parts = self._config, {}
-        states = self._segment.run(place.caught, self._taps)
+        config, board = self._config, self._board
+        parts: dict[str, torch.Tensor] = {}
+        if config.supervised_weight and board.taught is board.source:
+            states, logits = run_whole(self._loaded, place.batch.ids, self._taps)
+            parts["supervised"] = self._supervised(place, logits)
+        else:
+            states = self._segment.run(place.caught, self._taps)
         if config.adversarial_weight:
-            fooled = [fooling_loss(self._jury.members[t](states[t][place.early])) for t in states]
+            loss = fooling_loss if board.groups is None else confusion_loss
+            fooled = [loss(self._jury.members[t](states[t][place.early])) for t in states]
             parts["adversarial"] = config.adversarial_weight * torch.stack(fooled).mean()
         if config.pair_weight and place.wanted:
-            near = [matching_loss(states[t][place.reply], place.wanted[t]) for t in states]
+            near = [
+                matching_loss(states[t][place.reply], place.wanted[t], place.weights)
+                for t in states
+            ]
             parts["pair"] = config.pair_weight * torch.stack(near).mean()
         return parts
+
+    def _supervised(self, place: Place, logits: torch.Tensor) -> torch.Tensor:
+        rows, at = place.reply
+        told = place.batch.ids[rows, at + 1].to(logits.device)
+        loss = supervised_loss(logits[rows, at], told, place.weights.to(logits.device))
+        return self._config.supervised_weight * loss
 
     def _retain_loss(self, place: Place) -> torch.Tensor:
         last = self._segment.last

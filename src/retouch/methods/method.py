@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from retouch.core.config import EditConfig
-from retouch.core.types import Concept
+from retouch.core.types import Concept, Direction
 from retouch.editing.judge import Judge, make_judge
 from retouch.editing.layers import Layers, choose_layers
 from retouch.editing.rows import EditRows, choose_rows
 from retouch.models.load import LoadedModel
-from retouch.representations.patching import trace
+from retouch.representations.patching import Patching, trace
 
 Say = Callable[[str, int, int], None]
 
@@ -57,7 +57,8 @@ class Task:
             game's own are the defaults of Retouch.
         train: the rows to learn from.
         validation: the rows to choose by.
-        layers: the blocks that causal patching names, for whoever needs a place to start from.
+        patching: what causal patching found; None without pairs.
+        layers: the blocks that it names, for whoever needs a place to start from.
         judge: behaviour and drift on the validation rows of whatever acts on the model.
     """
 
@@ -65,6 +66,7 @@ class Task:
     config: EditConfig
     train: EditRows
     validation: EditRows
+    patching: Patching | None
     layers: Layers
     judge: Judge
 
@@ -82,7 +84,7 @@ def set_task(loaded: LoadedModel, concept: Concept, config: EditConfig) -> Task:
         patching = trace(loaded, train.source[:TRACED], train.twins[:TRACED])
     layers = choose_layers(config, patching, loaded.layout.depth)
     judge = make_judge(loaded, train, validation, layers.tapped, config)
-    return Task(concept, config, train, validation, layers, judge)
+    return Task(concept, config, train, validation, patching, layers, judge)
 
 
 class Method(ABC):
@@ -99,6 +101,10 @@ class Method(ABC):
     title: ClassVar[str]
     source: ClassVar[str]
     settings: ClassVar[type[Settings]] = Settings
+
+    def defaults(self, concept: Concept, direction: Direction) -> dict[str, Any]:
+        """Settings that differ from the class's for a concept, as its pack says."""
+        return {}
 
     @abstractmethod
     def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
+from retouch.core.errors import ModelError
 from retouch.models.load import LoadedModel
 
 
@@ -55,11 +56,29 @@ def parameters(loaded: LoadedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def save(loaded: LoadedModel, folder: Path) -> None:
-    """Write the adapter as a plain PEFT folder, safetensors only."""
+    """Write the adapter as a plain PEFT folder, safetensors only.
+
+    Raises:
+        ModelError: an intervention acts on the model too, and would be lost.
+    """
+    _check_alone(loaded)
     # Said outright, since PEFT would otherwise ask the hub whether the vocabulary was resized.
     loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def merged(loaded: LoadedModel) -> Any:
-    """A transformers model with the adapter merged into the weights; `loaded` stays as it is."""
+    """A transformers model with the adapter merged into the weights; `loaded` stays as it is.
+
+    Raises:
+        ModelError: an intervention acts on the model too, and would be lost.
+    """
+    _check_alone(loaded)
     return copy.deepcopy(loaded.model).merge_and_unload()
+
+
+def _check_alone(loaded: LoadedModel) -> None:
+    if loaded.interventions:
+        raise ModelError(
+            "Steering or a prompt acts on the model beside its adapter, and no weights hold it.",
+            "Take it off, or use a method that changes the weights alone.",
+        )

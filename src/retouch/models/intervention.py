@@ -75,16 +75,16 @@ class Prompting(Intervention):
         self.before, self.around = tuple(before), around
 
     def rewrite(self, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The chat with the turns before it; two system prompts become one."""
+        """The chat with the turns before it; two system prompts become one, and stand first."""
         before, turns = list(self.before), list(prompt)
-        if before and turns and before[0].role == turns[0].role == "system":
-            first, own = before.pop(0), turns.pop(0)
-            turns.insert(0, Message("system", f"{first.content} {own.content}"))
-            if before:  # the system prompt stays in front of the demonstrations
-                before.insert(0, turns.pop(0))
+        own = [turns.pop(0)] if turns and turns[0].role == "system" else []
+        ours = [before.pop(0)] if before and before[0].role == "system" else []
+        if ours and own:
+            own = [Message("system", f"{ours[0].content} {own[0].content}")]
+        system = own or ours
         for at in reversed(range(len(turns))):
             if turns[at].role == "user":
                 text = self.around.replace("{prompt}", turns[at].content)
                 turns[at] = Message("user", text)
                 break
-        return (*before, *turns)
+        return (*system, *before, *turns)

@@ -39,6 +39,11 @@ class Batch:
                 at.append(position)
         return torch.tensor(rows), torch.tensor(at)
 
+    def first(self) -> torch.Tensor:
+        """`[n]`, true at the first of each row's positions in `reply()`: where it is decided."""
+        rows, _ = self.reply()
+        return torch.cat([rows[:1] == rows[:1], rows[1:] != rows[:-1]])
+
     def real(self) -> torch.Tensor:
         """`[rows, tokens]`, true where there is a token and no padding."""
         return torch.arange(self.ids.shape[1])[None, :] < torch.tensor(self.lengths)[:, None]

@@ -1,0 +1,75 @@
+"""Retouch itself, behind the protocol of the methods that it is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retouch.core.config import EditConfig
+from retouch.core.types import Concept, Direction
+from retouch.editing.edit import lay_out
+from retouch.editing.layers import choose_layers
+from retouch.methods.method import Method, Say, Settings, Task, tunable
+from retouch.models.load import LoadedModel
+
+
+def _default(name: str) -> Any:
+    return EditConfig.model_fields[name].default
+
+
+class RetouchSettings(Settings):
+    """The game's own settings, those of `EditConfig`; the rows are the task's."""
+
+    layers: tuple[int, ...] | None = None
+    taps: tuple[int, ...] | None = None
+    rank: int = _default("rank")
+    alpha: float = _default("alpha")
+    rounds: int = _default("rounds")
+    steps: int = _default("steps")
+    batch: int = _default("batch")
+    lr: float = tunable(
+        _default("lr"), low=1e-3, high=1e-2, log=True, description="learning rate (Adam)"
+    )
+    average: float = _default("average")
+    adversarial_weight: float = tunable(
+        _default("adversarial_weight"), low=0.1, high=3.0, log=True, description="of the game"
+    )
+    pair_weight: float = tunable(
+        _default("pair_weight"), low=0.3, high=20.0, log=True, description="of matching the twin"
+    )
+    supervised_weight: float = _default("supervised_weight")
+    first_weight: float = _default("first_weight")
+    retain_weight: float = tunable(
+        _default("retain_weight"), low=5.0, high=100.0, log=True, description="of the retain set"
+    )
+    reply_positions: int = _default("reply_positions")
+    discriminator_width: int = _default("discriminator_width")
+    discriminator_lr: float = _default("discriminator_lr")
+    discriminator_first: int = _default("discriminator_first")
+    discriminator_steps: int = _default("discriminator_steps")
+    discriminator_fresh: bool = _default("discriminator_fresh")
+    smoothing: float = _default("smoothing")
+    drift_guard: float = _default("drift_guard")
+    patience: int = _default("patience")
+
+
+class Retouch(Method):
+    """The edit of this package, as `retouch edit` makes it."""
+
+    id = "retouch"
+    title = "Retouch"
+    source = "this package, after Zhang et al. 2024, arXiv 2404.13752"
+    settings = RetouchSettings
+
+    def defaults(self, concept: Concept, direction: Direction) -> dict[str, Any]:
+        """The concept's tuned settings, as `retouch edit` takes them."""
+        tuned = concept.settings.get(direction, {})
+        return {key: value for key, value in tuned.items() if key in RetouchSettings.model_fields}
+
+    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+        """Play the game on the task's rows; the best averaged weights stay on the model."""
+        config = EditConfig(**{**dict(task.config), **dict(settings)})
+        layers = choose_layers(config, task.patching, loaded.layout.depth)
+        trainer = lay_out(loaded, task.train, layers, task.judge, config)
+        for event in trainer.play():
+            say("rounds", event.round, event.rounds)
+        trainer.finish()
