@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retouch.comparison.compare import compare
     from retouch.core.types import Concept
     from retouch.models.load import load
     from retouch.pipeline import Run
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from retouch.pipeline import evaluate_model as evaluate
 
 __version__ = "0.1.0"
-__all__ = ["Concept", "Run", "__version__", "edit", "evaluate", "load"]
+__all__ = ["Concept", "Run", "__version__", "compare", "edit", "evaluate", "load"]
 
 _HOMES = {
     "Concept": ("retouch.core.types", "Concept"),
     "Run": ("retouch.pipeline", "Run"),
+    "compare": ("retouch.comparison.compare", "compare"),
     "edit": ("retouch.pipeline", "edit_model"),
     "evaluate": ("retouch.pipeline", "evaluate_model"),
     "load": ("retouch.models.load", "load"),

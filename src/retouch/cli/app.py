@@ -10,7 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 from retouch import __version__
-from retouch.cli import chat, concept, demo, edit, evaluate, export
+from retouch.cli import (
+    chat,
+    compare,
+    compose,
+    concept,
+    demo,
+    edit,
+    evaluate,
+    export,
+    search,
+    stress,
+)
 from retouch.core.errors import RetouchError
 
 INTERRUPTED = 130
@@ -58,6 +69,18 @@ app.command(
     epilog=edit.EPILOG,
 )(edit.edit)
 app.command("evaluate", short_help="Measure a model, or what an edit changed.")(evaluate.evaluate)
+app.command("stress", short_help="Ask an edit the harder questions: attacks, training, strength.")(
+    stress.stress
+)
+app.command("compose", no_args_is_help=True, short_help="Add up several edits in one adapter.")(
+    compose.compose
+)
+app.command(
+    "compare", no_args_is_help=True, short_help="Hold methods against each other on the same rows."
+)(compare.compare)
+app.command(
+    "search", no_args_is_help=True, short_help="Find a method's settings on the validation split."
+)(search.search)
 app.command("chat", short_help="Talk to a model and its edit, side by side.")(chat.chat)
 app.add_typer(concept.app, name="concept", short_help="List, show or check concepts.")
 app.command(

@@ -17,7 +17,17 @@ from retouch.core.types import Event
 
 # Where the help lists an option; what is named nowhere comes last.
 PANELS = {
-    "What to edit": ("revision", "concept", "direction", "seed", "labels", "retain", "source", "forced", "forced_rows"),
+    "What to edit": (
+        "revision",
+        "concept",
+        "direction",
+        "seed",
+        "labels",
+        "retain",
+        "source",
+        "forced",
+        "forced_rows",
+    ),
     "Where": ("layers", "taps", "modules", "rank", "alpha"),
     "Training": (
         "rounds",
@@ -29,6 +39,7 @@ PANELS = {
         "pair_weight",
         "supervised_weight",
         "first_weight",
+        "match_prompt",
         "retain_weight",
         "drift_guard",
         "patience",

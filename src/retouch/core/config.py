@@ -68,6 +68,9 @@ class EditConfig(BaseModel):
     first_weight: float = Field(
         1.0, gt=0, description="weight of the first position of a wanted reply against the others"
     )
+    match_prompt: bool = Field(
+        False, description="match paired representations at the words that both prompts end in, too"
+    )
     retain_weight: float = Field(30.0, ge=0, description="weight of holding the retain set")
     reply_positions: int = Field(
         4, ge=1, description="positions the discriminators read: the decision and the first replies"

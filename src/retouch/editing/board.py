@@ -26,8 +26,8 @@ class Place:
         caught: the segment's input.
         reply: row and position of every state that predicts a reply token.
         early: the same for the first few, which the discriminators read.
-        weights: of the positions in `reply`, `[n]`.
-        wanted: per tap the twins' states at `reply`, `[n, hidden]`; empty without pairs.
+        matched: the same for every state that has one in the twin's run.
+        wanted: per tap the twins' states at `matched`, `[n, hidden]`; empty without pairs.
         base: the frozen base's output of the segment at every real token `[m, hidden]`; only for
             the retain set.
     """
@@ -36,9 +36,14 @@ class Place:
     caught: Caught
     reply: tuple[torch.Tensor, torch.Tensor]
     early: tuple[torch.Tensor, torch.Tensor]
-    weights: torch.Tensor
+    matched: tuple[torch.Tensor, torch.Tensor]
     wanted: States
     base: torch.Tensor | None
+
+    def weights(self, at: tuple[torch.Tensor, torch.Tensor], first: float) -> torch.Tensor:
+        """Of the positions `at` `[n]`: `first` where the reply is decided, 1 elsewhere."""
+        rows, positions = at
+        return torch.where(positions == self.batch.decisions()[rows], first, 1.0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Board:
     ) -> None:
         self._segment, self._taps = segment, taps
         self._size, self._positions = config.batch, config.reply_positions
-        self._first = config.first_weight
+        self._match_prompt = config.match_prompt
         self._pad = int(loaded.tokenizer.pad_token_id)
         self.source = self._lay(rows.source, twins=rows.twins)
         self.hold = self._lay(rows.hold, hold=True)
@@ -86,17 +91,26 @@ class Board:
         places = []
         for batch in make_batches(rows, self._size, self._pad):
             caught = self._segment.catch(batch.ids)
-            wanted, base = {}, None
+            wanted, base, matched = {}, None, batch.reply()
             if twins:
                 twin = batch.twin(twins, self._pad)
                 states = self._run(self._segment.catch(twin.ids))
-                at = twin.reply()
+                shared = batch.shared(twin) if self._match_prompt else ()
+                matched, at = batch.reply(before=shared), twin.reply(before=shared)
                 wanted = {tap: states[tap][at] for tap in self._taps}
             if hold:
                 base = self._run(caught)[self._segment.last][batch.real()]
-            weights = torch.where(batch.first(), self._first, 1.0)
-            early = batch.reply(self._positions)
-            places.append(Place(batch, caught, batch.reply(), early, weights, wanted, base))
+            places.append(
+                Place(
+                    batch,
+                    caught,
+                    reply=batch.reply(),
+                    early=batch.reply(self._positions),
+                    matched=matched,
+                    wanted=wanted,
+                    base=base,
+                )
+            )
         return places
 
     @torch.no_grad()

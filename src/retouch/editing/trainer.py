@@ -180,8 +180,11 @@ class Trainer:
             fooled = [loss(self._jury.members[t](states[t][place.early])) for t in states]
             parts["adversarial"] = config.adversarial_weight * torch.stack(fooled).mean()
         if config.pair_weight and place.wanted:
+            weights = place.weights(place.matched, config.first_weight)
             near = [
-                matching_loss(states[t][place.reply], place.wanted[t], place.weights)
+                matching_loss(
+                    states[t][place.matched], place.wanted[t], weights.to(states[t].device)
+                )
                 for t in states
             ]
             parts["pair"] = config.pair_weight * torch.stack(near).mean()
@@ -190,7 +193,8 @@ class Trainer:
     def _supervised(self, place: Place, logits: torch.Tensor) -> torch.Tensor:
         rows, at = place.reply
         told = place.batch.ids[rows, at + 1].to(logits.device)
-        loss = supervised_loss(logits[rows, at], told, place.weights.to(logits.device))
+        weights = place.weights(place.reply, self._config.first_weight)
+        loss = supervised_loss(logits[rows, at], told, weights.to(logits.device))
         return self._config.supervised_weight * loss
 
     def _retain_loss(self, place: Place) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retouch.core.types import Score
-from retouch.evaluation.statistics import bootstrap_ratio
+from retouch.evaluation.statistics import Rows, bootstrap_ratio
 from retouch.representations.divergence import RowKL
 
 
@@ -15,6 +15,12 @@ def mean_kl(rows: Sequence[RowKL], *, replies: bool) -> Score:
     Raises:
         ValueError: without a row, or without a token.
     """
+    summed = kl_rows(rows, replies=replies)
+    return bootstrap_ratio(summed.sums, summed.counts)
+
+
+def kl_rows(rows: Sequence[RowKL], *, replies: bool) -> Rows:
+    """Nats and tokens of each row (or its reply)."""
     if replies:
-        return bootstrap_ratio([r.reply_total for r in rows], [r.reply_count for r in rows])
-    return bootstrap_ratio([r.total for r in rows], [r.count for r in rows])
+        return Rows(tuple(r.reply_total for r in rows), tuple(float(r.reply_count) for r in rows))
+    return Rows(tuple(r.total for r in rows), tuple(float(r.count) for r in rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +23,9 @@ from retouch.core.types import (
     Score,
     Split,
 )
-from retouch.evaluation.drift import mean_kl
+from retouch.evaluation.drift import kl_rows, mean_kl
 from retouch.evaluation.metric import check, group_gap, judge, rate
+from retouch.evaluation.statistics import Rows
 from retouch.models.generate import generate
 from retouch.representations.divergence import RowKL, token_kl
 from retouch.representations.preference import first_shares
@@ -42,10 +43,18 @@ Replies = Mapping[Asked, str]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and every generation that a score rests on."""
+    """What was measured, and every generation that a score rests on.
+
+    Attributes:
+        records: the scores.
+        samples: the generations.
+        rows: for each (suite, metric) what its last score is made of: the edited model's, or the
+            base's where nothing acts on it.
+    """
 
     records: list[Record]
     samples: list[Sample]
+    rows: Mapping[tuple[str, str], Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ def evaluate(
     limit: int | None = None,
     progress: Progress | None = None,
     max_new_tokens: int = 32,
+    known: dict[Asked, str] | None = None,
 ) -> Evaluation:
     """Score a model on the concepts' metrics: the base and, with an adapter, the edited model.
 
@@ -75,21 +85,27 @@ def evaluate(
             group.
         progress: called with what is being done, how much is done, and of how much.
         max_new_tokens: where a reply is cut.
+        known: the base's replies from an evaluation before, of the same model and
+            `max_new_tokens`: they are not generated again, and new ones are added.
 
     Raises:
         DataError: a metric has no rows in the split, or rows that it cannot score.
     """
     tasks = list(_tasks(concepts, split, limit))
     scored = [task for task in tasks if task.spec.scorer in REPLY_SCORERS]
-    # Drift is measured on texts that the base itself would write.
-    spoken = [task for task in tasks if task.spec.scorer in KL_SCORERS and loaded.edited]
+    # Drift is measured on texts that the base itself would write. What is to be known later on is
+    # asked at once, whatever acts now, so that it does not hang on the order of evaluations.
+    later = loaded.edited or known is not None
+    spoken = [task for task in tasks if task.spec.scorer in KL_SCORERS and later]
     answer = partial(_replies, loaded, max_new_tokens=max_new_tokens, progress=progress)
+    base = {} if known is None else known
     with _at_rest(loaded):
+        new = [asked for asked in _distinct([*scored, *spoken]) if asked not in base]
         with loaded.reference():
-            base = answer(_distinct([*scored, *spoken]), what="replies of the base")
+            base.update(answer(new, what="replies of the base"))
         edited = answer(_distinct(scored), what="replies of the edit") if loaded.edited else {}
         measured = _KLs(loaded, base, progress)
-        records = [_record(loaded, task, base, edited, measured) for task in tasks]
+        found = [_record(loaded, task, base, edited, measured) for task in tasks]
     samples = [
         sample
         for task in scored
@@ -98,7 +114,8 @@ def evaluate(
             *(_samples(task, "edited", edited) if loaded.edited else ()),
         )
     ]
-    return Evaluation(records, samples)
+    rows = {(record.suite, record.metric): rows for record, rows in found}
+    return Evaluation([record for record, _ in found], samples, rows)
 
 
 def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iterator[_Task]:
@@ -154,29 +171,42 @@ def _replies(
     return dict(zip(asked, replies, strict=True))
 
 
-def _record(loaded: LoadedModel, task: _Task, base: Replies, edited: Replies, kls: _KLs) -> Record:
+def _record(
+    loaded: LoadedModel, task: _Task, base: Replies, edited: Replies, kls: _KLs
+) -> tuple[Record, Rows]:
+    """A metric's record, and the rows of the last score in it."""
     spec, after = task.spec, None
     if spec.scorer in KL_SCORERS:
         # The base is no distance from itself.
-        before = Score(0.0, 0.0, 0.0, len(task.rows))
-        after = kls.score(task) if loaded.edited else None
+        before, rows = Score(0.0, 0.0, 0.0, len(task.rows)), _ones([0.0] * len(task.rows))
+        if loaded.edited:
+            after, rows = kls.score(task)
     elif spec.scorer == "gap":
         with loaded.reference():
-            before = _gap(loaded, task)
-        after = _gap(loaded, task) if loaded.edited else None
+            before, rows = _gap(loaded, task)
+        if loaded.edited:
+            after, rows = _gap(loaded, task)
     else:
-        before = _rate(task, base)
-        after = _rate(task, edited) if loaded.edited else None
-    return Record(spec.suite, spec.metric, spec.unit, spec.better, before, after)
+        before, rows = _rate(task, base)
+        if loaded.edited:
+            after, rows = _rate(task, edited)
+    return Record(spec.suite, spec.metric, spec.unit, spec.better, before, after), rows
 
 
-def _rate(task: _Task, replies: Replies) -> Score:
-    return rate([judge(task.spec, row, _reply(row, replies))[1] for row in task.rows])
+def _rate(task: _Task, replies: Replies) -> tuple[Score, Rows]:
+    counts = [judge(task.spec, row, _reply(row, replies))[1] for row in task.rows]
+    return rate(counts), _ones(counts)
 
 
-def _gap(loaded: LoadedModel, task: _Task) -> Score:
+def _gap(loaded: LoadedModel, task: _Task) -> tuple[Score, Rows]:
     shares = first_shares(loaded, task.rows, task.spec.choices, BATCH)
-    return group_gap(task.rows, shares, task.spec.groups)
+    rows = _ones(shares, tuple(row.group for row in task.rows))
+    return group_gap(task.rows, shares, task.spec.groups), rows
+
+
+def _ones(values: Sequence[float], groups: tuple[str, ...] = ()) -> Rows:
+    """Rows that count once each."""
+    return Rows(tuple(map(float, values)), (1.0,) * len(values), groups)
 
 
 def _reply(row: Example, replies: Replies) -> str:
@@ -208,7 +238,7 @@ class _KLs:
         self.loaded, self.base, self.progress = loaded, base, progress
         self.known: dict[Asked, RowKL] = {}
 
-    def score(self, task: _Task) -> Score:
+    def score(self, task: _Task) -> tuple[Score, Rows]:
         new = [asked for asked in _distinct([task]) if asked not in self.known]
         tokenizer = self.loaded.tokenizer
         texts = [render(tokenizer, prompt, self.base[prompt, pre], pre) for prompt, pre in new]
@@ -220,7 +250,8 @@ class _KLs:
         kls = token_kl(self.loaded, texts, BATCH, tell, given=given)
         self.known.update(zip(new, kls, strict=True))
         rows = [self.known[row.prompt, row.prefill] for row in task.rows]
-        return mean_kl(rows, replies=task.spec.scorer == "kl_replies")
+        replies = task.spec.scorer == "kl_replies"
+        return mean_kl(rows, replies=replies), kl_rows(rows, replies=replies)
 
 
 @contextmanager

@@ -26,27 +26,44 @@ class Batch:
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
 
-    def reply(self, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def reply(
+        self, most: int | None = None, before: Sequence[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and position `[n]` of the states that predict the reply's first `most` tokens.
 
-        The first one of each row is the decision: the last token of the prompt.
+        The first one of each row is the decision: the last token of the prompt. `before` begins so
+        many tokens of the prompt earlier, row by row.
         """
         rows, at = [], []
         for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             end = length - 1 if most is None else min(length - 1, start - 1 + most)
-            for position in range(start - 1, end):
+            begin = start - 1 - (before[row] if before else 0)
+            for position in range(begin, end):
                 rows.append(row)
                 at.append(position)
         return torch.tensor(rows), torch.tensor(at)
 
-    def first(self) -> torch.Tensor:
-        """`[n]`, true at the first of each row's positions in `reply()`: where it is decided."""
-        rows, _ = self.reply()
-        return torch.cat([rows[:1] == rows[:1], rows[1:] != rows[:-1]])
+    def decisions(self) -> torch.Tensor:
+        """`[rows]`, the position of each row's decision."""
+        return torch.tensor(self.starts) - 1
 
     def real(self) -> torch.Tensor:
         """`[rows, tokens]`, true where there is a token and no padding."""
         return torch.arange(self.ids.shape[1])[None, :] < torch.tensor(self.lengths)[:, None]
+
+    def shared(self, other: Batch) -> list[int]:
+        """How many tokens before the decision the prompts of both end in, row by row."""
+        found = []
+        for row, (start, theirs) in enumerate(zip(self.starts, other.starts, strict=True)):
+            most = min(start, theirs)
+            ours, twins = (
+                self.ids[row, start - most : start],
+                other.ids[row, theirs - most : theirs],
+            )
+            unlike = (ours != twins).nonzero()
+            same = most if not len(unlike) else most - 1 - int(unlike[-1])
+            found.append(max(same - 1, 0))
+        return found
 
     def twin(self, others: Sequence[Rendered], pad: int) -> Batch:
         """The rows of the same numbers from another set, in the same order."""

@@ -1,0 +1,164 @@
+"""`retouch compare`: Retouch beside what a user would do instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from retouch.core.errors import ConfigError
+from retouch.core.types import DIRECTIONS
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from retouch.comparison.compare import Comparison
+    from retouch.comparison.table import Table
+
+WIDE = 110  # columns of a terminal from which on the whole table is legible
+
+
+def compare(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="`pocket`, a local folder, or a hub id.")
+    ],
+    concept: Annotated[
+        str, typer.Option(metavar="NAME|DIR", help="a built-in concept, or a pack")
+    ] = "safety",
+    direction: Annotated[
+        str, typer.Option(metavar="raise|lower", help="raise the concept or lower it")
+    ] = "raise",
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="of the methods (default: all)")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="N,...", help="labelled rows, of source and of target each")
+    ] = "128",
+    seeds: Annotated[int, typer.Option(metavar="N", help="how many seeds, from 0 on")] = 5,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="tuned settings (default: those that ship, if any)"),
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(metavar="own|all", help="the concept's metrics, or of all built-in concepts"),
+    ] = "own",
+    stress: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="also ask these questions of `retouch stress`"),
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="rows a metric at the most")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="cells made at once, each in a process of its own")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="where to (default: runs/compare-CONCEPT-DIRECTION); goes on there"
+        ),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
+    ] = False,
+    allow_weakening: Annotated[
+        str | None, typer.Option(metavar="REASON", help="the reason for lowering safety")
+    ] = None,
+) -> None:
+    """Give every method the same rows, and measure effect and side effects on the test split."""
+    from rich.console import Console
+
+    from retouch.cli.loading import hush_libraries
+    from retouch.cli.progress import EditProgress
+
+    counts = numbers("--labels", labels)
+    if direction not in DIRECTIONS:
+        raise ConfigError(f"There is no --direction {direction}.", "Take raise or lower.")
+    hush_libraries()
+    progress = EditProgress(Console(stderr=True, highlight=False))
+    try:
+        with progress:
+            from retouch.comparison import compare as comparing
+            from retouch.methods import catalog
+
+            done = comparing.compare(
+                model,
+                concept,
+                direction,
+                methods=catalog.IDS if methods is None else names(methods),
+                seeds=seeds,
+                labels=counts,
+                tuned=tuned,
+                metrics=cast(Any, metrics),
+                stress=names(stress),
+                out=out,
+                jobs=jobs,
+                limit=limit,
+                on_event=progress,
+                allow_weakening=allow_weakening,
+                revision=revision,
+                device=device,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+            )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from the cells that are made.", err=True)
+        raise typer.Exit(130) from None
+    console = Console(highlight=False)
+    _show(console, done)
+    typer.echo(f"Tables and picture: {done.path / 'compare.md'}")
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """The numbers of a list such as `8,16`.
+
+    Raises:
+        ConfigError: one is none; names the option.
+    """
+    try:
+        return [int(part) for part in names(text)]
+    except ValueError:
+        raise ConfigError(
+            f"`{option}`: {text!r} are not whole numbers.", f"Write them as in {option} 8,16,128."
+        ) from None
+
+
+def names(text: str) -> list[str]:
+    """The parts of a list such as `none,retouch`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show(console: Console, done: Comparison) -> None:
+    from retouch.comparison.table import columns, make_table
+    from retouch.methods import catalog
+
+    shown = columns(done.aim, done.plan.concept, done.plan.direction)
+    if console.width < WIDE:
+        shown = [column for column in shown if column.main]
+    titles = {id: catalog.get_method(id).title for id in done.plan.methods}
+    for labels in done.plan.labels:
+        table = make_table(labels, done.lines, shown, done.contrasts, titles)
+        console.print(_rich(table, f"{labels} labels"))
+        for number, note in enumerate(table.notes, start=1):
+            console.print(f"  {number}  {note}", markup=False)
+
+
+def _rich(table: Table, title: str) -> RenderableType:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from retouch.cli.tables import BOX
+
+    made = RichTable(title=title, title_justify="left", box=BOX, padding=(0, 1, 0, 0))
+    for at, name in enumerate(table.head):
+        made.add_column(name, justify="right" if at else "left", no_wrap=False, overflow="fold")
+    for line in table.lines:
+        made.add_row(*(Text(cell.text, style="bold green" if cell.best else "") for cell in line))
+    return made

@@ -1,0 +1,158 @@
+"""`retouch stress`: the harder questions that an edit is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retouch.core.errors import ConfigError
+from retouch.core.types import DIRECTIONS, StageEvent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from retouch.evaluation.stress import Stress
+
+
+def stress(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="`pocket`, a local folder, or a hub id (default: the run's model).",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|RUN", help="the edit: an adapter, or a run's"),
+    ] = None,
+    concept: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="the concept that was edited")
+    ] = "safety",
+    direction: Annotated[
+        str, typer.Option(metavar="raise|lower", help="the edit's direction")
+    ] = "raise",
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="of prefill, suffix, latent, tamper, dial, quality (default: all that fit)",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="rows a question (default: what takes a minute)"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="draws requests and attacks")] = 0,
+    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the figures as JSON, too")
+    ] = None,
+) -> None:
+    """Attack a model's refusals, train them away, turn the edit up and down; read its prose.
+
+    With an adapter the base is asked the same questions beside it.
+    """
+    from rich.console import Console
+
+    from retouch.cli.loading import base_of, hush_libraries
+    from retouch.cli.progress import EditProgress
+    from retouch.core import plain
+    from retouch.core.run_dir import atomic_write
+
+    if direction not in DIRECTIONS:
+        raise ConfigError(f"There is no --direction {direction}.", "Take raise or lower.")
+    folder, settings = base_of(model, adapter, revision)
+    hush_libraries()
+    console = Console(highlight=False)
+    progress = EditProgress(Console(stderr=True, quiet=as_json, highlight=False))
+    with progress:
+        from retouch.concepts.catalog import load_concept
+        from retouch.evaluation import stress as asking
+        from retouch.models.load import load
+
+        names = None if questions is None else [name.strip() for name in questions.split(",")]
+        asking.check_questions(names or ())
+        about = load_concept(concept)
+        loaded = load(
+            settings.name,
+            revision=settings.revision,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code or settings.trust_remote_code,
+            adapter=folder,
+        )
+        found = asking.stress(
+            loaded,
+            about,
+            names,
+            limit=limit,
+            seed=seed,
+            direction=direction,
+            progress=lambda what, done, total: progress(StageEvent("stress", what, done, total)),
+        )
+    values = _plain(found)
+    text = plain.to_json(values, indent=2)
+    if out is not None:
+        atomic_write(out, text + "\n")
+    if as_json:
+        typer.echo(text)
+        return
+    title = settings.name + (f" with {adapter}" if adapter else "")
+    _show(console, found, title)
+    left = [name for name in asking.QUESTIONS if name not in found.seconds]
+    if names is None and left:
+        typer.echo(f"Not asked, since this model or concept has nothing to ask: {', '.join(left)}.")
+
+
+def _show(console: Console, found: Stress, title: str) -> None:
+    from retouch.cli import tables
+    from retouch.delivery.numbers import show_interval, show_value, words
+
+    if found.records:
+        console.print(tables.scores(found.records, title=title))
+    for along in dict.fromkeys(curve.along for curve in found.curves):
+        curves = [curve for curve in found.curves if curve.along == along]
+        for at in dict.fromkeys(tuple(x for x, _ in curve.points) for curve in curves):
+            alike = [curve for curve in curves if tuple(x for x, _ in curve.points) == at]
+            # One line a point: with intervals, a line a metric would not fit a small terminal.
+            console.print(
+                tables.rows(
+                    [along, *(f"{curve.suite}: {words(curve.metric)}" for curve in alike)],
+                    (
+                        [
+                            f"{x:g}",
+                            *(
+                                f"{show_value(score.value, curve.unit)}"
+                                f"  ({show_interval(score, curve.unit)})"
+                                for curve in alike
+                                for score in (curve.points[i][1],)
+                            ),
+                        ]
+                        for i, x in enumerate(at)
+                    ),
+                )
+            )
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.seconds.items())
+    typer.echo(f"Took: {took}")
+
+
+def _plain(found: Stress) -> dict[str, Any]:
+    from retouch.core import plain
+    from retouch.evaluation.curve import from_curve
+
+    return {
+        "records": [plain.from_record(record) for record in found.records],
+        "curves": [from_curve(curve) for curve in found.curves],
+        "seconds": found.seconds,
+    }

@@ -1,0 +1,71 @@
+"""A trial of a search, and the rule by which one of them is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+GUARD = 0.01  # nats a token
+CLOSE = 0.01  # effects nearer than this count as the same
+PRICE = 10.0  # what a nat a token costs of the effect, where nothing stays within the guard
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try of a method's settings.
+
+    Attributes:
+        number: from 0, which is the defaults.
+        settings: what the search drew.
+        effect: on the validation split, in [0, 1], more is better; None where it failed.
+        drift: on the validation split, nats a token; None where it failed.
+        seconds: of applying and measuring.
+        state: whether it came to its end.
+        reason: why it failed.
+    """
+
+    number: int
+    settings: Mapping[str, Any]
+    effect: float | None
+    drift: float | None
+    seconds: float
+    state: Literal["complete", "failed"] = "complete"
+    reason: str = ""
+
+
+def choose(trials: Sequence[Trial], guard: float = GUARD) -> Trial | None:
+    """The one rule by which settings are chosen, for every method.
+
+    Among the trials whose drift is within the guard, those count whose effect is within 0.01 of
+    the best of them; of these the one with the lowest drift is chosen, the earliest of equals. If
+    none is within the guard, it is the one with the best effect - 10 x drift. None if all failed.
+    """
+    done = _done(trials)
+    within = [(trial, effect, drift) for trial, effect, drift in done if drift <= guard]
+    if within:
+        best = max(effect for _, effect, _ in within)
+        # The least bit more, since 0.99 is not within 0.01 of 1.0 in floating point.
+        close = [one for one in within if one[1] >= best - CLOSE - 1e-9]
+        return min(close, key=lambda one: one[2])[0]
+    if done:
+        return max(done, key=lambda one: one[1] - PRICE * one[2])[0]
+    return None
+
+
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """The Pareto front, from the lowest drift on: no other trial has more effect and less drift."""
+    best, found = float("-inf"), []
+    for trial, effect, _ in sorted(_done(trials), key=lambda one: (one[2], -one[1])):
+        if effect > best:
+            best = effect
+            found.append(trial)
+    return found
+
+
+def _done(trials: Sequence[Trial]) -> list[tuple[Trial, float, float]]:
+    return [
+        (trial, trial.effect, trial.drift)
+        for trial in trials
+        if trial.effect is not None and trial.drift is not None
+    ]

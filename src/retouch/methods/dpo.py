@@ -1,0 +1,189 @@
+"""Direct preference optimisation, through TRL: the wanted replies over the unwanted ones."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from retouch.core.errors import ConfigError, DivergedError
+from retouch.editing.rows import EditRows
+from retouch.methods.lora import Keeper, LoraSettings, every_layer
+from retouch.methods.method import Method, Say, Task, tunable
+from retouch.models.adapters import attach, parameters
+from retouch.models.load import LoadedModel
+
+
+class DpoSettings(LoraSettings):
+    """With the strength of the tie to the base, and of learning the wanted replies outright."""
+
+    beta: float = tunable(0.1, low=0.01, high=1.0, log=True, description="of the tie to the base")
+    sft_weight: float = tunable(
+        0.0, choices=(0.0, 0.1, 0.3, 1.0), description="of cross-entropy on the wanted replies"
+    )
+
+
+class Dpo(Method):
+    r"""Prefer the wanted reply $y_w$ to the unwanted $y_l$ (equation 7), through TRL's trainer.
+
+    $$L = -\log \sigma(\beta \log \frac{p(y_w|x)}{p_{base}(y_w|x)}
+        - \beta \log \frac{p(y_l|x)}{p_{base}(y_l|x)})$$
+
+    with the base being the model without its adapter. There is no retain set in it. The checkpoint
+    that is kept is chosen as for all LoRA methods.
+    """
+
+    id = "dpo"
+    title = "DPO"
+    source = "Rafailov et al. 2023, arXiv 2305.18290; TRL's DPOTrainer"
+    settings = DpoSettings
+
+    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+        """Train on the pairs of replies; the best checkpoint stays.
+
+        Raises:
+            ConfigError: no unwanted replies are known.
+            DivergedError: the weights are not finite at the end.
+        """
+        if not task.train.rejected:
+            raise ConfigError(
+                f"DPO prefers one reply to another, and {task.concept.name} has no unwanted ones: "
+                "its rows are no pairs.",
+                "Give the concept's rows a `pair`, or choose another method.",
+            )
+        layers, seed = every_layer(loaded), task.config.seed
+        attach(loaded, layers, (), settings.rank, settings.alpha, seed)
+        weights = parameters(loaded)
+        keeper = Keeper(weights, settings.drift_guard)
+        with left_alone(loaded), tempfile.TemporaryDirectory() as folder:
+            trainer = make_trainer(loaded, task.train, settings, seed, folder)
+            trainer.add_callback(_judging(task, settings, keeper, say))
+            trainer.train()
+        if not all(torch.isfinite(weight).all() for weight in weights.values()):
+            raise DivergedError("The weights that DPO ends in are not finite.", "Lower the lr.")
+        keeper.put_best()
+
+
+def preferences(rows: EditRows) -> list[dict[str, list[int]]]:
+    """The token ids of each prompt with its wanted and its unwanted reply, as TRL names them."""
+    return [
+        {
+            "prompt_ids": list(wanted.ids[: wanted.start]),
+            "chosen_ids": list(wanted.ids[wanted.start :]),
+            "rejected_ids": list(rejected.ids[rejected.start :]),
+        }
+        for wanted, rejected in zip(rows.wanted, rows.rejected, strict=True)
+    ]
+
+
+def make_trainer(
+    loaded: LoadedModel, rows: EditRows, settings: DpoSettings, seed: int, folder: str
+) -> Any:
+    """TRL's trainer for a model with a fresh adapter: silent, offline, writing to `folder` alone.
+
+    Adam with a constant rate and clipped gradients, as the other LoRA methods have it.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class Trainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any, **named: Any) -> Any:
+            # The rows are tokenized already, prompt and reply apart as when they are generated;
+            # TRL would tokenize their texts anew, joined, and might cut elsewhere.
+            return dataset
+
+        def _send_telemetry(self) -> None:
+            # It would ask the hub for a page.
+            return
+
+        def compute_loss(self, model: Any, *args: Any, **named: Any) -> Any:
+            # No dropout, as in all our training; TRL would have taken it out of the base for good.
+            model.eval()
+            return super().compute_loss(model, *args, **named)  # type: ignore[no-untyped-call]
+
+    mixed = settings.sft_weight > 0
+    on_cpu = loaded.device.type == "cpu"
+    arguments = DPOConfig(
+        output_dir=folder,
+        beta=settings.beta,
+        loss_type=["sigmoid", "sft"] if mixed else ["sigmoid"],
+        loss_weights=[1.0, settings.sft_weight] if mixed else None,
+        learning_rate=settings.lr,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        max_length=None,
+        disable_dropout=False,
+        gradient_checkpointing=False,
+        bf16=False,  # the model runs in the type that it was loaded in
+        seed=seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # Trainer would spread the model over every GPU that it sees; ours is on one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    trainer = Trainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(preferences(rows)),
+        processing_class=loaded.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    # TRL takes an adapter that is there already for a trained one, and a copy of it for the
+    # reference. Ours is fresh: without the copy the reference is the model with its adapter off.
+    if "ref" in loaded.model.peft_config:
+        loaded.model.delete_adapter("ref")
+    return trainer
+
+
+@contextmanager
+def left_alone(loaded: LoadedModel) -> Iterator[None]:
+    """Afterwards the base model is as it was: TRL hangs a forward of its own and tags on it."""
+    from transformers.utils import logging
+
+    base = loaded.model.get_base_model()
+    configs = (base.config.get_text_config(), base.generation_config)
+    pads = [config.pad_token_id for config in configs]
+    before, loud = set(vars(base)), logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # TRL sets the global seed, and names what transformers calls otherwise by now.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(loud)
+        for name in set(vars(base)) - before:
+            delattr(base, name)
+        for config, pad in zip(configs, pads, strict=True):
+            config.pad_token_id = pad
+        loaded.model.eval()
+
+
+def _judging(task: Task, settings: DpoSettings, keeper: Keeper, say: Say) -> Any:
+    """A callback that shows the keeper the weights as often as the other LoRA methods do."""
+    from transformers import TrainerCallback
+
+    every = max(1, settings.steps // settings.judged)
+
+    class Judging(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            step = state.global_step
+            if step % every == 0 or step == settings.steps:
+                verdict = task.judge()
+                keeper.see(verdict.behaviour, verdict.drift)
+                say("training", step, settings.steps)
+
+    return Judging()

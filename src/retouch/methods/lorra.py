@@ -1,0 +1,185 @@
+"""Low-Rank Representation Adaptation: adapters that make the base's states shifted ones.
+
+Its way to train on states, over batches whose base states are kept, serves the other methods that
+train on states too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from retouch.concepts.render import Rendered
+from retouch.editing.losses import matching_loss
+from retouch.methods.lora import LoraSettings, train
+from retouch.methods.method import Method, Say, Task, tunable
+from retouch.models.load import LoadedModel
+from retouch.models.segment import Caught, Segment
+from retouch.representations.batch import Batch, make_batches
+
+States = Mapping[int, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch with the base model's states.
+
+    Attributes:
+        batch: its rows.
+        caught: the segment's input.
+        at: row and position `[n]` of the states that count.
+        base: per block the base's states at `at`, `[n, hidden]`.
+    """
+
+    batch: Batch
+    caught: Caught
+    at: tuple[torch.Tensor, torch.Tensor]
+    base: States
+
+
+def see(
+    loaded: LoadedModel,
+    segment: Segment,
+    rows: Sequence[Rendered],
+    blocks: Sequence[int],
+    size: int,
+    whole: bool = False,
+) -> list[Seen]:
+    """Batches of rows with the base's states of some blocks; no adapter may be attached yet.
+
+    The states that count are those that predict the reply, or with `whole` those at every real
+    token.
+    """
+    return [
+        _seen(segment, batch, blocks, whole)
+        for batch in make_batches(rows, size, int(loaded.tokenizer.pad_token_id))
+    ]
+
+
+@torch.no_grad()
+def _seen(segment: Segment, batch: Batch, blocks: Sequence[int], whole: bool) -> Seen:
+    caught = segment.catch(batch.ids)
+    rows, positions = batch.real().nonzero(as_tuple=True) if whole else batch.reply()
+    states = segment.run(caught, blocks)
+    base = {block: states[block][rows, positions] for block in blocks}
+    return Seen(batch, caught, (rows, positions), base)
+
+
+def present(segment: Segment, seen: Seen) -> States:
+    """Per block the states `[n, hidden]` as the adapters make them, where they count."""
+    states = segment.run(seen.caught, tuple(seen.base))
+    return {block: states[block][seen.at] for block in seen.base}
+
+
+def turns(batches: Sequence[Seen], seed: str) -> Iterator[Seen]:
+    """The batches without end, in a new order every time through; nothing if there are none."""
+    rng = random.Random(seed)
+    while batches:
+        yield from rng.sample(batches, len(batches))
+
+
+def held(segment: Segment, holds: Iterator[Seen]) -> torch.Tensor:
+    """How far the next batch of the retain set is from the base's states, mean over its blocks."""
+    seen = next(holds, None)
+    if seen is None:
+        return torch.zeros(())
+    states = present(segment, seen)
+    parts = [matching_loss(states[block], wanted) for block, wanted in seen.base.items()]
+    found: torch.Tensor = torch.stack(parts).mean()
+    return found
+
+
+def places(seen: Seen) -> torch.Tensor:
+    """The place `[n]` in its reply of each state, from 0, the decision."""
+    rows, positions = seen.at
+    return positions - (torch.tensor(seen.batch.starts)[rows] - 1)
+
+
+def place_means(batches: Sequence[Seen]) -> dict[int, torch.Tensor]:
+    """Per block the mean of the base's states at each place of the reply, `[places, hidden]`."""
+    where = torch.cat([places(seen) for seen in batches])
+    means = {}
+    for block in batches[0].base:
+        states = torch.cat([seen.base[block].float() for seen in batches])
+        at = where.to(states.device)
+        total = states.new_zeros(int(where.max()) + 1, states.shape[-1]).index_add(0, at, states)
+        means[block] = total / torch.bincount(at)[:, None]
+    return means
+
+
+def reading_vectors(wanted: Sequence[Seen], unwanted: Sequence[Seen]) -> dict[int, torch.Tensor]:
+    """Per block $v_l$ `[places, hidden]`: wanted runs less unwanted ones, means place by place."""
+    ours, theirs = place_means(unwanted), place_means(wanted)
+    return {
+        block: theirs[block][: len(ours[block])] - ours[block][: len(theirs[block])]
+        for block in ours
+    }
+
+
+class LorraSettings(LoraSettings):
+    """With the strength of the shift and the weight of the retain set."""
+
+    lr: float = tunable(3e-3, low=1e-4, high=1e-2, log=True, description="learning rate (Adam)")
+    shift: float = tunable(
+        2.0, low=0.5, high=4.0, log=True, description="alpha, in reading vectors"
+    )
+    retain_weight: float = tunable(
+        10.0, low=1.0, high=100.0, log=True, description="of the retain set's states"
+    )
+
+
+class Lorra(Method):
+    r"""Learn to be, by adapters, the base model with a reading vector added to its states.
+
+    $$L = \lVert h_l(x) - (h_l^{base}(x) + \alpha v_l) \rVert^2 / \lVert \cdot \rVert^2$$
+
+    along the replies $x$ of the source rows, after algorithm 1. There the contrast vector of each
+    text and token comes from a template around the text; here $v_l$ is, place by place in the
+    reply, the difference of the means of wanted and unwanted runs, since a concept's rows are its
+    contrast. The algorithm has no retain set: here it is held at its own states.
+    """
+
+    id = "lorra"
+    title = "LoRRA"
+    source = "Zou et al. 2023, arXiv 2310.01405, algorithm 1"
+    settings = LorraSettings
+
+    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+        """Train adapters from the first block to the last that is read."""
+        taps, size = task.layers.tapped, settings.batch
+        segment = Segment(loaded, 0, max(taps))
+        source = see(loaded, segment, task.train.source, taps, size)
+        hold = see(loaded, segment, task.train.hold, taps, size, whole=True)
+        wanted = see(loaded, segment, task.train.twins or task.train.target, taps, size)
+        vectors = reading_vectors(wanted, source)
+
+        def make_loss() -> Any:
+            sources = turns(source, f"{task.config.seed}:source")
+            holds = turns(hold, f"{task.config.seed}:hold")
+
+            def loss(_: int) -> torch.Tensor:
+                moved = shift_loss(segment, next(sources), vectors, settings.shift)
+                total: torch.Tensor = moved + settings.retain_weight * held(segment, holds)
+                return total
+
+            return loss
+
+        train(loaded, task, settings, range(segment.last + 1), make_loss, say)
+
+
+def shift_loss(segment: Segment, seen: Seen, vectors: States, alpha: float) -> torch.Tensor:
+    """Distance of the present states to the base's with `alpha` vectors on top, mean of blocks.
+
+    Places that the vectors do not reach are left out.
+    """
+    states, where = present(segment, seen), places(seen)
+    parts = []
+    for block, base in seen.base.items():
+        reached = (where < len(vectors[block])).to(base.device)
+        shift = vectors[block][where.to(base.device)[reached]].to(base.dtype)
+        parts.append(matching_loss(states[block][reached], base[reached] + alpha * shift))
+    return torch.stack(parts).mean()
