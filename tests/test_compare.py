@@ -163,9 +163,14 @@ def test_a_model_that_is_edited_or_in_several_processes_is_refused(tmp_path: Pat
 def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every worker gets its share of the cores; for the same bits one process must have as many.
     threads = torch.get_num_threads()
-    monkeypatch.setattr("os.cpu_count", lambda: 2 * threads)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    torch.set_num_threads(1)
     options: dict[str, Any] = {"methods": ["none", "self-reminder"], "seeds": 1, "labels": 2}
-    alone = retouch.compare("pocket", "safety", limit=4, out=tmp_path / "one", **options)
-    several = retouch.compare("pocket", "safety", limit=4, out=tmp_path / "two", jobs=2, **options)
+    options |= {"limit": 4}
+    try:
+        alone = retouch.compare("pocket", "safety", out=tmp_path / "one", **options)
+    finally:
+        torch.set_num_threads(threads)
+    several = retouch.compare("pocket", "safety", out=tmp_path / "two", jobs=2, **options)
     assert records(alone) == records(several)
     assert [one.rows for one in alone.results] == [one.rows for one in several.results]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ TRAINED = (
     "dpo",
 )
 PUBLISHED = ("are-published", "are-published-wrapped")
-Quiet = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None: ...
@@ -103,7 +101,7 @@ def test_base_weights_and_replies_are_as_they_were_after_detaching(id: str) -> N
 
 @pytest.mark.parametrize("id", ["lora-sft-kl", "lorra", "dpo", "are-published-wrapped"])
 def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(id: str) -> None:
-    found = []
+    found: list[dict[str, torch.Tensor]] = []
     for seed in (3, 3, 4):
         loaded = tiny_loaded()
         torch.manual_seed(len(found))  # nothing hangs on the global state
@@ -139,7 +137,7 @@ def test_the_divergence_is_0_at_first_and_then_what_a_hand_computes() -> None:
     rows = make_task(loaded).train.hold
     (batch,) = make_batches(rows, 8, 0)
     adapters.attach(loaded, (1, 2), (), 4, 8.0, 0)
-    assert float(base_kl(loaded, batch)) == 0
+    assert float(base_kl(loaded, batch).detach()) == 0
     with torch.no_grad():
         for parameter in adapters.parameters(loaded).values():
             parameter.add_(0.1)
@@ -149,10 +147,10 @@ def test_the_divergence_is_0_at_first_and_then_what_a_hand_computes() -> None:
         ours = loaded.model(input_ids=ids).logits[0].double().log_softmax(-1)
         with loaded.reference():
             base = loaded.model(input_ids=ids).logits[0].double().log_softmax(-1)
-        total += float(F.kl_div(ours, base, log_target=True, reduction="sum"))
+        total += float(F.kl_div(ours.detach(), base.detach(), log_target=True, reduction="sum"))
         tokens += len(row.ids)
     assert total > 0
-    assert float(base_kl(loaded, batch)) == pytest.approx(total / tokens, rel=1e-4)
+    assert float(base_kl(loaded, batch).detach()) == pytest.approx(total / tokens, rel=1e-4)
 
 
 def test_batches_go_on_without_end_and_every_row_comes_before_any_comes_again() -> None:
@@ -174,7 +172,7 @@ def test_the_keeper_takes_the_best_within_the_guard_else_the_lowest_drift() -> N
                 weight.fill_(number)
             keeper.see(behaviour, drift)
         keeper.put_best()
-        return float(weight)
+        return weight.item()
 
     assert best((-3, 0.05), (-1, 0.09), (-2, 0.01), (0, 0.2)) == 1
     assert best((0, 0.5), (-9, 0.2), (0, 0.3)) == 1
@@ -319,7 +317,7 @@ def test_the_published_loop_lowers_its_loss_prompt_by_prompt() -> None:
     shown, labels = are_published.prompts(task.train)
     assert labels.tolist() == [0, 1] * 8
     assert shown[0].tolist() == [list(task.train.source[0].ids[: task.train.source[0].start])]
-    chosen = settings("are-published", discriminator_epochs=30, lr=3e-3)
+    chosen = settings("are-published", discriminator_epochs=200, discriminator_lr=1e-2)
     adapters.attach(loaded, (1, 2), chosen.modules, 8, 8.0, 0)
     states = are_published.last_states(loaded, shown, (1, 2))
     assert states.shape == (16, 64)
@@ -354,11 +352,8 @@ def test_the_published_loop_takes_a_fresh_discriminator_every_round_and_stops_by
     monkeypatch.setattr(are_published, "accuracy", lambda *_: next(read))
     apply(loaded, id, task, rounds=9)
     assert rows == [pushed] * 3  # the third accuracy lies within the range
-    assert len({id_(reader.body[0].weight) for reader in readers}) == 4
-
-
-def id_(weight: torch.Tensor) -> tuple[float, ...]:
-    return tuple(weight.flatten()[:8].tolist())
+    begun = {tuple(next(reader.parameters())[0].tolist()) for reader in readers}
+    assert len(begun) == 4
 
 
 def test_the_stop_rule() -> None:

@@ -36,6 +36,10 @@ def compare(
         str, typer.Option(metavar="N,...", help="labelled rows, of source and of target each")
     ] = "128",
     seeds: Annotated[int, typer.Option(metavar="N", help="how many seeds, from 0 on")] = 5,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="training rows to move in place of the concept's"),
+    ] = None,
     tuned: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="tuned settings (default: those that ship, if any)"),
@@ -103,6 +107,7 @@ def compare(
                 limit=limit,
                 on_event=progress,
                 allow_weakening=allow_weakening,
+                source=source,
                 revision=revision,
                 device=device,
                 dtype=dtype,

@@ -41,6 +41,7 @@ PANELS = {
         "first_weight",
         "match_prompt",
         "retain_weight",
+        "retain_reply_weight",
         "drift_guard",
         "patience",
     ),

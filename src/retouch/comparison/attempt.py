@@ -20,7 +20,7 @@ from retouch.models.load import LoadedModel
 
 # Of the concept's tuned settings, those that decide the rows: every method is given them. What is
 # the game's own is a setting of the method `retouch`.
-ROW_FIELDS = ("retain", "forced", "reply_tokens")
+ROW_FIELDS = ("retain", "forced", "forced_rows", "reply_tokens")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def task_config(
     labels: int,
     seed: int,
     allow_weakening: str | None = None,
+    source: str | None = None,
 ) -> EditConfig:
     """The configuration of a task: the rows that every method gets.
 
@@ -57,6 +58,7 @@ def task_config(
         labels: labelled rows, of source and of target each.
         seed: decides which rows.
         allow_weakening: the reason for lowering safety.
+        source: training rows to move in place of the concept's, as in `EditConfig`.
 
     Raises:
         ConfigError: a value is wrong; names it.
@@ -66,7 +68,7 @@ def task_config(
     config = resolve(
         {key: tuned[key] for key in ROW_FIELDS if key in tuned},
         {"model": model, "concept": name, "direction": direction, "labels": labels, "seed": seed},
-        {"allow_weakening": allow_weakening},
+        {"allow_weakening": allow_weakening, "source": source},
         where="the options",
     )
     check_weakening(config, concept)

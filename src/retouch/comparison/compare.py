@@ -86,6 +86,7 @@ def compare(
     limit: int | None = None,
     on_event: OnEvent | None = None,
     allow_weakening: str | None = None,
+    source: str | None = None,
     **loading: Any,
 ) -> Comparison:
     """`retouch.compare`: try methods on the same rows and measure them on the test split.
@@ -105,6 +106,7 @@ def compare(
         limit: at most so many rows a metric.
         on_event: told what happens.
         allow_weakening: the reason for comparing methods that weaken safety.
+        source: training rows to move in place of the concept's: a label, or LABEL:GROUP.
         loading: options of `models.load.load`.
 
     Raises:
@@ -127,6 +129,7 @@ def compare(
         limit=limit,
         stress=stress,
         allow_weakening=allow_weakening,
+        source=source,
         loading=loading,
     )
     path = Path(out) if out else Path("runs", f"compare-{plan.concept.name}-{direction}")

@@ -56,6 +56,7 @@ class Plan:
         limit: rows a metric at the most.
         stress: harder questions that every method is asked.
         allow_weakening: the reason for lowering safety.
+        source: training rows to move in place of the concept's.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Plan:
     limit: int | None = None
     stress: tuple[str, ...] = ()
     allow_weakening: str | None = None
+    source: str | None = None
     loading: Mapping[str, Any] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
@@ -96,6 +98,7 @@ class Plan:
             labels,
             seed,
             self.allow_weakening,
+            self.source,
         )
 
     def identity(self, cell: Cell) -> dict[str, Any]:
@@ -109,7 +112,8 @@ class Plan:
             "hash": [concept.hash for concept in self.measured],
             "direction": self.direction,
             "retain": config.retain,
-            "forced": config.forced,
+            "forced": [config.forced, config.forced_rows],
+            "source": config.source,
             "reply_tokens": config.reply_tokens,
             "limit": self.limit,
             "stress": list(self.stress),
@@ -130,6 +134,7 @@ def make_plan(
     limit: int | None = None,
     stress: Sequence[str] = (),
     allow_weakening: str | None = None,
+    source: str | None = None,
     loading: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Check what the user asked for, before anything is loaded.
@@ -156,11 +161,12 @@ def make_plan(
         raise ConfigError(f"`{option}`: {what}.", mend)
     check_questions(stress)
     values, where = find_tuned(concept, direction, tuned)
-    settings = {
-        id: make_settings(catalog.get_method(id), values.get(id, {}), where).model_dump(mode="json")
-        for id in ids
-    }
     pack = load_concept(concept)
+    settings = {}
+    for id in ids:
+        method = catalog.get_method(id)
+        chosen = {**method.defaults(pack, direction), **values.get(id, {})}
+        settings[id] = make_settings(method, chosen, where).model_dump(mode="json")
     more = builtin_names() if metrics == "all" else []
     plan = Plan(
         model,
@@ -176,6 +182,7 @@ def make_plan(
         limit,
         tuple(stress),
         allow_weakening,
+        source,
         dict(loading or {}),
     )
     plan.aim()

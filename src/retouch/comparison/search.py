@@ -94,7 +94,7 @@ def search(
     path = out or Path("runs", f"search-{pack.name}-{direction}-{method}")
     found = Search(path, identity, {"trials": trials, "minutes": minutes}, guard)
     found.read()
-    space = find_space(made.settings)
+    space = find_space(made.settings).starting(made.defaults(pack, direction))
     if found.over or propose(space, found.trials, seed) is None:
         found.write()  # the guard may be another one
         return found
@@ -104,7 +104,8 @@ def search(
     check_bare(model)
     say(StageEvent("replies", "the base model replies to the rows of the concept"))
     task = set_task(model, pack, config)
-    _go_on(found, _Bench(model, made, task, pack, aim, limit), space, seed, say)
+    own = made.defaults(pack, direction)
+    _go_on(found, _Bench(model, made, task, pack, aim, limit, own), space, seed, say)
     return found
 
 
@@ -118,6 +119,7 @@ class _Bench:
     concept: Concept
     aim: Aim
     limit: int | None
+    own: dict[str, Any]
     known: dict[Asked, str] = field(default_factory=dict)
 
     def run(self, number: int, values: dict[str, Any], say: OnEvent) -> Trial:
@@ -129,7 +131,7 @@ class _Bench:
             say(StageEvent("trial", "", done, total))
 
         try:
-            settings = make_settings(self.method, values, f"trial {number}")
+            settings = make_settings(self.method, {**self.own, **values}, f"trial {number}")
             tried = attempt(
                 self.loaded,
                 self.method,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -54,6 +54,13 @@ class Space:
     def defaults(self) -> dict[str, Any]:
         """The defaults of what may be drawn."""
         return {one.name: one.default for one in self.dimensions}
+
+    def starting(self, values: Mapping[str, Any]) -> Space:
+        """The same space with other defaults, where `values` has them."""
+        dimensions = (
+            replace(one, default=values.get(one.name, one.default)) for one in self.dimensions
+        )
+        return Space(tuple(dimensions))
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether every value lies in its range."""

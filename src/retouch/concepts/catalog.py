@@ -19,7 +19,15 @@ from retouch.concepts.own import EVERYDAY, own_concept
 from retouch.concepts.table import READERS, did_you_mean, named
 from retouch.core.config import EditConfig, resolve
 from retouch.core.errors import ConfigError, DataError
-from retouch.core.types import SCORERS, SPLITS, Concept, Direction, MetricSpec, Sides
+from retouch.core.types import (
+    SCORERS,
+    SPLITS,
+    Concept,
+    Direction,
+    Example,
+    MetricSpec,
+    Sides,
+)
 
 
 class PackFile(BaseModel):
@@ -90,7 +98,7 @@ def _pack(file: Path | Traversable, trail: tuple[str, ...] = ()) -> Concept:
         name=pack.name,
         title=pack.title,
         description=pack.description,
-        rows={split: read_examples(folder.joinpath(f"{split}.jsonl")) for split in SPLITS},
+        rows={split: _rows(folder.joinpath(f"{split}.jsonl"), pack) for split in SPLITS},
         sides=pack.sides,
         weakens=pack.weakens,
         settings={
@@ -106,6 +114,11 @@ def _pack(file: Path | Traversable, trail: tuple[str, ...] = ()) -> Concept:
             mend = f"{did_you_mean(name, names)} The built-in ones are {named(names)}.".strip()
             raise DataError(f"{file}, key `uses`: there is no concept `{name}`.", mend)
     return _complete(concept, pack.uses, (*trail, pack.name))
+
+
+def _rows(file: Path | Traversable, pack: PackFile) -> tuple[Example, ...]:
+    """A split's rows; a pack that uses others may have none of its own."""
+    return () if pack.uses and not file.is_file() else read_examples(file)
 
 
 def _read_pack(file: Path | Traversable) -> PackFile:

@@ -72,6 +72,9 @@ class EditConfig(BaseModel):
         False, description="match paired representations at the words that both prompts end in, too"
     )
     retain_weight: float = Field(30.0, ge=0, description="weight of holding the retain set")
+    retain_reply_weight: float = Field(
+        1.0, gt=0, description="weight of a retain reply's positions against its prompt's"
+    )
     reply_positions: int = Field(
         4, ge=1, description="positions the discriminators read: the decision and the first replies"
     )

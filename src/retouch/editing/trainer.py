@@ -201,7 +201,10 @@ class Trainer:
         last = self._segment.last
         states = self._segment.run(place.caught, (last,))[last]
         assert place.base is not None
-        return matching_loss(states[place.batch.real()], place.base)
+        real = place.batch.real()
+        weights = torch.ones(real.shape)
+        weights[place.reply] = self._config.retain_reply_weight
+        return matching_loss(states[real], place.base, weights[real].to(states.device))
 
     def _keep(self, verdict: Verdict) -> bool:
         self._least_drift = min(self._least_drift, verdict.drift)

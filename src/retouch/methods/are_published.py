@@ -31,7 +31,7 @@ class PublishedSettings(Settings):
 
     # main.py: 1e-4, which "should be better designed", and 50 rounds, an "empirical value".
     lr: float = tunable(1e-4, low=1e-4, high=3e-3, log=True, description="learning rate (Adam)")
-    rounds: int = tunable(12, low=3, high=50, log=True, description="rounds at the most")
+    rounds: int = tunable(50, low=3, high=50, log=True, description="rounds at the most")
     epochs: int = 2  # main.py: `generator_epoch`
     eps: float = 1e-2  # main.py: of the generator's Adam
     modules: tuple[str, ...] = ("q_proj", "v_proj")  # main.py: `target_modules`

@@ -15,7 +15,6 @@ from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 
-
 NUDGE = 0.02  # deviation of the adapters' first upper weights
 
 
@@ -26,12 +25,12 @@ class CircuitBreakerSettings(LoraSettings):
     # waits for the wanted reply.
     judged: int = 1
 
-    lr: float = tunable(1e-3, low=1e-4, high=1e-2, log=True, description="learning rate (Adam)")
+    lr: float = tunable(3e-3, low=1e-4, high=1e-2, log=True, description="learning rate (Adam)")
     reroute_weight: float = tunable(
         10.0, low=1.0, high=30.0, log=True, description="of turning unwanted states away"
     )
     retain_weight: float = tunable(
-        10.0, low=1.0, high=100.0, log=True, description="of the retain set's states"
+        100.0, low=10.0, high=300.0, log=True, description="of the retain set's states"
     )
 
 

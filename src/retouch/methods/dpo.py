@@ -150,13 +150,18 @@ def make_trainer(
 
 @contextmanager
 def left_alone(loaded: LoadedModel) -> Iterator[None]:
-    """Afterwards the base model is as it was: TRL hangs a forward of its own and tags on it."""
+    """Afterwards the base model is as it was: TRL hangs a forward and tags on it, and sets it up.
+
+    Inside, nothing is told either.
+    """
     from transformers.utils import logging
 
     base = loaded.model.get_base_model()
-    configs = (base.config.get_text_config(), base.generation_config)
-    pads = [config.pad_token_id for config in configs]
-    before, loud = set(vars(base)), logging.get_verbosity()
+    had, loud = set(vars(base)), logging.get_verbosity()
+    setups = [vars(one) for one in (base.config, base.config.get_text_config())]
+    if base.generation_config is not None:
+        setups.append(vars(base.generation_config))
+    were = [dict(setup) for setup in setups]
     logging.set_verbosity_error()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -165,10 +170,11 @@ def left_alone(loaded: LoadedModel) -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(loud)
-        for name in set(vars(base)) - before:
+        for name in set(vars(base)) - had:
             delattr(base, name)
-        for config, pad in zip(configs, pads, strict=True):
-            config.pad_token_id = pad
+        for setup, was in zip(setups, were, strict=True):
+            setup.clear()
+            setup.update(was)
         loaded.model.eval()
 
 

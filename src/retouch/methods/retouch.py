@@ -42,6 +42,7 @@ class RetouchSettings(Settings):
     retain_weight: float = tunable(
         _default("retain_weight"), low=5.0, high=100.0, log=True, description="of the retain set"
     )
+    retain_reply_weight: float = _default("retain_reply_weight")
     reply_positions: int = _default("reply_positions")
     discriminator_width: int = _default("discriminator_width")
     discriminator_lr: float = _default("discriminator_lr")
