@@ -38,6 +38,8 @@ COMMANDS = [
     ["demo"],
     ["edit"],
     ["evaluate"],
+    ["compare"],
+    ["search"],
     ["chat"],
     ["export"],
     ["concept"],

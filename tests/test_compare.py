@@ -160,6 +160,7 @@ def test_a_model_that_is_edited_or_in_several_processes_is_refused(tmp_path: Pat
         retouch.compare(model(), methods=["none"], jobs=2)
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every worker gets its share of the cores; for the same bits one process must have as many.
     threads = torch.get_num_threads()

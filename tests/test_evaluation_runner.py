@@ -147,3 +147,30 @@ def test_the_model_is_left_as_it_was(scripted):
     evaluate(loaded, [concept()])
     assert loaded.model.training
     assert all(weight.equal(before[name]) for name, weight in loaded.model.named_parameters())
+
+
+def test_the_bases_replies_that_are_known_are_not_asked_again(scripted):
+    known = {}
+    first = evaluate(spelled(), [concept()], known=known)
+    # The jobs are asked for though nothing is edited yet: drift will need them.
+    assert [len(batch) for batch in scripted] == [8]
+    assert len(known) == 8
+    again = evaluate(edit(spelled(), 0.3), [concept()], known=known)
+    assert [len(batch) for batch in scripted] == [8, 5]  # the edited model's alone
+    assert [r.before for r in again.records] == [r.before for r in first.records]
+    assert again == evaluate(edit(spelled(), 0.3), [concept()])
+
+
+def test_every_score_comes_with_its_rows(scripted):
+    for loaded in (spelled(), edit(spelled(), 0.3)):
+        found = evaluate(loaded, [concept()])
+        for record in found.records:
+            rows = found.rows[record.suite, record.metric]
+            score = record.after or record.before
+            assert len(rows.sums) == len(rows.counts) == score.n
+            if rows.groups:
+                assert rows.groups == ("male", "female", "female")
+                male, *female = rows.sums
+                assert score.value == pytest.approx(abs(male - sum(female) / 2))
+            else:
+                assert score.value == pytest.approx(sum(rows.sums) / sum(rows.counts))

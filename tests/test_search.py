@@ -34,8 +34,8 @@ def test_the_rule_takes_the_lowest_drift_among_those_as_good_as_the_best() -> No
     trials = [trial(0, 0.5, 0.0), trial(1, 1.0, 0.009), trial(2, 0.99, 0.004), trial(3, 1.0, 0.5)]
     assert choose(trials) is trials[2]
     assert choose(trials, guard=0.001) is trials[0]
-    # Nothing within the guard: 1.0 - 10 x 0.5 is less than 0.9 - 10 x 0.02.
-    far = [trial(0, 1.0, 0.5), trial(1, 0.9, 0.02)]
+    # Nothing that works stays within the guard: the best effect, whatever it drifts.
+    far = [trial(0, 1.0, 0.5), trial(1, 0.995, 0.2), trial(2, 0.1, 0.001)]
     assert choose(far) is far[1]
     failed = Trial(0, {}, None, None, 1.0, "failed", "no")
     assert choose([failed]) is None

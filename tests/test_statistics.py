@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retouch.evaluation.statistics import bootstrap_gap, bootstrap_mean, bootstrap_ratio, wilson
+from retouch.evaluation.statistics import (
+    Rows,
+    bootstrap_gap,
+    bootstrap_mean,
+    bootstrap_ratio,
+    holm,
+    paired_bootstrap,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +109,79 @@ def test_impossible_counts_are_refused():
         wilson(3, 2)
     with pytest.raises(ValueError, match="nothing"):
         bootstrap_ratio([0.0], [0])
+
+
+def rows(*values, counts=None, groups=()):
+    return Rows(tuple(values), tuple(counts or [1.0] * len(values)), groups)
+
+
+def test_holm_agrees_with_hand():
+    # 0.01 x 4, then 0.02 x 3 = 0.06, then 0.03 x 2 = 0.06, then 0.04, which may not fall below.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+def test_a_paired_bootstrap_of_two_rows_agrees_with_hand():
+    # Differences 1 and -1: draws are 1, 0, 0, -1, so that three quarters are on either side of 0.
+    difference, p = paired_bootstrap([rows(1, 0)], [rows(0, 1)])
+    assert (difference.value, difference.low, difference.high) == (0, -1, 1)
+    assert p == 1
+    # Differences 3 and -1: a quarter of the draws is below 0, and none is 0.
+    difference, p = paired_bootstrap([rows(3, 0)], [rows(0, 1)])
+    assert difference.value == 1
+    assert p == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_paired_bootstrap_draws_seeds_too():
+    # Seed by seed all rows agree: +3 with one seed, -1 with the other, as with two rows above.
+    ours, theirs = [rows(*[3.0] * 40), rows(*[0.0] * 40)], [rows(*[0.0] * 40), rows(*[1.0] * 40)]
+    difference, p = paired_bootstrap(ours, theirs)
+    assert difference.value == 1
+    assert p == pytest.approx(0.5, abs=0.02)
+    assert paired_bootstrap(ours[:1], theirs[:1])[1] == pytest.approx(2 / 10_001)
+
+
+def test_a_paired_bootstrap_knows_pairs_ratios_and_gaps():
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 10, 200)
+    ours, theirs = rows(*(base + 0.5 + rng.normal(0, 1, 200))), rows(*base)
+    difference, p = paired_bootstrap([ours], [theirs])
+    assert p < 0.001  # unpaired, a half beside a spread of ten would be nothing
+    assert difference.low == pytest.approx(0.5 - 1.96 / 200**0.5, abs=0.1)
+    back, same = paired_bootstrap([theirs], [ours])
+    assert back.value == -difference.value
+    assert same == pytest.approx(p, abs=0.001)
+    # Weighed by tokens: 1 nat over 100 tokens against none.
+    counts = [1.0, 99.0]
+    ratio, _ = paired_bootstrap([rows(1, 0, counts=counts)], [rows(0, 0, counts=counts)])
+    assert ratio.value == pytest.approx(0.01)
+    # Both rows move by 0.5, and the gap does not.
+    groups = ("f", "m")
+    gap, p = paired_bootstrap([rows(0.9, 0.7, groups=groups)], [rows(0.4, 0.2, groups=groups)])
+    assert gap.value == pytest.approx(0)
+    wide, p = paired_bootstrap([rows(0.9, 0.1, groups=groups)], [rows(0.1, 0.2, groups=groups)])
+    assert wide.value == pytest.approx(0.7)
+    assert p == pytest.approx(2 / 10_001)  # one row a group: nothing but themselves is drawn
+
+
+@given(st.integers(0, 1000))
+def test_a_paired_bootstrap_finds_nothing_where_nothing_is(seed):
+    values = np.random.default_rng(seed).random(9)
+    assert paired_bootstrap([rows(*values)], [rows(*values)], draws=200)[1] == 1
+
+
+def test_a_paired_bootstrap_in_blocks_has_the_same_value(monkeypatch):
+    monkeypatch.setattr("retouch.evaluation.statistics._BLOCK", 100)
+    difference, p = paired_bootstrap([rows(3, 0)], [rows(0, 1)])
+    assert difference.value == 1
+    assert p == pytest.approx(0.5, abs=0.02)
+
+
+def test_only_what_belongs_together_is_paired():
+    for a, b in (([rows(1, 0)], [rows(1)]), ([rows(1)], [rows(1), rows(1)])):
+        with pytest.raises(ValueError, match="same seeds on the same rows"):
+            paired_bootstrap(a, b)
+    with pytest.raises(ValueError, match="at least one sample"):
+        paired_bootstrap([], [])

@@ -58,7 +58,8 @@ class Space:
     def starting(self, values: Mapping[str, Any]) -> Space:
         """The same space with other defaults, where `values` has them."""
         dimensions = (
-            replace(one, default=values.get(one.name, one.default)) for one in self.dimensions
+            replace(one, default=plain(values.get(one.name, one.default)))
+            for one in self.dimensions
         )
         return Space(tuple(dimensions))
 

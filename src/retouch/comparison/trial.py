@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 GUARD = 0.01  # nats a token
 CLOSE = 0.01  # effects nearer than this count as the same
-PRICE = 10.0  # what a nat a token costs of the effect, where nothing stays within the guard
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,20 @@ def choose(trials: Sequence[Trial], guard: float = GUARD) -> Trial | None:
 
     Among the trials whose drift is within the guard, those count whose effect is within 0.01 of
     the best of them; of these the one with the lowest drift is chosen, the earliest of equals. If
-    none is within the guard, it is the one with the best effect - 10 x drift. None if all failed.
+    the best within the guard has not half of the effect that the method can have at all, the guard
+    is no fair choice for it: then the same is done among all trials, and the drift is what it is.
+    None if all failed.
     """
     done = _done(trials)
-    within = [(trial, effect, drift) for trial, effect, drift in done if drift <= guard]
-    if within:
-        best = max(effect for _, effect, _ in within)
-        # The least bit more, since 0.99 is not within 0.01 of 1.0 in floating point.
-        close = [one for one in within if one[1] >= best - CLOSE - 1e-9]
-        return min(close, key=lambda one: one[2])[0]
-    if done:
-        return max(done, key=lambda one: one[1] - PRICE * one[2])[0]
-    return None
+    if not done:
+        return None
+    within = [one for one in done if one[2] <= guard]
+    most = max(effect for _, effect, _ in done)
+    fair = within if any(effect >= most / 2 for _, effect, _ in within) else done
+    best = max(effect for _, effect, _ in fair)
+    # The least bit more, since 0.99 is not within 0.01 of 1.0 in floating point.
+    close = [one for one in fair if one[1] >= best - CLOSE - 1e-9]
+    return min(close, key=lambda one: one[2])[0]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

@@ -93,7 +93,9 @@ def _receive(pipe: Connection, process: BaseProcess, cell: Cell) -> Result:
 def _work(pipe: Connection, plan: Plan, threads: int) -> None:
     """What a worker does: load the model, then a cell for every one that it is sent."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one for every process would run into each other
     # Ctrl-C reaches the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
