@@ -62,8 +62,15 @@ def own_file(folder: Path) -> Path:
     return path
 
 
-def test_the_five_built_in_concepts_are_there() -> None:
-    assert builtin_names() == ["everyday", "gender-bias", "safety", "tone", "truthfulness"]
+def test_the_built_in_concepts_are_there() -> None:
+    assert builtin_names() == [
+        "everyday",
+        "gender-bias",
+        "prefill",
+        "safety",
+        "tone",
+        "truthfulness",
+    ]
 
 
 def test_a_used_pack_brings_its_rows_and_metrics_once(packs: Path) -> None:

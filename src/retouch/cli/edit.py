@@ -40,6 +40,8 @@ PANELS = {
         "supervised_weight",
         "first_weight",
         "match_prompt",
+        "perturb",
+        "perturb_steps",
         "retain_weight",
         "retain_reply_weight",
         "drift_guard",

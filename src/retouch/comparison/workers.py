@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -95,7 +96,9 @@ def _work(pipe: Connection, plan: Plan, threads: int) -> None:
     import torch
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one for every process would run into each other
+    # What libraries say would come once for every process; errors still come.
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b")
     # Ctrl-C reaches the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)

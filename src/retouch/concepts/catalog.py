@@ -27,6 +27,7 @@ from retouch.core.types import (
     Example,
     MetricSpec,
     Sides,
+    Split,
 )
 
 
@@ -98,7 +99,7 @@ def _pack(file: Path | Traversable, trail: tuple[str, ...] = ()) -> Concept:
         name=pack.name,
         title=pack.title,
         description=pack.description,
-        rows={split: _rows(folder.joinpath(f"{split}.jsonl"), pack) for split in SPLITS},
+        rows=_rows(folder, pack),
         sides=pack.sides,
         weakens=pack.weakens,
         settings={
@@ -116,9 +117,12 @@ def _pack(file: Path | Traversable, trail: tuple[str, ...] = ()) -> Concept:
     return _complete(concept, pack.uses, (*trail, pack.name))
 
 
-def _rows(file: Path | Traversable, pack: PackFile) -> tuple[Example, ...]:
-    """A split's rows; a pack that uses others may have none of its own."""
-    return () if pack.uses and not file.is_file() else read_examples(file)
+def _rows(folder: Path | Traversable, pack: PackFile) -> dict[Split, tuple[Example, ...]]:
+    """The rows of a pack by split; one that uses others may have none of its own."""
+    files = {split: folder.joinpath(f"{split}.jsonl") for split in SPLITS}
+    if pack.uses and not any(file.is_file() for file in files.values()):
+        return {split: () for split in SPLITS}
+    return {split: read_examples(file) for split, file in files.items()}
 
 
 def _read_pack(file: Path | Traversable) -> PackFile:

@@ -84,7 +84,7 @@ def choose_rows(
 
     shown, own, held = told(target, target), told(source, source), told(hold, hold)
     moved = told(source, target) if paired else own
-    gap, closing = _gap(concept, sides), sides.effect_better == "lower"
+    gap, closing = _gap(concept, sides, source), sides.effect_better == "lower"
     wanted, rejected = moved, own
     if not paired and gap is not None:
         wanted, rejected = _chosen(loaded, source, gap, closing, config)
@@ -149,10 +149,12 @@ def _source(concept: Concept, sides: Sides, config: EditConfig, split: Split) ->
     return named
 
 
-def _gap(concept: Concept, sides: Sides) -> MetricSpec | None:
-    """The effect's metric, if it is a gap."""
-    named = [spec for spec in concept.metrics if spec.metric == sides.effect]
-    return next((spec for spec in named if spec.scorer == "gap"), None)
+def _gap(concept: Concept, sides: Sides, source: Sequence[Example]) -> MetricSpec | None:
+    """The effect's metric, if it is a gap and the source rows are of its two groups."""
+    for spec in concept.metrics:
+        if spec.metric == sides.effect and spec.scorer == "gap":
+            return spec if {row.group for row in source} == set(spec.groups) else None
+    return None
 
 
 def _chosen(

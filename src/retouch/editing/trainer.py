@@ -22,7 +22,7 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import DivergedError
 from retouch.core.types import StepEvent
 from retouch.editing.average import MovingAverage, put
-from retouch.editing.board import Board, Place
+from retouch.editing.board import Board, Place, States
 from retouch.editing.discriminator import Jury
 from retouch.editing.judge import Judge, Verdict
 from retouch.editing.losses import (
@@ -31,9 +31,10 @@ from retouch.editing.losses import (
     matching_loss,
     supervised_loss,
 )
+from retouch.editing.perturbation import worst_push
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
-from retouch.models.segment import Segment, run_whole
+from retouch.models.segment import Caught, Segment, run_whole
 
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
 
@@ -168,25 +169,33 @@ class Trainer:
         return sums
 
     def _source_losses(self, place: Place) -> dict[str, torch.Tensor]:
-        config, board = self._config, self._board
+        config, caught = self._config, place.caught
         parts: dict[str, torch.Tensor] = {}
-        if config.supervised_weight and board.taught is board.source:
+        states: States = {}
+        if config.supervised_weight and self._board.taught is self._board.source:
             states, logits = run_whole(self._loaded, place.batch.ids, self._taps)
             parts["supervised"] = self._supervised(place, logits)
-        else:
-            states = self._segment.run(place.caught, self._taps)
+        if config.perturb:
+
+            def harm(pushed: Caught) -> torch.Tensor:
+                found = self._game_losses(place, self._segment.run(pushed, self._taps))
+                return torch.stack(list(found.values())).sum()
+
+            caught = worst_push(caught, harm, config.perturb, config.perturb_steps)
+        if config.perturb or not states:
+            states = self._segment.run(caught, self._taps)
+        return parts | self._game_losses(place, states)
+
+    def _game_losses(self, place: Place, states: States) -> dict[str, torch.Tensor]:
+        config, parts = self._config, {}
         if config.adversarial_weight:
-            loss = fooling_loss if board.groups is None else confusion_loss
+            loss = fooling_loss if self._board.groups is None else confusion_loss
             fooled = [loss(self._jury.members[t](states[t][place.early])) for t in states]
             parts["adversarial"] = config.adversarial_weight * torch.stack(fooled).mean()
         if config.pair_weight and place.wanted:
-            weights = place.weights(place.matched, config.first_weight)
-            near = [
-                matching_loss(
-                    states[t][place.matched], place.wanted[t], weights.to(states[t].device)
-                )
-                for t in states
-            ]
+            at = place.matched
+            weights = place.weights(at, config.first_weight).to(self._loaded.device)
+            near = [matching_loss(states[t][at], place.wanted[t], weights) for t in states]
             parts["pair"] = config.pair_weight * torch.stack(near).mean()
         return parts
 

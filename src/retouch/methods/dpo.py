@@ -21,6 +21,7 @@ from retouch.models.load import LoadedModel
 class DpoSettings(LoraSettings):
     """With the strength of the tie to the base, and of learning the wanted replies outright."""
 
+    lr: float = tunable(3e-4, low=3e-5, high=3e-3, log=True, description="learning rate (Adam)")
     beta: float = tunable(0.1, low=0.01, high=1.0, log=True, description="of the tie to the base")
     sft_weight: float = tunable(
         0.0, choices=(0.0, 0.1, 0.3, 1.0), description="of cross-entropy on the wanted replies"

@@ -38,6 +38,8 @@ class RetouchSettings(Settings):
     )
     supervised_weight: float = _default("supervised_weight")
     first_weight: float = _default("first_weight")
+    perturb: float = _default("perturb")
+    perturb_steps: int = _default("perturb_steps")
     match_prompt: bool = _default("match_prompt")
     retain_weight: float = tunable(
         _default("retain_weight"), low=5.0, high=100.0, log=True, description="of the retain set"
