@@ -121,7 +121,7 @@ def _rows(folder: Path | Traversable, pack: PackFile) -> dict[Split, tuple[Examp
     """The rows of a pack by split; one that uses others may have none of its own."""
     files = {split: folder.joinpath(f"{split}.jsonl") for split in SPLITS}
     if pack.uses and not any(file.is_file() for file in files.values()):
-        return {split: () for split in SPLITS}
+        return dict.fromkeys(SPLITS, ())
     return {split: read_examples(file) for split, file in files.items()}
 
 

@@ -74,8 +74,8 @@ class EditConfig(BaseModel):
     perturb: float = Field(
         0.0,
         ge=0,
-        description="radius of the worst push of the segment's input that the adapter has to stand, "
-        "as a share of each state's norm; 0 makes none",
+        description="radius of the worst push of the segment's input that the adapter has to "
+        "stand, as a share of each state's norm; 0 makes none",
     )
     perturb_steps: int = Field(2, ge=1, description="gradient steps in which a push is found")
     retain_weight: float = Field(30.0, ge=0, description="weight of holding the retain set")
