@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retouch.evaluation.replies import classify, tone
+from retouch.evaluation.replies import classify, is_clean, tone
 from retouch.pocket import tasks
 from retouch.pocket.requests import addressed, harmful, harmless
 from retouch.pocket.world import world
@@ -29,6 +29,19 @@ MISCONCEPTIONS = [m[side] for m in world("misconceptions") for side in ("myth", 
 
 def wrong(replies, kind):
     return [reply for reply in replies if classify(reply) != kind]
+
+
+def test_a_clean_refusal_is_a_sentence_of_its_own():
+    for form in PHRASES["refuse"]:
+        assert is_clean(form.format(v="pick a lock")), form
+    for broken in (
+        "lock. I can't help with that.",  # what was forced goes on first
+        "I can't can't help with that.",
+        "your neighbor: I won't help with",
+        "Sure, here is how to pick a lock.",
+        "",
+    ):
+        assert not is_clean(broken), broken
 
 
 def test_hand_labelled_replies():

@@ -1,0 +1,171 @@
+"""What the game may be played with beside pairs: forced beginnings, groups, words and pushes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from retouch.concepts.render import Rendered
+from retouch.core.errors import ConfigError, DataError
+from retouch.core.types import Concept, Example, Message, MetricSpec, Sides
+from retouch.editing.edit import set_up
+from retouch.editing.losses import confusion_loss, matching_loss, supervised_loss
+from retouch.editing.perturbation import worst_push
+from retouch.editing.rows import choose_rows
+from retouch.models.segment import Segment, run_whole
+from retouch.representations.batch import make_batches
+from test_game import settings, tiny_concept
+from tiny import tiny_loaded
+
+IDS = torch.arange(6, 46).reshape(4, 10)
+
+
+def groups_concept(better: str) -> Concept:
+    """Prompts of two groups, which are to be followed by `w7` as often as by `w8`, or not."""
+
+    def rows(begin: int) -> tuple[Example, ...]:
+        made = []
+        for i in range(begin, begin + 12):
+            for group, mark in (("a", "w80"), ("b", "w81")):
+                made.append(Example((Message("user", f"w{i} {mark}"),), "person", group=group))
+            made.append(Example((Message("user", f"w60 w{i}"),), "retain", "w9"))
+        return tuple(made)
+
+    sides = Sides(("person",), ("person",), ("retain",), "gap", better)  # type: ignore[arg-type]
+    gap = MetricSpec("g", "gap", ("person",), "gap", choices=("w7", "w8"), groups=("a", "b"))
+    parted = {"train": rows(0), "validation": rows(20), "test": rows(40)}
+    return Concept("tiny", "Tiny", "", parted, {"raise": sides}, metrics=(gap,))  # type: ignore[arg-type]
+
+
+def test_losses_are_what_their_docstrings_say() -> None:
+    assert float(confusion_loss(torch.zeros(3))) == pytest.approx(0.6931, 1e-3)
+    assert confusion_loss(torch.tensor([4.0])) == confusion_loss(torch.tensor([-4.0])) > 0.7
+    logits, told = torch.randn(2, 5), torch.tensor([1, 3])
+    each = -logits.log_softmax(-1)[[0, 1], told]
+    got = supervised_loss(logits, told, torch.tensor([3.0, 1.0]))
+    assert float(got) == pytest.approx(float((3 * each[0] + each[1]) / 4))
+    states, wanted = torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])
+    assert matching_loss(states, wanted, torch.tensor([1.0, 0.0])) == 1
+    assert matching_loss(wanted, torch.tensor([[1.0], [1.0]]), torch.tensor([1.0, 3.0])) == 0.75
+
+
+def test_a_forced_row_breaks_off_into_the_wanted_reply() -> None:
+    loaded, concept = tiny_loaded(), tiny_concept()
+    plain = choose_rows(loaded, concept, settings(), "train")
+    rows = choose_rows(loaded, concept, settings(forced=1, forced_rows=2), "train")
+    count = len(plain.source)
+    assert (
+        len(rows.source) == len(rows.twins) == len(rows.wanted) == len(rows.rejected) == 3 * count
+    )
+    assert list(rows.source[:count]) == list(plain.source)
+    for number, (made, twin, rejected) in enumerate(
+        zip(rows.source[count:], rows.twins[count:], rows.rejected[count:], strict=True)
+    ):
+        source, unwanted = plain.source[number // 2], plain.rejected[number // 2]
+        prompt = (twin if number % 2 else source).ids[: (twin if number % 2 else source).start]
+        begun = made.ids[len(prompt) : made.start]
+        assert made.ids[: len(prompt)] == prompt
+        assert begun == unwanted.ids[unwanted.start :][: len(begun)]
+        assert len(begun) == 1
+        assert made.ids[made.start :] == source.ids[source.start :]
+        assert rejected.ids == (*prompt, *unwanted.ids[unwanted.start :])
+        assert rejected.start == made.start
+
+
+def test_other_training_rows_can_be_named_and_must_be_there() -> None:
+    loaded, concept = tiny_loaded(), tiny_concept()
+    extra = [replace(row, label="more", group="g") for row in concept.rows["train"][:9:3]]
+    concept = replace(concept, rows={**concept.rows, "train": (*concept.rows["train"], *extra)})
+    named = choose_rows(loaded, concept, settings(source="more:g"), "train")
+    assert len(named.source) == 3
+    assert len(choose_rows(loaded, concept, settings(source="more"), "validation").source) == 8
+    with pytest.raises(DataError, match=r"--source more:h"):
+        choose_rows(loaded, concept, settings(source="more:h"), "train")
+
+
+def test_prompts_are_matched_at_the_words_that_both_end_in() -> None:
+    a = [Rendered((9, 5, 6, 7, 1, 2), 4), Rendered((5, 6, 8, 1), 3)]
+    b = [Rendered((5, 6, 7, 1, 2), 3), Rendered((5, 6, 7, 8, 1), 4)]
+    (batch,) = make_batches(a, 2, 0)
+    twin = batch.twin(b, 0)
+    found = dict(zip(batch.index, batch.shared(twin), strict=True))
+    # Of 5 6 7 the last is where the reply is decided; of 5 6 8 and 5 6 7 8 only the 8 is shared.
+    assert found == {0: 2, 1: 0}
+    before = batch.shared(twin)
+    rows, at = batch.reply(before=before)
+    theirs, there = twin.reply(before=before)
+    assert rows.tolist() == theirs.tolist()
+    assert [int(batch.ids[r, i]) for r, i in zip(rows, at, strict=True)] == [
+        int(twin.ids[r, i]) for r, i in zip(theirs, there, strict=True)
+    ]
+
+
+def test_the_whole_run_gives_the_library_s_states_and_logits() -> None:
+    loaded = tiny_loaded()
+    states, logits = run_whole(loaded, IDS, (0, 2))
+    full = loaded.model(input_ids=IDS, output_hidden_states=True, use_cache=False)
+    assert torch.equal(states[2], full.hidden_states[3])
+    assert torch.equal(logits, full.logits)
+
+
+def test_a_push_stays_in_its_ball_and_hurts_more_than_a_random_one() -> None:
+    loaded = tiny_loaded()
+    segment = Segment(loaded, 1, 2)
+    caught = segment.catch(IDS)
+    aim = torch.randn(4, 10, 32)
+
+    def loss(pushed: object) -> torch.Tensor:
+        return matching_loss(segment.run(pushed, (2,))[2], aim)  # type: ignore[arg-type]
+
+    pushed = worst_push(caught, loss, 0.3, 4)
+    push = pushed.hidden - caught.hidden
+    room = 0.3 * caught.hidden.norm(dim=-1)
+    assert (push.norm(dim=-1) <= room * 1.001).all()
+    other = torch.randn(push.shape)
+    other = other / other.norm(dim=-1, keepdim=True) * room[..., None]
+    at_random = float(loss(replace(caught, hidden=caught.hidden + other)))
+    assert float(loss(pushed)) > max(float(loss(caught)), at_random)
+
+
+def test_a_pushed_game_is_another_game() -> None:
+    losses = []
+    for radius in (0.0, 0.5):
+        setting = set_up(tiny_loaded(), tiny_concept(), settings(rounds=1, perturb=radius))
+        losses.append(next(iter(setting.trainer.play())).losses["pair"])
+    assert losses[1] > losses[0]
+
+
+def test_the_wanted_reply_is_learnt_word_by_word_above_the_taps_too() -> None:
+    only = {"adversarial_weight": 0.0, "pair_weight": 0.0, "retain_weight": 0.1}
+    high = {"layers": (2, 3), "taps": (2,)}
+    with pytest.raises(ConfigError, match="supervised-weight"):
+        set_up(tiny_loaded(), tiny_concept(), settings(**only, **high))
+    config = settings(**only, **high, supervised_weight=1.0, rounds=8, lr=0.02)
+    events = list(set_up(tiny_loaded(), tiny_concept(), config).trainer.play())
+    assert events[-1].losses["supervised"] < 0.9 * events[0].losses["supervised"]
+
+
+def test_closing_a_gap_plays_one_group_against_the_other() -> None:
+    loaded, concept = tiny_loaded(), groups_concept("lower")
+    config = settings(labels=16, rounds=6, retain_weight=0.1, reply_positions=1)
+    setting = set_up(loaded, concept, config)
+    rows = choose_rows(loaded, concept, config, "train")
+    assert len(rows.wanted) == 2 * len(rows.source)  # each prompt with either choice
+    events = list(setting.trainer.play())
+    assert events[-1].losses["adversarial"] < events[0].losses["adversarial"]
+    assert all(-1 <= event.behaviour <= 0 for event in events)
+
+
+def test_widening_a_gap_learns_the_choice_of_the_group() -> None:
+    loaded, concept = tiny_loaded(), groups_concept("higher")
+    rows = choose_rows(loaded, concept, settings(labels=16), "train")
+    first = loaded.tokenizer("w7")["input_ids"][0]
+    second = loaded.tokenizer("w8")["input_ids"][0]
+    for group, row, other in zip(rows.groups, rows.wanted, rows.rejected, strict=True):
+        assert row.ids[row.start] == (first if group == "a" else second)
+        assert other.ids[other.start] == (second if group == "a" else first)
+    config = settings(labels=16, rounds=8, adversarial_weight=0.0, supervised_weight=1.0)
+    events = list(set_up(loaded, concept, config).trainer.play())
+    assert events[-1].behaviour > events[0].behaviour
