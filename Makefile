@@ -46,7 +46,7 @@ clean: ## Remove the environment, builds and caches; runs/ stays
 
 # Installed once; again only when the dependencies change. The stamp is laid last, so an
 # installation that was broken off is taken up again.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/peers.txt
 	@p='$(PYTHON)'; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		if [ -z "$$p" ] || ! "$$p" -c '$(PROBE)' >/dev/null 2>&1; then \
@@ -59,4 +59,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing retouch into $(VENV), once; the first time takes some minutes."
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 		$(if $(strip $(TORCH_INDEX)),--extra-index-url '$(strip $(TORCH_INDEX))') $(PIP_ARGS) -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PIP_ARGS) -r tests/peers.txt
 	@touch $@

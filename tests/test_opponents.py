@@ -142,9 +142,10 @@ def test_the_wanted_reply_is_learnt_word_by_word_above_the_taps_too() -> None:
     high = {"layers": (2, 3), "taps": (2,)}
     with pytest.raises(ConfigError, match="supervised-weight"):
         set_up(tiny_loaded(), tiny_concept(), settings(**only, **high))
-    config = settings(**only, **high, supervised_weight=1.0, rounds=8, lr=0.02)
+    config = settings(**only, **high, supervised_weight=1.0, rounds=12)
     events = list(set_up(tiny_loaded(), tiny_concept(), config).trainer.play())
-    assert events[-1].losses["supervised"] < 0.9 * events[0].losses["supervised"]
+    # The frozen head of a random model leaves little to be learnt: a third of a nat.
+    assert events[-1].losses["supervised"] < events[0].losses["supervised"] - 0.3
 
 
 def test_closing_a_gap_plays_one_group_against_the_other() -> None:
