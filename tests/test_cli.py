@@ -40,6 +40,7 @@ COMMANDS = [
     ["evaluate"],
     ["compare"],
     ["search"],
+    ["stress"],
     ["chat"],
     ["export"],
     ["concept"],
