@@ -102,14 +102,20 @@ def command(*words: str) -> list[str]:
 def edited(out: Path, concept: str, direction: str, seed: int) -> RunDir:
     """The run of an edit with default settings, made if it is not there yet."""
     path = out / f"{concept}-{direction}-seed{seed}"
-    if not (path.exists() and RunDir.open(path).finished):
-        if path.exists():
-            shutil.rmtree(path)
-        words = ["edit", "pocket", "--concept", concept, "--direction", direction]
-        words += ["--seed", str(seed), "--out", str(path), "--measure", "own", "--quiet"]
-        subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
-        print(f"made {path}", file=sys.stderr, flush=True)
+    words = ["edit", "pocket", "--concept", concept, "--direction", direction]
+    words += ["--seed", str(seed), "--out", str(path), "--measure", "own", "--quiet"]
+    finished(path, command(*words))
     return RunDir.open(path)
+
+
+def finished(path: Path, words: list[str]) -> None:
+    """Make a run with a command, unless it is there and finished."""
+    if path.exists() and RunDir.open(path).finished:
+        return
+    if path.exists():
+        shutil.rmtree(path)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    print(f"made {path}", file=sys.stderr, flush=True)
 
 
 def table(out: Path, seeds: int) -> str:
