@@ -9,6 +9,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from retouch.cli.loading import (
+    Device,
+    Dtype,
+    ModelOrRun,
+    Revision,
+    TrustRemoteCode,
+    base_of,
+    hush_libraries,
+)
 from retouch.core.types import Message
 
 Who = Literal["base", "edited"]
@@ -16,13 +25,7 @@ HELP = "An empty line is skipped; /reset forgets the conversation, /quit (or Ctr
 
 
 def chat(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="`pocket`, a local folder, or a hub id (default: the run's model).",
-        ),
-    ] = None,
+    model: ModelOrRun = None,
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="DIR|RUN", help="talk to the edited model beside the base model"),
@@ -34,19 +37,13 @@ def chat(
     tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="the longest reply, in tokens")
     ] = 128,
-    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
-    ] = False,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model; with an adapter, base and edited answer side by side."""
     from rich.console import Console
-
-    from retouch.cli.loading import base_of, hush_libraries
 
     console = Console(highlight=False)
     folder, base = base_of(model, adapter, revision)

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from retouch.cli.loading import (
+    AllowWeakening,
+    BareModel,
+    Device,
+    Dtype,
+    Revision,
+    TrustRemoteCode,
+    direction_of,
+    hush_libraries,
+)
 from retouch.core.errors import ConfigError
-from retouch.core.types import DIRECTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,9 +29,7 @@ WIDE = 110  # columns of a terminal from which on the whole table is legible
 
 
 def compare(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`pocket`, a local folder, or a hub id.")
-    ],
+    model: BareModel,
     concept: Annotated[
         str, typer.Option(metavar="NAME|DIR", help="a built-in concept, or a pack")
     ] = "safety",
@@ -64,27 +71,19 @@ def compare(
             metavar="DIR", help="where to (default: runs/compare-CONCEPT-DIRECTION); goes on there"
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
-    ] = False,
-    allow_weakening: Annotated[
-        str | None, typer.Option(metavar="REASON", help="the reason for lowering safety")
-    ] = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    allow_weakening: AllowWeakening = None,
 ) -> None:
     """Give every method the same rows, and measure effect and side effects on the test split."""
     from rich.console import Console
 
-    from retouch.cli.loading import hush_libraries
     from retouch.cli.progress import EditProgress
 
     counts = numbers("--labels", labels)
-    if direction not in DIRECTIONS:
-        raise ConfigError(f"There is no --direction {direction}.", "Take raise or lower.")
+    side = direction_of(direction)
     hush_libraries()
     progress = EditProgress(Console(stderr=True, highlight=False))
     try:
@@ -95,7 +94,7 @@ def compare(
             done = comparing.compare(
                 model,
                 concept,
-                direction,
+                side,
                 methods=catalog.IDS if methods is None else names(methods),
                 seeds=seeds,
                 labels=counts,

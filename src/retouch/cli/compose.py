@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retouch.cli.loading import (
+    Device,
+    Dtype,
+    hush_libraries,
+)
 from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError
 from retouch.core.types import Record, StageEvent
@@ -26,10 +31,8 @@ def compose(
     limit: Annotated[
         int, typer.Option(min=2, metavar="N", help="rows a metric at the most")
     ] = ROWS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
 ) -> None:
     """Add up the edits of several runs, exactly, and see what each does alone and in the sum.
@@ -38,7 +41,6 @@ def compose(
     """
     from rich.console import Console
 
-    from retouch.cli.loading import hush_libraries
     from retouch.cli.progress import EditProgress
     from retouch.core import plain
     from retouch.core.run_dir import RunDir, atomic_folder, check_free, find_adapter

@@ -7,18 +7,21 @@ from typing import Annotated, cast
 
 import typer
 
+from retouch.cli.loading import (
+    Device,
+    Dtype,
+    ModelOrRun,
+    Revision,
+    TrustRemoteCode,
+    base_of,
+    hush_libraries,
+)
 from retouch.core.errors import ConfigError
 from retouch.core.types import SPLITS, Split
 
 
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="`pocket`, a local folder, or a hub id (default: the run's model).",
-        ),
-    ] = None,
+    model: ModelOrRun = None,
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="DIR|RUN", help="compare with this adapter, or a run's"),
@@ -33,14 +36,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="rows a metric at the most")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
-    ] = False,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the records as JSON, too")
@@ -50,7 +49,6 @@ def evaluate(
     from rich.console import Console
 
     from retouch.cli import tables
-    from retouch.cli.loading import base_of, hush_libraries
     from retouch.cli.progress import EditProgress
     from retouch.core import plain
     from retouch.core.run_dir import atomic_write

@@ -1,12 +1,38 @@
-"""What commands do before they load a model: which one it is, and a word to the libraries."""
+"""What comes before a model is loaded: options, which model it is, a word to the libraries."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, find_adapter
+from retouch.core.types import DIRECTIONS, Direction
+
+BareModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="`pocket`, a local folder, or a hub id.")
+]
+ModelOrRun = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="`pocket`, a local folder, or a hub id (default: the run's model)."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="the hub revision")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Dtype = Annotated[
+    str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
+]
+AllowWeakening = Annotated[
+    str | None, typer.Option(metavar="REASON", help="the reason for lowering safety")
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,17 @@ def base_of(
                     config.model, revision or config.revision, config.trust_remote_code
                 )
     return folder, Base(revision=revision)
+
+
+def direction_of(text: str) -> Direction:
+    """The direction of `--direction`.
+
+    Raises:
+        ConfigError: it is neither raise nor lower.
+    """
+    if text not in DIRECTIONS:
+        raise ConfigError(f"There is no --direction {text}.", "Take raise or lower.")
+    return text
 
 
 def hush_libraries() -> None:

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retouch.core.errors import ConfigError
-from retouch.core.types import DIRECTIONS
+from retouch.cli.loading import (
+    AllowWeakening,
+    BareModel,
+    Device,
+    Dtype,
+    Revision,
+    TrustRemoteCode,
+    direction_of,
+    hush_libraries,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,9 +25,7 @@ if TYPE_CHECKING:
 
 
 def search(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`pocket`, a local folder, or a hub id.")
-    ],
+    model: BareModel,
     method: Annotated[str, typer.Option(metavar="NAME", help="the method")],
     concept: Annotated[
         str, typer.Option(metavar="NAME|DIR", help="a built-in concept, or a pack")
@@ -52,26 +58,18 @@ def search(
             help="where to (default: runs/search-CONCEPT-DIRECTION-METHOD); goes on there",
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
-    ] = False,
-    allow_weakening: Annotated[
-        str | None, typer.Option(metavar="REASON", help="the reason for lowering safety")
-    ] = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    allow_weakening: AllowWeakening = None,
 ) -> None:
     """Try a method's settings: much effect, little drift; the first trial has the defaults."""
     from rich.console import Console
 
-    from retouch.cli.loading import hush_libraries
     from retouch.cli.progress import EditProgress
 
-    if direction not in DIRECTIONS:
-        raise ConfigError(f"There is no --direction {direction}.", "Take raise or lower.")
+    side = direction_of(direction)
     hush_libraries()
     progress = EditProgress(Console(stderr=True, highlight=False))
     try:
@@ -82,7 +80,7 @@ def search(
             done = searching.search(
                 model,
                 concept,
-                direction,
+                side,
                 method,
                 labels=labels,
                 trials=trials,

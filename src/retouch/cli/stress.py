@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retouch.core.errors import ConfigError
-from retouch.core.types import DIRECTIONS, StageEvent
+from retouch.cli.loading import (
+    Device,
+    Dtype,
+    ModelOrRun,
+    Revision,
+    TrustRemoteCode,
+    base_of,
+    direction_of,
+    hush_libraries,
+)
+from retouch.core.types import StageEvent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,13 +26,7 @@ if TYPE_CHECKING:
 
 
 def stress(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="`pocket`, a local folder, or a hub id (default: the run's model).",
-        ),
-    ] = None,
+    model: ModelOrRun = None,
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="DIR|RUN", help="the edit: an adapter, or a run's"),
@@ -46,14 +49,10 @@ def stress(
         typer.Option(min=2, metavar="N", help="rows a question (default: what takes a minute)"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="draws requests and attacks")] = 0,
-    revision: Annotated[str | None, typer.Option(help="the hub revision")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
-    ] = False,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the figures as JSON, too")
@@ -65,13 +64,11 @@ def stress(
     """
     from rich.console import Console
 
-    from retouch.cli.loading import base_of, hush_libraries
     from retouch.cli.progress import EditProgress
     from retouch.core import plain
     from retouch.core.run_dir import atomic_write
 
-    if direction not in DIRECTIONS:
-        raise ConfigError(f"There is no --direction {direction}.", "Take raise or lower.")
+    side = direction_of(direction)
     folder, settings = base_of(model, adapter, revision)
     hush_libraries()
     console = Console(highlight=False)
@@ -98,7 +95,7 @@ def stress(
             names,
             limit=limit,
             seed=seed,
-            direction=direction,
+            direction=side,
             progress=lambda what, done, total: progress(StageEvent("stress", what, done, total)),
         )
     values = _plain(found)
