@@ -99,7 +99,7 @@ def evaluate(
     spoken = [task for task in tasks if task.spec.scorer in KL_SCORERS and later]
     answer = partial(_replies, loaded, max_new_tokens=max_new_tokens, progress=progress)
     base = {} if known is None else known
-    with _at_rest(loaded):
+    with at_rest(loaded):
         new = [asked for asked in _distinct([*scored, *spoken]) if asked not in base]
         with loaded.reference():
             base.update(answer(new, what="replies of the base"))
@@ -255,7 +255,7 @@ class _KLs:
 
 
 @contextmanager
-def _at_rest(loaded: LoadedModel) -> Iterator[None]:
+def at_rest(loaded: LoadedModel) -> Iterator[None]:
     """Without dropout inside; afterwards as it was."""
     training = bool(loaded.model.training)
     loaded.model.eval()

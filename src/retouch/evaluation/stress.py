@@ -25,7 +25,7 @@ from retouch.evaluation import whitebox
 from retouch.evaluation.curve import Curve
 from retouch.evaluation.demand import Demand, demands
 from retouch.evaluation.dial import dial, effects, restricted
-from retouch.evaluation.runner import Progress, evaluate
+from retouch.evaluation.runner import Progress, at_rest, evaluate
 from retouch.evaluation.tamper import tamper
 from retouch.evaluation.text_quality import text_quality
 from retouch.evaluation.whitebox import Outcome
@@ -146,15 +146,11 @@ def stress(
         "dial": _dial,
         "quality": _quality,
     }
-    training = bool(loaded.model.training)
-    loaded.model.eval()
-    try:
+    with at_rest(loaded):
         for name in names:
             began = time.monotonic()
             ask[name](dataclasses.replace(asked, limit=ROWS[name] if limit is None else limit))
             asked.found.seconds[name] = round(time.monotonic() - began, 3)
-    finally:
-        loaded.model.train(training)
     return asked.found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from retouch.core.errors import ModelError
+from retouch.models.copy import merged_copy
 from retouch.models.load import LoadedModel
 
 
@@ -73,7 +73,7 @@ def merged(loaded: LoadedModel) -> Any:
         ModelError: an intervention acts on the model too, and would be lost.
     """
     _check_alone(loaded)
-    return copy.deepcopy(loaded.model).merge_and_unload()
+    return merged_copy(loaded).model
 
 
 def _check_alone(loaded: LoadedModel) -> None:

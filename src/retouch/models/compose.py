@@ -13,8 +13,9 @@ from peft.tuners.lora import LoraLayer
 
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.run_dir import find_adapter
+from retouch.models.adapters import detach
 from retouch.models.intervention import Steering
-from retouch.models.load import LoadedModel
+from retouch.models.load import LoadedModel, fitting
 
 
 def dialable(loaded: LoadedModel) -> bool:
@@ -92,8 +93,7 @@ def compose(loaded: LoadedModel, folders: Sequence[Path], weights: Sequence[floa
             _load(loaded, folder, name)
         _add_up(loaded.model, names, weights)
     except BaseException:
-        if loaded.adapted:
-            loaded.model = loaded.model.unload()
+        detach(loaded)
         raise
     loaded.model.requires_grad_(False)
     loaded.model.eval()
@@ -102,7 +102,7 @@ def compose(loaded: LoadedModel, folders: Sequence[Path], weights: Sequence[floa
 def _load(loaded: LoadedModel, folder: Path, name: str) -> None:
     from peft import PeftConfig
 
-    try:
+    with fitting(loaded, folder):
         config = PeftConfig.from_pretrained(str(folder))
         if not _plain(config):
             raise ModelError(
@@ -113,12 +113,6 @@ def _load(loaded: LoadedModel, folder: Path, name: str) -> None:
             loaded.model.load_adapter(str(folder), adapter_name=name)
         else:
             loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=name)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"The adapter {folder} does not fit {loaded.name}: {reason}",
-            "Load it on the model that it was trained for.",
-        ) from None
 
 
 def _plain(config: Any) -> bool:

@@ -147,13 +147,24 @@ def _add_adapter(loaded: LoadedModel, folder: Path) -> None:
             f"{folder} is no adapter: it has no adapter_config.json.",
             "Give a run directory or a PEFT adapter folder.",
         )
-    try:
+    with fitting(loaded, folder):
         loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    loaded.model.requires_grad_(False)
+    loaded.model.eval()
+
+
+@contextmanager
+def fitting(loaded: LoadedModel, folder: Path) -> Iterator[None]:
+    """Inside, what goes wrong with an adapter's files means that it does not fit the model.
+
+    Raises:
+        ModelError: names the adapter and the model.
+    """
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"The adapter {folder} does not fit {loaded.name}: {reason}",
             "Load it on the model that it was trained for.",
         ) from None
-    loaded.model.requires_grad_(False)
-    loaded.model.eval()
