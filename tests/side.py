@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from retouch.core.errors import DivergedError
+from retouch.editing.task import Task
 from retouch.methods import catalog
-from retouch.methods.method import Method, Settings, Task, tunable
+from retouch.methods.method import Method, Settings, tunable
 from retouch.models.intervention import Steering
 from retouch.models.load import LoadedModel
 from spelled import spelled

@@ -13,10 +13,10 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.types import Concept, Example, Message, Sides
 from retouch.editing.judge import Verdict
+from retouch.editing.task import Task, set_task
 from retouch.methods import are_published, circuit_breaker, dpo, lorra, paired_matching
 from retouch.methods.catalog import get_method
 from retouch.methods.lora import Keeper, base_kl, cycle, reply_loss
-from retouch.methods.method import Task, set_task
 from retouch.models import adapters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment

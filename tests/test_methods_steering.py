@@ -14,6 +14,7 @@ from retouch.concepts.catalog import builtin_names, load_concept
 from retouch.concepts.render import prompt_ids, prompt_text
 from retouch.core.errors import ConfigError
 from retouch.core.types import DIRECTIONS, Message
+from retouch.editing.task import Task, set_task
 from retouch.methods.ablation import scale_direction, writers
 from retouch.methods.catalog import get_method
 from retouch.methods.directions import (
@@ -25,7 +26,6 @@ from retouch.methods.directions import (
     reply_states,
     unit,
 )
-from retouch.methods.method import Task, set_task
 from retouch.methods.prompting import reminders
 from retouch.models.adapters import detach, merged, save
 from retouch.models.load import LoadedModel

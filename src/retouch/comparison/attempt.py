@@ -13,8 +13,9 @@ from retouch.core.config import EditConfig, resolve
 from retouch.core.errors import ConfigError, DivergedError, ModelError
 from retouch.core.types import Concept, Direction, Record, Split
 from retouch.delivery.gate import check_weakening
+from retouch.editing.task import Task
 from retouch.evaluation.runner import Asked, Evaluation, evaluate
-from retouch.methods.method import Method, Say, Task
+from retouch.methods.method import Method, Say
 from retouch.models import adapters
 from retouch.models.load import LoadedModel
 

@@ -9,9 +9,9 @@ from retouch.comparison.cell import Result
 from retouch.comparison.plan import Cell, Plan
 from retouch.comparison.tuned import make_settings
 from retouch.core.errors import RetouchError
+from retouch.editing.task import Task, set_task
 from retouch.evaluation.runner import Asked
 from retouch.methods import catalog
-from retouch.methods.method import Task, set_task
 from retouch.models.load import LoadedModel
 
 

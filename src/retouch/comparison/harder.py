@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from retouch.core.types import Record
+from retouch.editing.task import Task
 from retouch.evaluation.stress import Stress, askable, stress
-from retouch.methods.method import Task
 from retouch.models.load import LoadedModel
 
 

@@ -22,9 +22,10 @@ from retouch.comparison.tuned import make_settings
 from retouch.concepts.catalog import load_concept
 from retouch.core.errors import ConfigError, RetouchError
 from retouch.core.types import Concept, Direction, Event, StageEvent
+from retouch.editing.task import Task, set_task
 from retouch.evaluation.runner import Asked
 from retouch.methods import catalog
-from retouch.methods.method import Method, Task, set_task
+from retouch.methods.method import Method
 from retouch.models.load import LoadedModel, load
 
 OnEvent = Callable[[Event], None]

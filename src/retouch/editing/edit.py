@@ -9,16 +9,15 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Concept
 from retouch.editing.board import Board
-from retouch.editing.judge import Judge, make_judge
-from retouch.editing.layers import Layers, choose_layers
-from retouch.editing.rows import EditRows, choose_rows
+from retouch.editing.judge import Judge
+from retouch.editing.layers import Layers
+from retouch.editing.rows import EditRows
+from retouch.editing.task import set_task
 from retouch.editing.trainer import Trainer
 from retouch.models.adapters import attach
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
-from retouch.representations.patching import Patching, trace
-
-TRACED = 16  # pairs that the choice of layers rests on
+from retouch.representations.patching import Patching
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,9 @@ def set_up(
             f"{loaded.name} has an adapter already.",
             "Edit the base model, or export the edited one as `merged` and edit that.",
         )
-    say("replies", "the base model replies to the rows of the concept")
-    train = choose_rows(loaded, concept, config, "train")
-    validation = choose_rows(loaded, concept, config, "validation")
-    say("layers", "patching wanted states into unwanted runs, block by block")
-    patching = None
-    if train.twins and (config.taps is None or config.layers is None):
-        patching = trace(loaded, train.source[:TRACED], train.twins[:TRACED])
-    layers = choose_layers(config, patching, loaded.layout.depth)
-    say("layers", f"adapt {_range(layers.adapted)}, read {_range(layers.tapped)}: {layers.why}")
-    judge = make_judge(loaded, train, validation, layers.tapped, config)
-    trainer = lay_out(loaded, train, layers, judge, config)
-    return Setting(trainer, layers, patching, _counts(train, validation))
+    task = set_task(loaded, concept, config, say)
+    trainer = lay_out(loaded, task.train, task.layers, task.judge, config)
+    return Setting(trainer, task.layers, task.patching, _counts(task.train, task.validation))
 
 
 def lay_out(
@@ -92,9 +82,3 @@ def _counts(train: EditRows, validation: EditRows) -> dict[str, int]:
         "validation_source": len(validation.source),
         "validation_retain": len(validation.hold),
     }
-
-
-def _range(layers: tuple[int, ...]) -> str:
-    whole = layers == tuple(range(layers[0], layers[-1] + 1)) and len(layers) > 1
-    named = f"{layers[0]}-{layers[-1]}" if whole else ", ".join(map(str, layers))
-    return f"block{'s' if len(layers) > 1 else ''} {named}"

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from retouch.editing.task import Task
 from retouch.methods.directions import block_at, contrast, mean_difference, unit
-from retouch.methods.method import Method, Say, Settings, Task, tunable
+from retouch.methods.method import Method, Say, Settings, tunable
 from retouch.models import intervention
 from retouch.models.adapters import attach
 from retouch.models.load import LoadedModel

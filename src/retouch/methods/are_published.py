@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from retouch.core.errors import DivergedError
 from retouch.editing.rows import EditRows
-from retouch.methods.method import Method, Say, Settings, Task, tunable
+from retouch.editing.task import Task
+from retouch.methods.method import Method, Say, Settings, tunable
 from retouch.models.adapters import attach, parameters
 from retouch.models.load import LoadedModel
 

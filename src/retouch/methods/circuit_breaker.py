@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from retouch.core.errors import ConfigError
+from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
 from retouch.methods.lorra import Seen, present, see, turns
-from retouch.methods.method import Method, Say, Task, tunable
+from retouch.methods.method import Method, Say, tunable
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment

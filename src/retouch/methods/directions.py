@@ -10,7 +10,7 @@ import torch
 
 from retouch.concepts.render import Rendered
 from retouch.core.errors import ConfigError
-from retouch.methods.method import Task
+from retouch.editing.task import Task
 from retouch.models.load import LoadedModel
 from retouch.representations.batch import make_batches
 from retouch.representations.capture import record

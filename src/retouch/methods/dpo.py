@@ -12,8 +12,9 @@ import torch
 
 from retouch.core.errors import ConfigError, DivergedError
 from retouch.editing.rows import EditRows
+from retouch.editing.task import Task
 from retouch.methods.lora import Keeper, LoraSettings, every_layer
-from retouch.methods.method import Method, Say, Task, tunable
+from retouch.methods.method import Method, Say, tunable
 from retouch.models.adapters import attach, parameters
 from retouch.models.load import LoadedModel
 

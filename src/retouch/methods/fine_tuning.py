@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, base_kl, cycle, every_layer, reply_loss, train
-from retouch.methods.method import Method, Say, Task, tunable
+from retouch.methods.method import Method, Say, tunable
 from retouch.models.load import LoadedModel
 
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from retouch.concepts.render import Rendered
 from retouch.core.errors import DivergedError
 from retouch.editing.average import put
-from retouch.methods.method import Say, Settings, Task, tunable
+from retouch.editing.task import Task
+from retouch.methods.method import Say, Settings, tunable
 from retouch.models.adapters import attach, parameters
 from retouch.models.load import LoadedModel
 from retouch.representations.batch import Batch, make_batches

@@ -15,8 +15,9 @@ import torch
 
 from retouch.concepts.render import Rendered
 from retouch.editing.losses import matching_loss
+from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
-from retouch.methods.method import Method, Say, Task, tunable
+from retouch.methods.method import Method, Say, tunable
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Caught, Segment
 from retouch.representations.batch import Batch, make_batches

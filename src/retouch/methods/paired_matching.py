@@ -9,9 +9,10 @@ import torch
 
 from retouch.editing.layers import BELOW
 from retouch.editing.losses import matching_loss
+from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
 from retouch.methods.lorra import Seen, States, held, place_means, places, present, see, turns
-from retouch.methods.method import Method, Say, Task, tunable
+from retouch.methods.method import Method, Say, tunable
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 

@@ -11,7 +11,8 @@ import yaml
 from retouch.concepts.render import prompt_ids
 from retouch.core.errors import ConfigError
 from retouch.core.types import Concept, Direction, Message
-from retouch.methods.method import Method, Say, Settings, Task, tunable
+from retouch.editing.task import Task
+from retouch.methods.method import Method, Say, Settings, tunable
 from retouch.models.intervention import Prompting
 from retouch.models.load import LoadedModel
 

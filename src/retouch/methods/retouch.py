@@ -8,7 +8,8 @@ from retouch.core.config import EditConfig
 from retouch.core.types import Concept, Direction
 from retouch.editing.edit import lay_out
 from retouch.editing.layers import choose_layers
-from retouch.methods.method import Method, Say, Settings, Task, tunable
+from retouch.editing.task import Task
+from retouch.methods.method import Method, Say, Settings, tunable
 from retouch.models.load import LoadedModel
 
 

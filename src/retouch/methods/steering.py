@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from retouch.editing.task import Task
 from retouch.methods.directions import block_at, contrast, mean_difference, reading_direction
-from retouch.methods.method import Method, Say, Settings, Task, tunable
+from retouch.methods.method import Method, Say, Settings, tunable
 from retouch.models import intervention
 from retouch.models.load import LoadedModel
 
