@@ -14,8 +14,9 @@ from retouch.editing.edit import set_up
 from retouch.editing.losses import confusion_loss, matching_loss, supervised_loss
 from retouch.editing.perturbation import worst_push
 from retouch.editing.rows import choose_rows
-from retouch.models.segment import Segment, run_whole
+from retouch.models.segment import Segment
 from retouch.representations.batch import make_batches
+from retouch.representations.capture import run_whole
 from test_game import settings, tiny_concept
 from tiny import tiny_loaded
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import torch
 
@@ -34,7 +35,9 @@ from retouch.editing.losses import (
 from retouch.editing.perturbation import worst_push
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
-from retouch.models.segment import Caught, Segment, run_whole
+from retouch.models.segment import Caught, Segment
+from retouch.representations.batch import turns
+from retouch.representations.capture import run_whole
 
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
 
@@ -140,10 +143,14 @@ class Trainer:
         """Train the adapter for the steps of one round; the mean of each part of the loss."""
         config = self._config
         rng = random.Random(f"{config.seed}:{self.round}")
-        sources = _shuffled(rng, self._board.source, config.steps)
-        holds = _shuffled(rng, self._board.hold, config.steps)
+
+        def drawn(places: list[Place]) -> list[Place]:
+            return list(islice(turns(places, rng), config.steps))
+
+        sources = drawn(self._board.source)
+        holds = drawn(self._board.hold)
         apart = self._board.taught is not self._board.source
-        taught = _shuffled(rng, self._board.taught, config.steps) if apart else []
+        taught = drawn(self._board.taught) if apart else []
         sums: dict[str, float] = {}
         for step in range(config.steps):
             parts = self._source_losses(sources[step])
@@ -261,14 +268,6 @@ class Trainer:
         self.round, self._stale = int(numbers["round"]), int(numbers["stale"])
         self._best_behaviour = float(numbers["best_behaviour"])
         self._least_drift = float(numbers["least_drift"])
-
-
-def _shuffled(rng: random.Random, places: list[Place], count: int) -> list[Place]:
-    """`count` batches: every one once in random order before any comes again."""
-    drawn: list[Place] = []
-    while places and len(drawn) < count:
-        drawn += rng.sample(places, len(places))
-    return drawn[:count]
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch.nn import functional as F
 from retouch.core.errors import ConfigError
 from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
-from retouch.methods.lorra import Seen, present, see, turns
+from retouch.methods.lorra import Seen, present, see
 from retouch.methods.method import Method, Say, tunable
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
+from retouch.representations.batch import turns
 
 NUDGE = 0.02  # deviation of the adapters' first upper weights
 
@@ -75,8 +77,8 @@ class CircuitBreaker(Method):
 
         def make_loss() -> Any:
             nudge(loaded, task.config.seed)
-            turned = turns(unwanted, f"{task.config.seed}:unwanted")
-            holds = turns(retain, f"{task.config.seed}:hold")
+            turned = turns(unwanted, random.Random(f"{task.config.seed}:unwanted"))
+            holds = turns(retain, random.Random(f"{task.config.seed}:hold"))
 
             def loss(step: int) -> torch.Tensor:
                 away, still = schedule(step, settings.steps)

@@ -20,7 +20,7 @@ from retouch.editing.task import Task
 from retouch.methods.method import Say, Settings, tunable
 from retouch.models.adapters import attach, parameters
 from retouch.models.load import LoadedModel
-from retouch.representations.batch import Batch, make_batches
+from retouch.representations.batch import Batch, make_batches, turns
 
 Loss = Callable[[int], torch.Tensor]
 
@@ -51,7 +51,6 @@ def train(
     layers: Sequence[int],
     make_loss: Callable[[], Loss],
     say: Say,
-    seed: int | None = None,
 ) -> None:
     """Put a LoRA adapter on the blocks and train it; the best checkpoint stays on the model.
 
@@ -62,19 +61,11 @@ def train(
         layers: the blocks that get adapters.
         make_loss: called once the adapter is on; gives the loss of a step, by its number.
         say: progress.
-        seed: of the adapter's first weights, in place of the task's.
 
     Raises:
         DivergedError: a loss is not finite.
     """
-    attach(
-        loaded,
-        layers,
-        (),
-        settings.rank,
-        settings.alpha,
-        task.config.seed if seed is None else seed,
-    )
+    attach(loaded, layers, (), settings.rank, settings.alpha, task.config.seed)
     weights = parameters(loaded)
     optimizer = torch.optim.Adam(weights.values(), lr=settings.lr)
     loss_of = make_loss()
@@ -117,15 +108,9 @@ class Keeper:
 
 
 def cycle(loaded: LoadedModel, rows: Sequence[Rendered], size: int, seed: str) -> Iterator[Batch]:
-    """Batches of the rows without end, in a new order every time through.
-
-    Raises:
-        StopIteration: there are no rows.
-    """
-    rng = random.Random(seed)
+    """Batches of the rows without end, in a new order every time through."""
     batches = make_batches(rows, size, int(loaded.tokenizer.pad_token_id))
-    while batches:
-        yield from rng.sample(batches, len(batches))
+    return turns(batches, random.Random(seed))
 
 
 def reply_loss(loaded: LoadedModel, batch: Batch) -> torch.Tensor:

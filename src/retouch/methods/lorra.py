@@ -20,7 +20,7 @@ from retouch.methods.lora import LoraSettings, train
 from retouch.methods.method import Method, Say, tunable
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Caught, Segment
-from retouch.representations.batch import Batch, make_batches
+from retouch.representations.batch import Batch, make_batches, turns
 
 States = Mapping[int, torch.Tensor]
 
@@ -74,13 +74,6 @@ def present(segment: Segment, seen: Seen) -> States:
     """Per block the states `[n, hidden]` as the adapters make them, where they count."""
     states = segment.run(seen.caught, tuple(seen.base))
     return {block: states[block][seen.at] for block in seen.base}
-
-
-def turns(batches: Sequence[Seen], seed: str) -> Iterator[Seen]:
-    """The batches without end, in a new order every time through; nothing if there are none."""
-    rng = random.Random(seed)
-    while batches:
-        yield from rng.sample(batches, len(batches))
 
 
 def held(segment: Segment, holds: Iterator[Seen]) -> torch.Tensor:
@@ -159,8 +152,8 @@ class Lorra(Method):
         vectors = reading_vectors(wanted, source)
 
         def make_loss() -> Any:
-            sources = turns(source, f"{task.config.seed}:source")
-            holds = turns(hold, f"{task.config.seed}:hold")
+            sources = turns(source, random.Random(f"{task.config.seed}:source"))
+            holds = turns(hold, random.Random(f"{task.config.seed}:hold"))
 
             def loss(_: int) -> torch.Tensor:
                 moved = shift_loss(segment, next(sources), vectors, settings.shift)

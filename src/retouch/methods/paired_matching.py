@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ from retouch.editing.layers import BELOW
 from retouch.editing.losses import matching_loss
 from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
-from retouch.methods.lorra import Seen, States, held, place_means, places, present, see, turns
+from retouch.methods.lorra import Seen, States, held, place_means, places, present, see
 from retouch.methods.method import Method, Say, tunable
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
+from retouch.representations.batch import turns
 
 
 class PairedSettings(LoraSettings):
@@ -59,8 +61,8 @@ class PairedMatching(Method):
         hold = see(loaded, segment, task.train.hold, taps[-1:], settings.batch, whole=True)
 
         def make_loss() -> Any:
-            sources = turns(pairs, f"{task.config.seed}:source")
-            holds = turns(hold, f"{task.config.seed}:hold")
+            sources = turns(pairs, random.Random(f"{task.config.seed}:source"))
+            holds = turns(hold, random.Random(f"{task.config.seed}:hold"))
 
             def loss(_: int) -> torch.Tensor:
                 near = settings.pair_weight * pair_loss(segment, next(sources))

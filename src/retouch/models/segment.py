@@ -77,33 +77,6 @@ class Segment:
         return states
 
 
-def run_whole(
-    loaded: LoadedModel, ids: torch.Tensor, taps: Sequence[int]
-) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-    """Run the whole model on ids `[rows, tokens]`; gradients flow.
-
-    Returns:
-        The outputs `[rows, tokens, hidden]` of the tapped blocks, and the logits `[rows, tokens,
-        vocabulary]`.
-    """
-    states: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        def hook(_: Any, __: Any, out: Any) -> None:
-            states[layer] = out[0] if isinstance(out, tuple) else out
-
-        return hook
-
-    blocks = loaded.blocks
-    handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in taps]
-    try:
-        logits = loaded.model(input_ids=ids.to(loaded.device), use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    return states, logits
-
-
 @contextmanager
 def replaced(
     loaded: LoadedModel, layer: int, rows: torch.Tensor, at: torch.Tensor, states: torch.Tensor

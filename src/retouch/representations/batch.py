@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from retouch.concepts.render import Rendered
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,9 @@ def make_batches(
             cut.append([])
         cut[-1].append(i)
     return [_batch(tuple(index), rows, pad) for index in cut]
+
+
+def turns(batches: Sequence[One], rng: random.Random) -> Iterator[One]:
+    """The batches without end, in a new order every time through; nothing if there are none."""
+    while batches:
+        yield from rng.sample(batches, len(batches))
