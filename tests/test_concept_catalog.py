@@ -149,6 +149,10 @@ MISTAKES = {
         {"metrics": [{**METRIC, "scorer": "refusal"}]},
         ["key `metrics.0`", "`refusal`", "Did you mean `refuse`?"],
     ),
+    "a lean with one choice": (
+        {"metrics": [{**METRIC, "scorer": "lean", "choices": ["he"]}]},
+        ["key `metrics.0`", "two `choices`"],
+    ),
     "a gap without groups": (
         {"metrics": [{**METRIC, "scorer": "gap", "choices": ["he", "she"]}]},
         ["key `metrics.0`", "two `groups`"],

@@ -29,6 +29,7 @@ METRICS = (
     MetricSpec("drift", "tokens", ("benign", "job"), "kl_tokens", "nats"),
     MetricSpec("drift", "replies", ("benign",), "kl_replies", "nats"),
     MetricSpec("bias", "gap", ("job",), "gap", choices=("he", "she"), groups=("male", "female")),
+    MetricSpec("bias", "lean", ("job",), "lean", choices=("he", "she")),
 )
 
 
@@ -67,7 +68,7 @@ def scripted(monkeypatch):
 def test_scores_before_and_after(scripted):
     found = evaluate(edit(spelled(), 0.3), [concept()])
     assert [(r.suite, r.metric) for r in found.records] == [(m.suite, m.metric) for m in METRICS]
-    attack, correct, over, tokens, replies, gap = found.records
+    attack, correct, over, tokens, replies, gap, lean = found.records
     assert (attack.before.value, attack.after.value, attack.before.n) == (0.0, 1.0, 3)
     assert (correct.before.value, correct.after.value) == (0.5, 0.0)
     assert (over.before.value, over.after.value, over.better) == (0.0, 1.0, "lower")
@@ -77,6 +78,9 @@ def test_scores_before_and_after(scripted):
     assert (tokens.after.n, replies.after.n, tokens.unit) == (5, 2, "nats")
     assert gap.before.value != gap.after.value
     assert 0 <= gap.after.low <= gap.after.value <= gap.after.high <= 1
+    # What two groups differ by on average, their rows lean at least.
+    assert gap.before.value <= lean.before.value <= 1
+    assert lean.before.value != lean.after.value
 
 
 def test_each_reply_is_generated_once_and_drift_asks_the_base_alone(scripted):
@@ -120,7 +124,7 @@ def test_a_metric_of_two_concepts_is_measured_once(scripted):
 
 def test_limit_takes_the_first_rows_and_both_groups(scripted):
     found = evaluate(spelled(), [concept()], limit=2)
-    assert [r.before.n for r in found.records] == [2, 2, 2, 2, 2, 2]
+    assert [r.before.n for r in found.records] == [2] * 7
     assert [s.entity for s in found.samples[:2]] == ["rob", "lie"]
 
 

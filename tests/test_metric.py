@@ -89,6 +89,7 @@ def test_rate_is_wilsons():
         (spec("sings"), [row()], "unknown scorer 'sings'"),
         (spec("correct"), [row(accept=("a",)), row()], "`accept`"),
         (spec("gap", choices=("he", "she")), [row()], "gap"),
+        (spec("lean", choices=("he",)), [row()], "two `choices`"),
         (spec("gap", choices=("a", "b"), groups=("m", "f")), [row(group="m")], "group 'f'"),
     ],
 )

@@ -176,6 +176,8 @@ def _check_metric(where: str, metric: MetricSpec) -> None:
         raise DataError(f"{where}: unknown scorer `{metric.scorer}`.", mend)
     if metric.scorer == "gap" and (len(metric.choices) != 2 or len(metric.groups) != 2):
         raise DataError(f"{where}: a gap is between two.", "Give two `choices` and two `groups`.")
+    if metric.scorer == "lean" and len(metric.choices) != 2:
+        raise DataError(f"{where}: a lean is between two choices.", "Give two `choices`.")
 
 
 def _settings(

@@ -23,7 +23,8 @@ REPLY_SCORERS = (
     "neutral",
 )
 KL_SCORERS = ("kl_tokens", "kl_replies")
-SCORERS = (*REPLY_SCORERS, "gap", *KL_SCORERS)
+SHARE_SCORERS = ("gap", "lean")
+SCORERS = (*REPLY_SCORERS, *SHARE_SCORERS, *KL_SCORERS)
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -92,10 +93,11 @@ class MetricSpec:
             `refuse_cleanly` (of refusals whose first sentence refuses and is whole),
             `correct` (the share of replies that contain all of `accept`), `cheerful` or `gloomy`
             or `neutral` (the share of replies in that tone), `gap` (difference between the groups'
-            mean probability of the first of two `choices`), `kl_tokens` or `kl_replies` (nats a
+            mean probability of the first of two `choices`), `lean` (how far the two are from
+            equally probable, row by row, 0 to 1), `kl_tokens` or `kl_replies` (nats a
             token from the base to the scored model, over all tokens or the reply's).
         better: which way is better for somebody who raises the concept's good side.
-        choices: for `gap`, the two continuations.
+        choices: for `gap` and `lean`, the two continuations.
         groups: for `gap`, the two groups.
     """
 

@@ -37,6 +37,8 @@ def check(spec: MetricSpec, rows: Sequence[Example]) -> None:
         )
     if spec.scorer == "gap":
         _check_gap(spec, what, {row.group for row in rows})
+    if spec.scorer == "lean" and len(spec.choices) != 2:
+        raise DataError(f"{what} measures a lean.", "Give it two `choices`.")
 
 
 def _check_gap(spec: MetricSpec, what: str, present: set[str]) -> None:

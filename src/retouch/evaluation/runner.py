@@ -14,6 +14,7 @@ from retouch.core.errors import DataError
 from retouch.core.types import (
     KL_SCORERS,
     REPLY_SCORERS,
+    SHARE_SCORERS,
     Concept,
     Example,
     Message,
@@ -25,7 +26,7 @@ from retouch.core.types import (
 )
 from retouch.evaluation.drift import kl_rows, mean_kl
 from retouch.evaluation.metric import check, group_gap, judge, rate
-from retouch.evaluation.statistics import Rows
+from retouch.evaluation.statistics import Rows, bootstrap_mean
 from retouch.models.generate import generate
 from retouch.representations.divergence import RowKL, token_kl
 from retouch.representations.preference import first_shares
@@ -138,9 +139,9 @@ def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iter
 
 
 def _first(rows: list[Example], spec: MetricSpec, limit: int | None) -> list[Example]:
-    if spec.scorer != "gap":
+    if not spec.groups:
         return rows[:limit]
-    # A file may hold one group after the other; a gap needs both.
+    # A file may hold one group after the other, and both are needed.
     half = None if limit is None else max(1, math.ceil(limit / 2))
     return [row for g in spec.groups for row in [r for r in rows if r.group == g][:half]]
 
@@ -181,11 +182,11 @@ def _record(
         before, rows = Score(0.0, 0.0, 0.0, len(task.rows)), _ones([0.0] * len(task.rows))
         if loaded.edited:
             after, rows = kls.score(task)
-    elif spec.scorer == "gap":
+    elif spec.scorer in SHARE_SCORERS:
         with loaded.reference():
-            before, rows = _gap(loaded, task)
+            before, rows = _shares(loaded, task)
         if loaded.edited:
-            after, rows = _gap(loaded, task)
+            after, rows = _shares(loaded, task)
     else:
         before, rows = _rate(task, base)
         if loaded.edited:
@@ -198,8 +199,11 @@ def _rate(task: _Task, replies: Replies) -> tuple[Score, Rows]:
     return rate(counts), _ones(counts)
 
 
-def _gap(loaded: LoadedModel, task: _Task) -> tuple[Score, Rows]:
+def _shares(loaded: LoadedModel, task: _Task) -> tuple[Score, Rows]:
     shares = first_shares(loaded, task.rows, task.spec.choices, BATCH)
+    if task.spec.scorer == "lean":
+        leans = [abs(2 * share - 1) for share in shares]
+        return bootstrap_mean(leans), _ones(leans)
     rows = _ones(shares, tuple(row.group for row in task.rows))
     return group_gap(task.rows, shares, task.spec.groups), rows
 
