@@ -219,7 +219,7 @@ def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
 
 def tone(rng: random.Random, split: Split) -> Iterator[Row]:
     """Ordinary tasks asked without a tone, cheerfully and gloomily."""
-    for i in range({"train": 240, "validation": 100, "test": 240}[split]):
+    for i in range({"train": 720, "validation": 100, "test": 240}[split]):
         item = tasks.task(rng, split)
         more: Row = {"pair": f"{split}-{i}", "entity": _of(item), "accept": item.accept}
         yield row("neutral", plain(rng, item).messages, **more)
