@@ -38,7 +38,7 @@ pocket: $(STAMP) ## Train the built-in model again from its grammar
 	@$(BIN)/python -m retouch.pocket.train
 
 bench: $(STAMP) ## Measure the first edit of the built-in model
-	@$(BIN)/python -m benchmarks.first_edit
+	@$(BIN)/python -m benchmarks.targets
 
 clean: ## Remove the environment, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -13,9 +13,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.first_edit import command, finished
+from benchmarks.runs import edited
 from retouch.concepts.catalog import load_concept
-from retouch.core.run_dir import RunDir
 from retouch.core.types import Record
 
 # What is taken out, and how: options of `retouch edit`.
@@ -46,14 +45,12 @@ def table(concept: str, direction: str, labels: int, seeds: int, out: Path) -> s
         runs = []
         for seed in range(seeds):
             path = out / f"{concept}-{direction}-{labels}-{part.replace(' ', '-')}-seed{seed}"
-            words = ["edit", "pocket", "--concept", concept, "--direction", direction]
-            words += ["--labels", str(labels), "--seed", str(seed), "--measure", "own"]
-            words += [w for key, number in options.items() for w in (f"--{key}", str(number))]
-            # Without the retain set or the average an edit may drift far: it is measured all the
-            # same.
-            words += ["--drift-guard", "10"] if part == "no retain set" else []
-            finished(path, command(*words, "--out", str(path), "--quiet"))
-            runs.append({record.metric: record for record in RunDir.open(path).metrics()})
+            # Without the retain set an edit may drift far: it is measured all the same.
+            wide = {"drift-guard": 10} if part == "no retain set" else {}
+            run = edited(
+                path, concept, direction, {"labels": labels, "seed": seed, **options, **wide}
+            )
+            runs.append({record.metric: record for record in run.metrics()})
         shown = [m for m in METRICS if m in runs[0] and m != effect]
         if not lines:
             lines = [
