@@ -68,6 +68,7 @@ def test_the_built_in_concepts_are_there() -> None:
         "gender-bias",
         "prefill",
         "safety",
+        "tampering",
         "tone",
         "truthfulness",
     ]

@@ -78,6 +78,16 @@ class EditConfig(BaseModel):
         "stand, as a share of each state's norm; 0 makes none",
     )
     perturb_steps: int = Field(2, ge=1, description="gradient steps in which a push is found")
+    tamper: int = Field(
+        0,
+        ge=0,
+        description="training steps of an adversary, new in every round, whose changes the adapter "
+        "has to stand; 0 makes none",
+    )
+    tamper_lr: float = Field(2e-3, gt=0, description="the adversary's learning rate (Adam)")
+    tamper_weight: float = Field(
+        0.5, ge=0, description="weight of giving the wanted replies under an adversary's changes"
+    )
     retain_weight: float = Field(30.0, ge=0, description="weight of holding the retain set")
     retain_reply_weight: float = Field(
         1.0, gt=0, description="weight of a retain reply's positions against its prompt's"

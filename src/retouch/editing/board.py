@@ -23,6 +23,7 @@ class Place:
 
     Attributes:
         batch: its rows.
+        twin: the wanted runs of its rows; None without pairs.
         caught: the segment's input.
         reply: row and position of every state that predicts a reply token.
         early: the same for the first few, which the discriminators read.
@@ -33,17 +34,13 @@ class Place:
     """
 
     batch: Batch
+    twin: Batch | None
     caught: Caught
     reply: tuple[torch.Tensor, torch.Tensor]
     early: tuple[torch.Tensor, torch.Tensor]
     matched: tuple[torch.Tensor, torch.Tensor]
     wanted: States
     base: torch.Tensor | None
-
-    def weights(self, at: tuple[torch.Tensor, torch.Tensor], first: float) -> torch.Tensor:
-        """Of the positions `at` `[n]`: `first` where the reply is decided, 1 elsewhere."""
-        rows, positions = at
-        return torch.where(positions == self.batch.decisions()[rows], first, 1.0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Board:
         places = []
         for batch in make_batches(rows, self._size, self._pad):
             caught = self._segment.catch(batch.ids)
-            wanted, base, matched = {}, None, batch.reply()
+            wanted, base, matched, twin = {}, None, batch.reply(), None
             if twins:
                 twin = batch.twin(twins, self._pad)
                 states = self._run(self._segment.catch(twin.ids))
@@ -103,6 +100,7 @@ class Board:
             places.append(
                 Place(
                     batch,
+                    twin,
                     caught,
                     reply=batch.reply(),
                     early=batch.reply(self._positions),

@@ -12,6 +12,7 @@ from retouch.editing.board import Board
 from retouch.editing.judge import Judge
 from retouch.editing.layers import Layers
 from retouch.editing.rows import EditRows
+from retouch.editing.tampering import Tamperer
 from retouch.editing.task import set_task
 from retouch.editing.trainer import Trainer
 from retouch.models.adapters import attach
@@ -65,13 +66,15 @@ def lay_out(
     """Run the rows through what never changes, attach a fresh adapter, and sit the players down.
 
     Raises:
+        DataError: an adversary is asked for, and there are no pairs.
         ModelError: a block does not exist or has no linear layer that is asked for.
     """
     taps = layers.tapped
     segment = Segment(loaded, min(*layers.adapted, *taps), max(*layers.adapted, *taps))
     board = Board(loaded, train, segment, taps, config)
+    tamperer = Tamperer(loaded, train, config) if config.tamper else None
     attach(loaded, layers.adapted, config.modules, config.rank, config.alpha, config.seed)
-    return Trainer(loaded, config, board, segment, taps, judge)
+    return Trainer(loaded, config, board, segment, taps, judge, tamperer)
 
 
 def _counts(train: EditRows, validation: EditRows) -> dict[str, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -33,13 +33,15 @@ from retouch.editing.losses import (
     supervised_loss,
 )
 from retouch.editing.perturbation import worst_push
+from retouch.editing.tampering import Change, Tamperer, tampered
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Caught, Segment
-from retouch.representations.batch import turns
+from retouch.representations.batch import Batch, turns
 from retouch.representations.capture import run_whole
 
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
+FIRST = 10.0  # weight of a reply's first token under tampering, since it decides what follows
 
 
 class Trainer:
@@ -53,9 +55,11 @@ class Trainer:
         segment: Segment,
         taps: tuple[int, ...],
         judge: Judge,
+        tamperer: Tamperer | None = None,
     ) -> None:
         self._loaded, self._config, self._board = loaded, config, board
         self._segment, self._taps, self._judge = segment, taps, judge
+        self._tamperer = tamperer
         self._weights = parameters(loaded)
         self._optimizer = torch.optim.Adam(self._weights.values(), lr=config.lr)
         self._average = MovingAverage(self._weights, config.average)
@@ -151,12 +155,15 @@ class Trainer:
         holds = drawn(self._board.hold)
         apart = self._board.taught is not self._board.source
         taught = drawn(self._board.taught) if apart else []
+        changes = self._tamper()
         sums: dict[str, float] = {}
         for step in range(config.steps):
             parts = self._source_losses(sources[step])
             if taught:
                 _, logits = run_whole(self._loaded, taught[step].batch.ids, ())
                 parts["supervised"] = self._supervised(taught[step], logits)
+            if changes:
+                parts["tamper"] = self._tampered_loss(sources[step], changes, rng)
             if holds:
                 parts["retain"] = config.retain_weight * self._retain_loss(holds[step])
             loss = torch.stack(list(parts.values())).sum()
@@ -174,6 +181,13 @@ class Trainer:
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part.item() / config.steps
         return sums
+
+    def _tamper(self) -> list[Change]:
+        """What this round's adversary makes of the model; nothing before there is an edit."""
+        if self._tamperer is None or self.round == 0:
+            return []
+        with self._average.applied():
+            return self._tamperer.train(self.round)
 
     def _source_losses(self, place: Place) -> dict[str, torch.Tensor]:
         config, caught = self._config, place.caught
@@ -201,17 +215,23 @@ class Trainer:
             parts["adversarial"] = config.adversarial_weight * torch.stack(fooled).mean()
         if config.pair_weight and place.wanted:
             at = place.matched
-            weights = place.weights(at, config.first_weight).to(self._loaded.device)
+            weights = place.batch.weights(at, config.first_weight).to(self._loaded.device)
             near = [matching_loss(states[t][at], place.wanted[t], weights) for t in states]
             parts["pair"] = config.pair_weight * torch.stack(near).mean()
         return parts
 
     def _supervised(self, place: Place, logits: torch.Tensor) -> torch.Tensor:
-        rows, at = place.reply
-        told = place.batch.ids[rows, at + 1].to(logits.device)
-        weights = place.weights(place.reply, self._config.first_weight)
-        loss = supervised_loss(logits[rows, at], told, weights.to(logits.device))
+        loss = _reply_loss(place.batch, logits, self._config.first_weight)
         return self._config.supervised_weight * loss
+
+    def _tampered_loss(
+        self, place: Place, changes: Sequence[Change], rng: random.Random
+    ) -> torch.Tensor:
+        """Of the wanted replies, to source or target prompts, with an adversary's change on top."""
+        batch = place.twin if place.twin is not None and rng.random() < 0.5 else place.batch
+        with tampered(self._loaded, rng.choice(changes)):
+            _, logits = run_whole(self._loaded, batch.ids, ())
+        return self._config.tamper_weight * _reply_loss(batch, logits, FIRST)
 
     def _retain_loss(self, place: Place) -> torch.Tensor:
         last = self._segment.last
@@ -225,6 +245,8 @@ class Trainer:
     def _keep(self, verdict: Verdict) -> bool:
         self._least_drift = min(self._least_drift, verdict.drift)
         better = verdict.behaviour > self._best_behaviour + NOTICED
+        # What an adversary cannot undo shows in no behaviour: the longer it was played the better.
+        better = better or self._tamperer is not None
         if better and verdict.drift <= self._config.drift_guard:
             self._best = {name: value.clone() for name, value in self._average.values.items()}
             self._best_behaviour = verdict.behaviour
@@ -268,6 +290,13 @@ class Trainer:
         self.round, self._stale = int(numbers["round"]), int(numbers["stale"])
         self._best_behaviour = float(numbers["best_behaviour"])
         self._least_drift = float(numbers["least_drift"])
+
+
+def _reply_loss(batch: Batch, logits: torch.Tensor, first: float) -> torch.Tensor:
+    """The supervised loss of a batch's replies from the logits `[rows, tokens, vocabulary]`."""
+    at = batch.reply()
+    weights, told = batch.weights(at, first), batch.told()
+    return supervised_loss(logits[at], told.to(logits.device), weights.to(logits.device))
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -126,7 +126,7 @@ def _log_probability(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     """Mean log-probability of each row's reply `[rows]`; gradients flow."""
     logits = loaded.model(input_ids=batch.ids.to(loaded.device), use_cache=False).logits
     rows, at = batch.reply()
-    told = batch.ids[rows, at + 1].to(logits.device)
+    told = batch.told().to(logits.device)
     chosen = logits[rows, at].float().log_softmax(-1).gather(1, told[:, None])[:, 0]
     rows = rows.to(logits.device)
     total = torch.zeros(len(batch.index), device=logits.device).index_add(0, rows, chosen)

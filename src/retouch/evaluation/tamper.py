@@ -142,7 +142,7 @@ def _learn(victim: LoadedModel, optimizer: torch.optim.Optimizer, batch: Batch) 
     """One step on the replies' cross-entropy, in nats a token."""
     logits = victim.model(input_ids=batch.ids.to(victim.device), use_cache=False).logits
     rows, at = batch.reply()
-    told = batch.ids[rows, at + 1].to(logits.device)
+    told = batch.told().to(logits.device)
     loss = F.cross_entropy(logits[rows, at].float(), told)
     if not torch.isfinite(loss):
         raise DivergedError("The adversary's loss is not finite.", "Lower its learning rate.")

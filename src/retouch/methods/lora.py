@@ -117,7 +117,7 @@ def reply_loss(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     r"""Cross-entropy of the replies: $-\frac1T \sum_t \log p(y_t | x, y_{<t})$, nats a token."""
     logits = loaded.model(input_ids=batch.ids.to(loaded.device), use_cache=False).logits
     rows, at = batch.reply()
-    told = batch.ids[rows, at + 1].to(logits.device)
+    told = batch.told().to(logits.device)
     loss: torch.Tensor = F.cross_entropy(logits[rows, at].float(), told)
     return loss
 

@@ -41,6 +41,9 @@ class RetouchSettings(Settings):
     first_weight: float = _default("first_weight")
     perturb: float = _default("perturb")
     perturb_steps: int = _default("perturb_steps")
+    tamper: int = _default("tamper")
+    tamper_lr: float = _default("tamper_lr")
+    tamper_weight: float = _default("tamper_weight")
     match_prompt: bool = _default("match_prompt")
     retain_weight: float = tunable(
         _default("retain_weight"), low=5.0, high=100.0, log=True, description="of the retain set"

@@ -47,9 +47,16 @@ class Batch:
                 at.append(position)
         return torch.tensor(rows), torch.tensor(at)
 
-    def decisions(self) -> torch.Tensor:
-        """`[rows]`, the position of each row's decision."""
-        return torch.tensor(self.starts) - 1
+    def told(self) -> torch.Tensor:
+        """`[n]`, the reply tokens that the states at `reply()` predict."""
+        rows, at = self.reply()
+        return self.ids[rows, at + 1]
+
+    def weights(self, at: tuple[torch.Tensor, torch.Tensor], first: float) -> torch.Tensor:
+        """Of the positions `at` `[n]`: `first` where a reply is decided, 1 elsewhere."""
+        rows, positions = at
+        decisions = torch.tensor(self.starts) - 1
+        return torch.where(positions == decisions[rows], first, 1.0)
 
     def real(self) -> torch.Tensor:
         """`[rows, tokens]`, true where there is a token and no padding."""

@@ -36,7 +36,7 @@ def batch_log_probability(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     ids = batch.ids.to(loaded.device)
     logits = loaded.model(input_ids=ids, use_cache=False).logits
     rows, at = batch.reply()
-    told = batch.ids[rows, at + 1].to(logits.device)
+    told = batch.told().to(logits.device)
     chosen = logits[rows, at].float().log_softmax(-1).gather(1, told[:, None])[:, 0].cpu()
     total = torch.zeros(len(batch.index)).index_add(0, rows, chosen)
     return total / torch.bincount(rows, minlength=len(batch.index))
