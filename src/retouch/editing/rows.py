@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def choose_rows(
     twins = shown if paired else []
     groups = [row.group for row in source]
     if paired and config.forced:
-        more = _forced(rng, moved, own, twins, held, config)
+        more = _forced(rng, moved, own, twins, _begun(loaded, hold, held), config)
         moved, twins = [*moved, *more.moved], [*twins, *more.twins]
         wanted, rejected = moved, [*own, *more.rejected]
         groups += [groups[i] for i in more.of]
@@ -202,30 +203,45 @@ def _forced(
     moved: Sequence[Rendered],
     own: Sequence[Rendered],
     twins: Sequence[Rendered],
-    held: Sequence[Rendered],
+    begun: Sequence[tuple[int, ...]],
     config: EditConfig,
 ) -> _Forced:
     """The source rows with the beginnings of unwanted replies forced on them.
 
-    By turns the beginning is that of the row's own unwanted reply and of a reply of the retain set,
-    and the prompt is the source row's and its twin's: what was begun is to be broken off, whatever
-    it is. In all of them the wanted reply follows, so that they share the twin.
+    By turns the beginning is that of the row's own unwanted reply and of one of `begun`, and the
+    prompt is the source row's and its twin's: what was begun is to be broken off, whatever it is.
+    In all of them the wanted reply follows, so that they share the twin. As many beginnings are of
+    1 to 2 tokens as of 3 to 6 or 7 to 14: the shorter ones are no easier.
     """
     made = _Forced([], [], [], [])
     for i, (row, unwanted, twin) in enumerate(zip(moved, own, twins, strict=True)):
         reply = row.ids[row.start :]
         prompts = (row.ids[: row.start], twin.ids[: twin.start])
         for number in range(config.forced_rows):
-            other = rng.choice(held) if held and number // 2 % 2 else unwanted
-            prompt, said = prompts[number % 2], other.ids[other.start :]
+            said = unwanted.ids[unwanted.start :]
+            if begun and number // 2 % 2:
+                said = rng.choice(begun)
+            prompt = prompts[number % 2]
             # The end of the turn is not forced, and something is left to be said.
-            cut = rng.randint(1, min(config.forced, max(1, len(said) - 2)))
+            most = min(config.forced, max(1, len(said) - 2))
+            cut = min(most, int(math.exp(rng.uniform(0, math.log(most + 1)))))
             start = len(prompt) + cut
             made.moved.append(Rendered((*prompt, *said[:cut], *reply), start))
             made.twins.append(twin)
             made.rejected.append(Rendered((*prompt, *said), start))
             made.of.append(i)
     return made
+
+
+def _begun(
+    loaded: LoadedModel, rows: Sequence[Example], told: Sequence[Rendered]
+) -> list[tuple[int, ...]]:
+    """What is said in rows whose reply is forced to begin in some way; if none is, in all."""
+    forced = [(row, text) for row, text in zip(rows, told, strict=True) if row.prefill]
+    return [
+        text.ids[len(prompt_ids(loaded.tokenizer, row.prompt)) :]
+        for row, text in forced or zip(rows, told, strict=True)
+    ]
 
 
 def _sample(rng: random.Random, rows: Sequence[Example], most: int) -> list[Example]:
