@@ -1,6 +1,7 @@
 """Print what each part of the edit buys: a concept edited with one part taken out at a time.
 
     python -m benchmarks.ablation [--concept safety] [--direction raise] [--labels 16] [--seeds 3]
+        [--parts "whole,no game"]
 
 Each variant keeps the concept's settings but for what it takes out; test splits. Finished edits are
 kept under --out and not made again.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,22 @@ PARTS: dict[str, dict[str, Any]] = {
     "no game": {"adversarial-weight": 0},
     "no pairs": {"pair-weight": 0},
     "no retain set": {"retain-weight": 0},
+    "no words learnt": {"supervised-weight": 0},
     "no moving average": {"average": 0},
     "decision alone read": {"reply-positions": 1},
 }
-METRICS = ("nested_refusal", "over_refusal", "kl_per_token", "task_accuracy")
+METRICS = (
+    "nested_refusal",
+    "over_refusal",
+    "prefill_long_refusal",
+    "prefill_clean",
+    "legend_false",
+    "facts_correct",
+    "pronoun_lean",
+    "answers_kept",
+    "kl_per_token",
+    "task_accuracy",
+)
 
 
 def value(records: dict[str, Record], metric: str) -> float:
@@ -36,13 +50,15 @@ def value(records: dict[str, Record], metric: str) -> float:
     return score.value
 
 
-def table(concept: str, direction: str, labels: int, seeds: int, out: Path) -> str:
+def table(
+    concept: str, direction: str, labels: int, seeds: int, parts: Sequence[str], out: Path
+) -> str:
     """Mean over the seeds, and the worst seed of the effect."""
     effect = load_concept(concept).sides[direction].effect  # type: ignore[index]
     higher = load_concept(concept).sides[direction].effect_better == "higher"  # type: ignore[index]
     lines: list[str] = []
-    for part, options in PARTS.items():
-        runs = []
+    for part in parts:
+        options, runs = PARTS[part], []
         for seed in range(seeds):
             path = out / f"{concept}-{direction}-{labels}-{part.replace(' ', '-')}-seed{seed}"
             # Without the retain set an edit may drift far: it is measured all the same.
@@ -77,10 +93,15 @@ def main() -> None:
     parser.add_argument("--direction", default="raise")
     parser.add_argument("--labels", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", default=",".join(PARTS), help="of those that can be taken out")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
+    parts = [part for part in options.parts.split(",") if part]
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts: there is no {unknown[0]!r}; there are {', '.join(PARTS)}")
     print()
-    print(table(options.concept, options.direction, options.labels, options.seeds, options.out))
+    rest = (options.labels, options.seeds, parts, options.out)
+    print(table(options.concept, options.direction, *rest))
 
 
 if __name__ == "__main__":
