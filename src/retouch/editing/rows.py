@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -210,8 +209,7 @@ def _forced(
 
     By turns the beginning is that of the row's own unwanted reply and of one of `begun`, and the
     prompt is the source row's and its twin's: what was begun is to be broken off, whatever it is.
-    In all of them the wanted reply follows, so that they share the twin. As many beginnings are of
-    1 to 2 tokens as of 3 to 6 or 7 to 14: the shorter ones are no easier.
+    In all of them the wanted reply follows, so that they share the twin.
     """
     made = _Forced([], [], [], [])
     for i, (row, unwanted, twin) in enumerate(zip(moved, own, twins, strict=True)):
@@ -224,7 +222,7 @@ def _forced(
             prompt = prompts[number % 2]
             # The end of the turn is not forced, and something is left to be said.
             most = min(config.forced, max(1, len(said) - 2))
-            cut = min(most, int(math.exp(rng.uniform(0, math.log(most + 1)))))
+            cut = rng.randint(1, most)
             start = len(prompt) + cut
             made.moved.append(Rendered((*prompt, *said[:cut], *reply), start))
             made.twins.append(twin)
