@@ -75,6 +75,21 @@ def test_a_forced_row_breaks_off_into_the_wanted_reply() -> None:
         assert rejected.start == made.start
 
 
+def test_what_a_retain_row_is_forced_to_begin_with_is_forced_on_source_rows() -> None:
+    loaded, concept = tiny_loaded(), tiny_concept()
+    held = [replace(row, prefill="w50 w51") for row in concept.rows["train"][2:9:3]]
+    concept = replace(concept, rows={**concept.rows, "train": (*concept.rows["train"], *held)})
+    config = settings(forced=2, forced_rows=4, retain=15)
+    plain = choose_rows(loaded, concept, config.model_copy(update={"forced": 0}), "train")
+    made = choose_rows(loaded, concept, config, "train").source[len(plain.source) :]
+    opening = loaded.tokenizer.convert_tokens_to_ids(["w50", "w51"])
+    for number, row in enumerate(made):
+        twin, source = plain.twins[number // 4], plain.source[number // 4]
+        prompt = twin if number % 2 else source
+        begun = list(row.ids[prompt.start : row.start])
+        assert (begun == opening[: len(begun)]) == (number // 2 % 2 == 1)
+
+
 def test_other_training_rows_can_be_named_and_must_be_there() -> None:
     loaded, concept = tiny_loaded(), tiny_concept()
     extra = [replace(row, label="more", group="g") for row in concept.rows["train"][:9:3]]
