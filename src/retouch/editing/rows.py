@@ -10,6 +10,7 @@ from retouch.concepts.render import Rendered, prompt_ids, render
 from retouch.core.config import EditConfig
 from retouch.core.errors import DataError
 from retouch.core.types import Concept, Example, Message, MetricSpec, Sides, Split
+from retouch.editing.forced import begun, force
 from retouch.models.generate import generate
 from retouch.models.load import LoadedModel
 
@@ -93,7 +94,7 @@ def choose_rows(
     twins = shown if paired else []
     groups = [row.group for row in source]
     if paired and config.forced:
-        more = _forced(rng, moved, own, twins, _begun(loaded, hold, held), config)
+        more = force(rng, moved, own, twins, begun(loaded, hold, held), config)
         moved, twins = [*moved, *more.moved], [*twins, *more.twins]
         wanted, rejected = moved, [*own, *more.rejected]
         groups += [groups[i] for i in more.of]
@@ -178,68 +179,6 @@ def _chosen(
         return both, turned
     right = [2 * i + gap.groups.index(row.group) for i, row in enumerate(rows)]
     return [both[i] for i in right], [both[i ^ 1] for i in right]
-
-
-@dataclass(frozen=True)
-class _Forced:
-    """Source rows on which the beginning of an unwanted reply is forced.
-
-    Attributes:
-        moved: with the wanted reply after it.
-        twins: their twins.
-        rejected: with the rest of the unwanted reply after it.
-        of: the number of the source row that each was made of.
-    """
-
-    moved: list[Rendered]
-    twins: list[Rendered]
-    rejected: list[Rendered]
-    of: list[int]
-
-
-def _forced(
-    rng: random.Random,
-    moved: Sequence[Rendered],
-    own: Sequence[Rendered],
-    twins: Sequence[Rendered],
-    begun: Sequence[tuple[int, ...]],
-    config: EditConfig,
-) -> _Forced:
-    """The source rows with the beginnings of unwanted replies forced on them.
-
-    By turns the beginning is that of the row's own unwanted reply and of one of `begun`, and the
-    prompt is the source row's and its twin's: what was begun is to be broken off, whatever it is.
-    In all of them the wanted reply follows, so that they share the twin.
-    """
-    made = _Forced([], [], [], [])
-    for i, (row, unwanted, twin) in enumerate(zip(moved, own, twins, strict=True)):
-        reply = row.ids[row.start :]
-        prompts = (row.ids[: row.start], twin.ids[: twin.start])
-        for number in range(config.forced_rows):
-            said = unwanted.ids[unwanted.start :]
-            if begun and number // 2 % 2:
-                said = rng.choice(begun)
-            prompt = prompts[number % 2]
-            # The end of the turn is not forced, and something is left to be said.
-            most = min(config.forced, max(1, len(said) - 2))
-            cut = rng.randint(1, most)
-            start = len(prompt) + cut
-            made.moved.append(Rendered((*prompt, *said[:cut], *reply), start))
-            made.twins.append(twin)
-            made.rejected.append(Rendered((*prompt, *said), start))
-            made.of.append(i)
-    return made
-
-
-def _begun(
-    loaded: LoadedModel, rows: Sequence[Example], told: Sequence[Rendered]
-) -> list[tuple[int, ...]]:
-    """What is said in rows whose reply is forced to begin in some way; if none is, in all."""
-    forced = [(row, text) for row, text in zip(rows, told, strict=True) if row.prefill]
-    return [
-        text.ids[len(prompt_ids(loaded.tokenizer, row.prompt)) :]
-        for row, text in forced or zip(rows, told, strict=True)
-    ]
 
 
 def _sample(rng: random.Random, rows: Sequence[Example], most: int) -> list[Example]:

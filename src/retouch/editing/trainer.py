@@ -33,6 +33,7 @@ from retouch.editing.losses import (
     supervised_loss,
 )
 from retouch.editing.perturbation import worst_push
+from retouch.editing.state import optimizer_tensors, restore_optimizer, under
 from retouch.editing.tampering import Change, Tamperer, tampered
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
@@ -265,11 +266,11 @@ class Trainer:
             tensors[f"average/{name}"] = value
         for name, value in self._best.items():
             tensors[f"best/{name}"] = value
-        tensors |= _optimizer_tensors("adapter", self._optimizer)
+        tensors |= optimizer_tensors("adapter", self._optimizer)
         for tap, member in self._jury.members.items():
             for name, value in member.state_dict().items():
                 tensors[f"jury/{tap}/{name}"] = value
-            tensors |= _optimizer_tensors(f"jury-{tap}", self._jury.optimizers[tap])
+            tensors |= optimizer_tensors(f"jury-{tap}", self._jury.optimizers[tap])
         numbers = {
             "round": str(self.round),
             "stale": str(self._stale),
@@ -280,13 +281,13 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, str]) -> None:
         """Go back to a state that `state` returned, bit for bit."""
-        put(self._weights, _under("weights/", tensors))
-        self._average.values = _under("average/", tensors)
-        self._best = _under("best/", tensors)
-        _restore_optimizer("adapter", self._optimizer, tensors)
+        put(self._weights, under("weights/", tensors))
+        self._average.values = under("average/", tensors)
+        self._best = under("best/", tensors)
+        restore_optimizer("adapter", self._optimizer, tensors)
         for tap, member in self._jury.members.items():
-            member.load_state_dict(_under(f"jury/{tap}/", tensors))
-            _restore_optimizer(f"jury-{tap}", self._jury.optimizers[tap], tensors)
+            member.load_state_dict(under(f"jury/{tap}/", tensors))
+            restore_optimizer(f"jury-{tap}", self._jury.optimizers[tap], tensors)
         self.round, self._stale = int(numbers["round"]), int(numbers["stale"])
         self._best_behaviour = float(numbers["best_behaviour"])
         self._least_drift = float(numbers["least_drift"])
@@ -297,27 +298,3 @@ def _reply_loss(batch: Batch, logits: torch.Tensor, first: float) -> torch.Tenso
     at = batch.reply()
     weights, told = batch.weights(at, first), batch.told()
     return supervised_loss(logits[at], told.to(logits.device), weights.to(logits.device))
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"optimizer/{name}/{i}/{key}": value
-        for i, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-
-
-def _restore_optimizer(
-    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in _under(f"optimizer/{name}/", tensors).items():
-        number, field = key.split("/")
-        state.setdefault(int(number), {})[field] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
