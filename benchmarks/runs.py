@@ -18,13 +18,21 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-c", "from retouch.cli.app import main; main()", *words]
 
 
-def edited(path: Path, concept: str, direction: str, options: Mapping[str, Any]) -> RunDir:
-    """The run of an edit of pocket, measured on the test split; made unless it is finished."""
+def edited(
+    path: Path,
+    concept: str,
+    direction: str,
+    options: Mapping[str, Any],
+    *,
+    model: str = "pocket",
+    measure: str = "own",
+) -> RunDir:
+    """The run of an edit, measured on the test split; made unless it is finished."""
     if not (path.exists() and RunDir.open(path).finished):
         shutil.rmtree(path, ignore_errors=True)
-        words = ["edit", "pocket", "--concept", concept, "--direction", direction]
+        words = ["edit", model, "--concept", concept, "--direction", direction]
         words += [w for key, value in options.items() for w in (f"--{key}", str(value))]
-        words += ["--measure", "own", "--quiet", "--out", str(path)]
+        words += ["--measure", measure, "--quiet", "--out", str(path)]
         subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
         print(f"made {path}", file=sys.stderr, flush=True)
     return RunDir.open(path)

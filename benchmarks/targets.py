@@ -12,13 +12,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import edited, told
+from benchmarks.runs import command, edited, told
+from retouch.concepts.catalog import load_concept
 from retouch.core.types import Record
+from retouch.evaluation.dial import effects
+from retouch.models.compose import compose
+from retouch.models.load import load
 
 WRAPPERS = ("emotional", "format", "override", "prefix_injection", "roleplay")
 
@@ -293,10 +298,47 @@ def composed_table(out: Path, seeds: int) -> None:
                     shares.setdefault(f"{record['metric']}, share of its own", []).append(share)
         drift = total["kl_per_token"]["after"]["value"]
         shares.setdefault("kl_per_token", []).append(drift)
+    _print_shares("composed", shares)
+
+
+def sequence_table(out: Path, seeds: int) -> None:
+    """One edit after the other, each of the model that the one before it left."""
+    shares: dict[str, list[float]] = {}
+    edits = {edit.name: edit for edit in EDITS}
+    for seed in range(seeds):
+        model, runs = "pocket", []
+        for name in COMPOSED:
+            edit, path = edits[name], out / f"sequence-{name}-seed{seed}"
+            options = {**edit.options, "seed": seed}
+            edited(path, edit.concept, edit.direction, options, model=model, measure="nothing")
+            model = str(out / f"sequence-{name}-seed{seed}-merged")
+            if not Path(model).exists():
+                words = ["export", str(path), "--format", "merged", "--out", model]
+                subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
+            runs.append(path)
+        loaded = load("pocket")
+        compose(loaded, runs, [1.0] * len(runs))  # the weights that the last edit left, exactly
+        asked = [(load_concept(edits[n].concept), edits[n].direction) for n in COMPOSED]
+        records = {record.metric: record for record in effects(loaded, asked)}  # type: ignore[arg-type]
+        for name in COMPOSED:
+            own = measured(out, edits[name], seed)
+            metric = _effect(name)
+            score = records[metric].after
+            assert score is not None
+            base = own.before(metric)
+            share = (score.value - base) / (own.after(metric) - base)
+            shares.setdefault(f"{metric}, share of its own", []).append(share)
+        drift = records["kl_per_token"].after
+        assert drift is not None
+        shares.setdefault("kl_per_token", []).append(drift.value)
+    _print_shares("in sequence", shares)
+
+
+def _print_shares(kind: str, shares: Mapping[str, Sequence[float]]) -> None:
     for name, values in shares.items():
         drifts = name == "kl_per_token"
         target = Figure("", "", after(""), not drifts, 0.01 if drifts else 0.95)
-        print(line("composed", name, values, target), flush=True)
+        print(line(kind, name, values, target), flush=True)
 
 
 def _effect(name: str) -> str:
@@ -308,7 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [*(edit.name for edit in EDITS), "composed"]
+    names = [*(edit.name for edit in EDITS), "composed", "sequence"]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, default=Path("runs/targets"))
@@ -322,6 +364,8 @@ def main() -> None:
     edits_table(options.out, options.seeds, only)
     if not only or "composed" in only:
         composed_table(options.out, options.seeds)
+    if not only or "sequence" in only:
+        sequence_table(options.out, options.seeds)
 
 
 if __name__ == "__main__":
