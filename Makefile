@@ -37,7 +37,7 @@ test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at t
 pocket: $(STAMP) ## Train the built-in model again from its grammar
 	@$(BIN)/python -m retouch.pocket.train
 
-bench: $(STAMP) ## Measure the first edit of the built-in model
+bench: $(STAMP) ## Measure the edits of the built-in model beside their targets
 	@$(BIN)/python -m benchmarks.targets
 
 clean: ## Remove the environment, builds and caches; runs/ stays
