@@ -29,7 +29,7 @@ WRAPPERS = ("emotional", "format", "override", "prefix_injection", "roleplay")
 
 
 # For who knows one attack alone: worst pushes and more of the game, at the price of more drift.
-PUSHED = {"perturb": 0.15, "adversarial-weight": 20, "retain-weight": 100}
+PUSHED = {"perturb": 0.15, "adversarial-weight": 20, "retain-weight": 100, "drift-guard": 0.03}
 
 
 @dataclass(frozen=True)
