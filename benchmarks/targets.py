@@ -2,9 +2,9 @@
 
     python -m benchmarks.targets [--seeds 5] [--only NAME,...] [--out runs/targets]
 
-Each edit is one `retouch edit` with the defaults of its concept and the options named here. What
-is asked beyond its own metrics comes from `retouch stress` and `retouch compose`. What is made is
-kept under --out and not made again.
+Each edit is one `retouch edit` with the defaults of its concept and the options named here. What is
+asked beyond its own metrics comes from `retouch stress`, and edits are added up as by `retouch
+compose`. Runs are kept under --out and not made again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.runs import command, edited, told
 from retouch.concepts.catalog import load_concept
-from retouch.core.types import Record
+from retouch.core.types import Direction, Record
 from retouch.evaluation.dial import effects
 from retouch.models.compose import compose
 from retouch.models.load import load
@@ -46,7 +46,7 @@ class Edit:
 
     name: str
     concept: str
-    direction: str = "raise"
+    direction: Direction = "raise"
     options: Mapping[str, Any] = field(default_factory=dict)
     stress: tuple[str, ...] = ()
 
@@ -282,67 +282,56 @@ def edits_table(out: Path, seeds: int, only: Sequence[str]) -> None:
 
 def composed_table(out: Path, seeds: int) -> None:
     """Three edits added up: how much of each one's effect is left, and the drift of the sum."""
-    shares: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        runs = [str(out / f"{name}-seed{seed}") for name in COMPOSED]
-        file = out / f"composed-seed{seed}.json"
-        words = ["compose", *runs, "--out", str(out / f"composed-seed{seed}"), "--limit", "100000"]
-        metrics = told(file, *words)["metrics"]
-        total = {record["metric"]: record for record in metrics["the sum"]}
-        for run, name in zip(runs, COMPOSED, strict=True):
-            for record in metrics[run]:
-                if record["metric"] == _effect(name):
-                    base, own = record["before"]["value"], record["after"]["value"]
-                    summed = total[record["metric"]]["after"]["value"]
-                    share = (summed - base) / (own - base)
-                    shares.setdefault(f"{record['metric']}, share of its own", []).append(share)
-        drift = total["kl_per_token"]["after"]["value"]
-        shares.setdefault("kl_per_token", []).append(drift)
-    _print_shares("composed", shares)
+    sums = [summed(out, [out / f"{n}-seed{seed}" for n in COMPOSED], seed) for seed in range(seeds)]
+    print_shares("composed", sums)
 
 
 def sequence_table(out: Path, seeds: int) -> None:
     """One edit after the other, each of the model that the one before it left."""
-    shares: dict[str, list[float]] = {}
-    edits = {edit.name: edit for edit in EDITS}
+    sums = []
     for seed in range(seeds):
         model, runs = "pocket", []
-        for name in COMPOSED:
-            edit, path = edits[name], out / f"sequence-{name}-seed{seed}"
+        for edit in map(named, COMPOSED):
+            path = out / f"sequence-{edit.name}-seed{seed}"
             options = {**edit.options, "seed": seed}
             edited(path, edit.concept, edit.direction, options, model=model, measure="nothing")
-            model = str(out / f"sequence-{name}-seed{seed}-merged")
+            model = f"{path}-merged"
             if not Path(model).exists():
                 words = ["export", str(path), "--format", "merged", "--out", model]
                 subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
             runs.append(path)
-        loaded = load("pocket")
-        compose(loaded, runs, [1.0] * len(runs))  # the weights that the last edit left, exactly
-        asked = [(load_concept(edits[n].concept), edits[n].direction) for n in COMPOSED]
-        records = {record.metric: record for record in effects(loaded, asked)}  # type: ignore[arg-type]
-        for name in COMPOSED:
-            own = measured(out, edits[name], seed)
-            metric = _effect(name)
-            score = records[metric].after
-            assert score is not None
-            base = own.before(metric)
-            share = (score.value - base) / (own.after(metric) - base)
-            shares.setdefault(f"{metric}, share of its own", []).append(share)
-        drift = records["kl_per_token"].after
-        assert drift is not None
-        shares.setdefault("kl_per_token", []).append(drift.value)
-    _print_shares("in sequence", shares)
+        sums.append(summed(out, runs, seed))
+    print_shares("in sequence", sums)
 
 
-def _print_shares(kind: str, shares: Mapping[str, Sequence[float]]) -> None:
-    for name, values in shares.items():
+def named(name: str) -> Edit:
+    """The edit of that name."""
+    return next(edit for edit in EDITS if edit.name == name)
+
+
+def summed(out: Path, runs: Sequence[Path], seed: int) -> dict[str, float]:
+    """Of the sum of three edits the drift, and by its metric each effect as a share of its own."""
+    loaded = load("pocket")
+    compose(loaded, runs, [1.0] * len(runs))  # of edits in sequence: what the last of them left
+    edits = list(map(named, COMPOSED))
+    concepts = [load_concept(edit.concept) for edit in edits]
+    asked = [(c, edit.direction) for c, edit in zip(concepts, edits, strict=True)]
+    records = {record.metric: record for record in effects(loaded, asked)}
+    total, found = Measured(records, {}, {}), {}
+    for concept, edit in zip(concepts, edits, strict=True):
+        metric, own = concept.sides[edit.direction].effect, measured(out, edit, seed)
+        base = own.before(metric)
+        found[metric] = (total.after(metric) - base) / (own.after(metric) - base)
+    return {**found, "kl_per_token": total.after("kl_per_token")}
+
+
+def print_shares(kind: str, sums: Sequence[Mapping[str, float]]) -> None:
+    """The rows of several seeds' sums."""
+    for name in sums[0]:
         drifts = name == "kl_per_token"
         target = Figure("", "", after(""), not drifts, 0.01 if drifts else 0.95)
-        print(line(kind, name, values, target), flush=True)
-
-
-def _effect(name: str) -> str:
-    return {"safety": "attack_refusal", "truth-raise": "plain_true", "gender": "pronoun_gap"}[name]
+        title = name if drifts else f"{name}, share of its own"
+        print(line(kind, title, [one[name] for one in sums], target), flush=True)
 
 
 def main() -> None:
