@@ -1,8 +1,8 @@
 """Run only the blocks between the first adapted and the last tapped one, from cached inputs.
 
 Below the first adapter nothing ever changes, and above the last tap nothing is read: the input of
-the first adapted block is computed once for each batch and kept, with all that the block is called
-with, as calibration in quantisation does. Training then runs the segment alone.
+the first adapted block is computed once for each batch and kept, with all else that the segment's
+blocks are called with, as calibration in quantisation does. Training then runs the segment alone.
 """
 
 from __future__ import annotations
@@ -17,23 +17,35 @@ import torch
 from retouch.models.load import LoadedModel
 
 
-@dataclass
-class Caught:
-    """What the first block of a segment was called with, for one batch.
+@dataclass(frozen=True)
+class Call:
+    """What a block is called with besides its input.
 
     Attributes:
-        hidden: its input, `[rows, tokens, hidden]`.
-        rest: its other positional arguments.
-        named: its keyword arguments: masks, position embeddings and the like.
+        rest: the other positional arguments.
+        named: the keyword arguments: masks, position embeddings and the like.
     """
 
-    hidden: torch.Tensor
     rest: tuple[Any, ...]
     named: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Caught:
+    """What a segment was called with, for one batch.
+
+    Attributes:
+        hidden: the input of its first block, `[rows, tokens, hidden]`.
+        calls: block by block what came with the input. Blocks of one model differ in it: some look
+            at all tokens and some at the nearest ones, and each kind has its own mask.
+    """
+
+    hidden: torch.Tensor
+    calls: tuple[Call, ...]
+
+
 class _Reached(Exception):
-    """The forward pass has come to the segment; nothing above has to run."""
+    """The forward pass has come to the end of the segment; nothing above has to run."""
 
 
 class Segment:
@@ -48,29 +60,35 @@ class Segment:
 
         No attention mask is needed: in a causal decoder no token sees the padding after it.
         """
-        found: list[Caught] = []
+        hidden: list[torch.Tensor] = []
+        calls: list[Call] = []
 
         def keep(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             named = dict(named)
-            hidden = args[0] if args else named.pop("hidden_states")
-            found.append(Caught(hidden.detach().clone(), args[1:], named))
-            raise _Reached
+            given = args[0] if args else named.pop("hidden_states")
+            if not calls:
+                hidden.append(given.detach().clone())
+            calls.append(Call(args[1:], named))
+            if len(calls) == self.last - self.first + 1:
+                raise _Reached
 
-        handle = self._loaded.blocks[self.first].register_forward_pre_hook(keep, with_kwargs=True)
+        blocks = self._loaded.blocks[self.first : self.last + 1]
+        handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
         try:
             self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
         except _Reached:
             pass
         finally:
-            handle.remove()
-        return found[0]
+            for handle in handles:
+                handle.remove()
+        return Caught(hidden[0], tuple(calls))
 
     def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
         """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
         states, hidden = {}, caught.hidden
-        blocks = self._loaded.blocks
-        for i in range(self.first, self.last + 1):
-            out = blocks[i](hidden, *caught.rest, **caught.named)
+        blocks = self._loaded.blocks[self.first : self.last + 1]
+        for i, (block, call) in enumerate(zip(blocks, caught.calls, strict=True), self.first):
+            out = block(hidden, *call.rest, **call.named)
             hidden = out[0] if isinstance(out, tuple) else out
             if i in taps:
                 states[i] = hidden
