@@ -25,10 +25,10 @@ def test_segment_equals_the_full_forward_bit_for_bit(family: str) -> None:
     assert torch.equal(states[2], full[3])
 
 
-def test_catching_stops_before_the_segment_and_leaves_no_hook() -> None:
+def test_catching_stops_before_the_last_block_and_leaves_no_hook() -> None:
     loaded = tiny_loaded()
     seen: list[int] = []
-    handle = loaded.blocks[1].register_forward_hook(lambda *_: seen.append(1))
+    handle = loaded.blocks[2].register_forward_hook(lambda *_: seen.append(1))
     Segment(loaded, 1, 2).catch(IDS)
     assert not seen
     handle.remove()
