@@ -62,6 +62,10 @@ PANELS = {
     "Running it": (
         "device",
         "dtype",
+        "at_once",
+        "cache_memory",
+        "device_memory",
+        "shard",
         "trust_remote_code",
         "allow_weakening",
         "measure",

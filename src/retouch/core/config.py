@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from retouch.core.errors import ConfigError
+from retouch.core.size import parse_size
 from retouch.core.types import Direction
 
 
@@ -18,6 +19,26 @@ class EditConfig(BaseModel):
     """Everything that decides an edit. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("cache_memory", "device_memory")
+    @classmethod
+    def _is_size(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_size(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None  # the one kind that pydantic reports
+        return text
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_memory` in bytes."""
+        return None if self.cache_memory is None else parse_size(self.cache_memory)
+
+    @property
+    def device_bytes(self) -> int | None:
+        """`device_memory` in bytes."""
+        return None if self.device_memory is None else parse_size(self.device_memory)
 
     model: str = Field("pocket", description="`pocket`, a local folder, or a hub id")
     revision: str | None = Field(None, description="the hub revision (branch, tag or commit)")
@@ -114,6 +135,25 @@ class EditConfig(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the loaded weights; auto is float32 on CPU, bfloat16 on GPU"
+    )
+    at_once: int | None = Field(
+        None,
+        ge=1,
+        description="rows that run at once, where a batch is too much; none given: the whole "
+        "batch, halved whenever memory runs out",
+    )
+    cache_memory: str | None = Field(
+        None,
+        description="memory for the states that are kept, such as 8GiB; what is beyond lies in a "
+        "memory-mapped file; none given: half of what is free",
+    )
+    device_memory: str | None = Field(
+        None,
+        description="how much of the device the model may take, such as 24GiB; blocks that find no "
+        "room come when they are needed; none given: all of the model stays there",
+    )
+    shard: bool = Field(
+        False, description="processes that edit together share the frozen weights out (FSDP)"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_weakening: str | None = Field(

@@ -12,9 +12,10 @@ The loop of ARE (Zhang et al. 2024), with what departs from it:
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import torch
@@ -23,30 +24,29 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import DivergedError
 from retouch.core.types import StepEvent
 from retouch.editing.average import MovingAverage, put
-from retouch.editing.board import Board, Place, States
+from retouch.editing.board import Board
 from retouch.editing.discriminator import Jury
 from retouch.editing.judge import Judge, Verdict
-from retouch.editing.losses import (
-    confusion_loss,
-    fooling_loss,
-    matching_loss,
-    supervised_loss,
-)
-from retouch.editing.perturbation import worst_push
+from retouch.editing.objective import Objective, Turn
+from retouch.editing.pieces import Place
 from retouch.editing.state import optimizer_tensors, restore_optimizer, under
-from retouch.editing.tampering import Change, Tamperer, tampered
+from retouch.editing.tampering import Change, Tamperer
+from retouch.models import ranks
 from retouch.models.adapters import parameters
 from retouch.models.load import LoadedModel
-from retouch.models.segment import Caught, Segment
-from retouch.representations.batch import Batch, turns
-from retouch.representations.capture import run_whole
+from retouch.models.segment import Segment
+from retouch.representations.batch import turns
 
 NOTICED = 0.001  # nats a token: behaviour that is better by less is not better
-FIRST = 10.0  # weight of a reply's first token under tampering, since it decides what follows
 
 
 class Trainer:
-    """Plays the rounds and keeps the state that a resumed run goes on from."""
+    """Plays the rounds and keeps the state that a resumed run goes on from.
+
+    Attributes:
+        board: the rows that are played with.
+        round: rounds that are finished.
+    """
 
     def __init__(
         self,
@@ -58,13 +58,14 @@ class Trainer:
         judge: Judge,
         tamperer: Tamperer | None = None,
     ) -> None:
-        self._loaded, self._config, self._board = loaded, config, board
+        self._loaded, self._config, self.board = loaded, config, board
         self._segment, self._taps, self._judge = segment, taps, judge
         self._tamperer = tamperer
         self._weights = parameters(loaded)
         self._optimizer = torch.optim.Adam(self._weights.values(), lr=config.lr)
         self._average = MovingAverage(self._weights, config.average)
         self._jury = self._new_jury(0)
+        self._objective = Objective(loaded, config, board, segment, taps, self._jury)
         self._best: dict[str, torch.Tensor] = {}
         self._best_behaviour = float("-inf")
         self._least_drift = float("inf")
@@ -93,7 +94,7 @@ class Trainer:
             losses = self._answer()
             self.round += 1
             with self._average.applied():
-                verdict = self._judge()
+                verdict = ranks.from_first(self._judge())
             best = self._keep(verdict)
             yield StepEvent(
                 round=self.round,
@@ -124,64 +125,66 @@ class Trainer:
         config = self._config
         jury = Jury(
             self._taps,
-            self._board.target_seen[self._taps[0]].shape[-1],
+            self.board.target_seen[self._taps[0]].shape[-1],
             config.discriminator_width,
             config.discriminator_lr,
             config.seed * 7919 + number,
         ).to(self._loaded.device)
-        learn, _ = self._board.pools()
+        learn, _ = self.board.pools()
         jury.standardise({t: torch.cat([learn.wanted[t], learn.unwanted[t]]) for t in self._taps})
         return jury
 
     def _teach(self) -> float:
         """Train the discriminators on the present states; their accuracy on unseen rows."""
         config = self._config
-        learn, test = self._board.pools()
+        learn, test = self.board.pools()
         first = self.round == 0 or config.discriminator_fresh
         if config.discriminator_fresh and self.round > 0:
-            self._jury = self._new_jury(self.round)
+            self._jury = self._objective.jury = self._new_jury(self.round)
         steps = config.discriminator_first if first else config.discriminator_steps
         self._jury.learn(learn.wanted, learn.unwanted, steps, config.smoothing)
         return self._jury.accuracy(test.wanted, test.unwanted)
 
     def _answer(self) -> dict[str, float]:
-        """Train the adapter for the steps of one round; the mean of each part of the loss."""
+        """Train the adapter for the steps of one round; the mean of each part of the loss.
+
+        Raises:
+            DivergedError: a part of the loss is not finite.
+        """
         config = self._config
         rng = random.Random(f"{config.seed}:{self.round}")
+        board, steps = self.board, config.steps
 
-        def drawn(places: list[Place]) -> list[Place]:
-            return list(islice(turns(places, rng), config.steps))
+        def drawn(places: list[Place]) -> list[int]:
+            return list(islice(turns(range(len(places)), rng), steps))
 
-        sources = drawn(self._board.source)
-        holds = drawn(self._board.hold)
-        apart = self._board.taught is not self._board.source
-        taught = drawn(self._board.taught) if apart else []
+        sources, holds = drawn(board.source), drawn(board.hold)
+        taught = drawn(board.taught) if board.taught is not board.source else []
         changes = self._tamper()
-        sums: dict[str, float] = {}
-        for step in range(config.steps):
-            parts = self._source_losses(sources[step])
-            if taught:
-                _, logits = run_whole(self._loaded, taught[step].batch.ids, ())
-                parts["supervised"] = self._supervised(taught[step], logits)
-            if changes:
-                parts["tamper"] = self._tampered_loss(sources[step], changes, rng)
-            if holds:
-                parts["retain"] = config.retain_weight * self._retain_loss(holds[step])
-            loss = torch.stack(list(parts.values())).sum()
-            if not torch.isfinite(loss):
-                named = ", ".join(f"{k} {v.item():.3g}" for k, v in parts.items())
-                raise DivergedError(
-                    f"The loss is not finite in round {self.round + 1} ({named}).",
-                    "Lower --lr; the run is whole up to the round before.",
-                )
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+        sums: dict[str, torch.Tensor] = {}
+        for step in range(steps):
+            tampered = (rng.choice(changes), rng.random() < 0.5) if changes else None
+            turn = Turn(
+                sources[step],
+                taught[step] if taught else None,
+                holds[step] if holds else None,
+                tampered,
+            )
+            for name, part in self._objective.gradients(turn).items():
+                sums[name] = sums.get(name, 0.0) + part / steps
             torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
             self._optimizer.step()
             self._average.update()
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part.item() / config.steps
-        return sums
+        ranks.add_up(sums.values())
+        # Looked at once a round: at every step the device would have to wait for the host.
+        means = {name: part.item() for name, part in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            named = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
+            raise DivergedError(
+                f"The loss is not finite in round {self.round + 1} ({named}).",
+                "Lower --lr; the run is whole up to the round before.",
+            )
+        return means
 
     def _tamper(self) -> list[Change]:
         """What this round's adversary makes of the model; nothing before there is an edit."""
@@ -189,59 +192,6 @@ class Trainer:
             return []
         with self._average.applied():
             return self._tamperer.train(self.round)
-
-    def _source_losses(self, place: Place) -> dict[str, torch.Tensor]:
-        config, caught = self._config, place.caught
-        parts: dict[str, torch.Tensor] = {}
-        states: States = {}
-        if config.supervised_weight and self._board.taught is self._board.source:
-            states, logits = run_whole(self._loaded, place.batch.ids, self._taps)
-            parts["supervised"] = self._supervised(place, logits)
-        if config.perturb:
-
-            def harm(pushed: Caught) -> torch.Tensor:
-                found = self._game_losses(place, self._segment.run(pushed, self._taps))
-                return torch.stack(list(found.values())).sum()
-
-            caught = worst_push(caught, harm, config.perturb, config.perturb_steps)
-        if config.perturb or not states:
-            states = self._segment.run(caught, self._taps)
-        return parts | self._game_losses(place, states)
-
-    def _game_losses(self, place: Place, states: States) -> dict[str, torch.Tensor]:
-        config, parts = self._config, {}
-        if config.adversarial_weight:
-            loss = fooling_loss if self._board.groups is None else confusion_loss
-            fooled = [loss(self._jury.members[t](states[t][place.early])) for t in states]
-            parts["adversarial"] = config.adversarial_weight * torch.stack(fooled).mean()
-        if config.pair_weight and place.wanted:
-            at = place.matched
-            weights = place.batch.weights(at, config.first_weight).to(self._loaded.device)
-            near = [matching_loss(states[t][at], place.wanted[t], weights) for t in states]
-            parts["pair"] = config.pair_weight * torch.stack(near).mean()
-        return parts
-
-    def _supervised(self, place: Place, logits: torch.Tensor) -> torch.Tensor:
-        loss = _reply_loss(place.batch, logits, self._config.first_weight)
-        return self._config.supervised_weight * loss
-
-    def _tampered_loss(
-        self, place: Place, changes: Sequence[Change], rng: random.Random
-    ) -> torch.Tensor:
-        """Of the wanted replies, to source or target prompts, with an adversary's change on top."""
-        batch = place.twin if place.twin is not None and rng.random() < 0.5 else place.batch
-        with tampered(self._loaded, rng.choice(changes)):
-            _, logits = run_whole(self._loaded, batch.ids, ())
-        return self._config.tamper_weight * _reply_loss(batch, logits, FIRST)
-
-    def _retain_loss(self, place: Place) -> torch.Tensor:
-        last = self._segment.last
-        states = self._segment.run(place.caught, (last,))[last]
-        assert place.base is not None
-        real = place.batch.real()
-        weights = torch.ones(real.shape)
-        weights[place.reply] = self._config.retain_reply_weight
-        return matching_loss(states[real], place.base, weights[real].to(states.device))
 
     def _keep(self, verdict: Verdict) -> bool:
         self._least_drift = min(self._least_drift, verdict.drift)
@@ -291,10 +241,3 @@ class Trainer:
         self.round, self._stale = int(numbers["round"]), int(numbers["stale"])
         self._best_behaviour = float(numbers["best_behaviour"])
         self._least_drift = float(numbers["least_drift"])
-
-
-def _reply_loss(batch: Batch, logits: torch.Tensor, first: float) -> torch.Tensor:
-    """The supervised loss of a batch's replies from the logits `[rows, tokens, vocabulary]`."""
-    at = batch.reply()
-    weights, told = batch.weights(at, first), batch.told()
-    return supervised_loss(logits[at], told.to(logits.device), weights.to(logits.device))

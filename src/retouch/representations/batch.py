@@ -76,6 +76,16 @@ class Batch:
             found.append(max(same - 1, 0))
         return found
 
+    def part(self, rows: Sequence[int]) -> Batch:
+        """Some of the rows, by their places in this batch, padded no further than they need."""
+        lengths = tuple(self.lengths[row] for row in rows)
+        return Batch(
+            tuple(self.index[row] for row in rows),
+            self.ids[list(rows), : max(lengths)],
+            tuple(self.starts[row] for row in rows),
+            lengths,
+        )
+
     def twin(self, others: Sequence[Rendered], pad: int) -> Batch:
         """The rows of the same numbers from another set, in the same order."""
         return _batch(self.index, others, pad)
