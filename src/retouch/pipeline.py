@@ -28,7 +28,7 @@ from retouch.editing.checkpoint import load_checkpoint, save_checkpoint, save_ju
 from retouch.editing.edit import Setting, set_up
 from retouch.evaluation.runner import Evaluation
 from retouch.evaluation.runner import evaluate as evaluate_concepts
-from retouch.models import adapters
+from retouch.models import adapters, ranks
 from retouch.models.load import LoadedModel, load
 
 OnEvent = Callable[[Event], None]
@@ -65,13 +65,17 @@ def edit(
     Raises:
         RetouchError: any of its kinds; what was written before is whole.
     """
+    ranks.join()
     concept = load_concept(config.concept)
     check_weakening(config, concept)
-    path = out or next_free(Path("runs"), f"{concept.name}-{config.direction}")
+    path = out or choose_path(config)
     check_free(path)  # before a large model is loaded, and nothing is written before it is
     on_event = on_event or (lambda event: None)
     loaded = model or _load(config, on_event)
+    ranks.wait()  # all have seen that the path is free
     try:
+        if ranks.rank() > 0:
+            return _follow(path, config, concept, loaded)
         return _go_on(RunDir.create(path, config), config, concept, loaded, on_event)
     except BaseException:
         adapters.detach(loaded)  # a caller's model is the base again, and may be edited anew
@@ -84,6 +88,7 @@ def resume(path: Path, *, on_event: OnEvent | None = None) -> Run:
     Raises:
         RunError: `path` is no run, or its concept has changed since.
     """
+    ranks.join()
     run = RunDir.open(path)
     config = run.config()
     if run.finished:
@@ -100,7 +105,18 @@ def resume(path: Path, *, on_event: OnEvent | None = None) -> Run:
             "Restore its files, or start a new run.",
         )
     on_event = on_event or (lambda event: None)
-    return _go_on(run, config, concept, _load(config, on_event), on_event)
+    loaded = _load(config, on_event)
+    ranks.wait()
+    if ranks.rank() > 0:
+        return _follow(path, config, concept, loaded)
+    return _go_on(run, config, concept, loaded, on_event)
+
+
+def choose_path(config: EditConfig) -> Path:
+    """A run directory that is free, the same one for all processes of an edit."""
+    ranks.join()
+    name = f"{Path(config.concept).stem}-{config.direction}"
+    return ranks.from_first(next_free(Path("runs"), name))
 
 
 def _load(config: EditConfig, on_event: OnEvent) -> LoadedModel:
@@ -111,7 +127,23 @@ def _load(config: EditConfig, on_event: OnEvent) -> LoadedModel:
         device=config.device,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
+        shard=config.shard,
     )
+
+
+def _follow(path: Path, config: EditConfig, concept: Concept, loaded: LoadedModel) -> Run:
+    """What every process but the first does: the same stages, and nothing is written."""
+    setting = set_up(loaded, concept, config)
+    load_checkpoint(setting.trainer, RunDir(path).checkpoints)
+    ranks.wait()  # until the first has read it too, before it writes the next
+    for _ in setting.trainer.play():
+        pass
+    setting.trainer.finish()
+    result = Run(path, config, model=loaded)
+    if config.measure != "nothing":
+        measured = _measure(loaded, concept, config, lambda *_: None)
+        result.metrics, result.samples = measured.records, measured.samples
+    return result
 
 
 def _go_on(
@@ -159,6 +191,7 @@ def _play(run: RunDir, setting: Setting, on_event: OnEvent, say: Callable[..., N
     trainer = setting.trainer
     if load_checkpoint(trainer, run.checkpoints):
         say("train", f"going on after round {trainer.round}")
+    ranks.wait()
     run.truncate_events(trainer.round)
     for event in trainer.play():
         run.append_event(event)

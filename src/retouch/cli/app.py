@@ -23,6 +23,7 @@ from retouch.cli import (
     stress,
 )
 from retouch.core.errors import RetouchError
+from retouch.core.launch import launched_rank
 
 INTERRUPTED = 130
 
@@ -36,7 +37,8 @@ class Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except RetouchError as error:
-            typer.echo(f"Error: {error}", err=True)
+            if launched_rank() == 0:  # the others ran into the same
+                typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from retouch.core.config import EditConfig, resolve
 from retouch.core.errors import ConfigError
+from retouch.core.launch import launched_rank
 from retouch.core.types import Event
 
 # Where the help lists an option; what is named nowhere comes last.
@@ -142,13 +143,13 @@ def run(
     from retouch.cli.loading import hush_libraries
     from retouch.cli.progress import EditProgress
     from retouch.core import plain
-    from retouch.core.run_dir import next_free
 
-    console = Console(quiet=quiet or as_json, highlight=False)
+    silent = launched_rank() > 0
+    console = Console(quiet=quiet or as_json or silent, highlight=False)
     progress = EditProgress(console)
 
     def on_event(event: Event) -> None:
-        if as_json:
+        if as_json and not silent:
             typer.echo(plain.to_json(plain.from_event(event)))
         else:
             progress(event)
@@ -157,12 +158,10 @@ def run(
     resolve(given, where="the options")
     hush_libraries()
     if resume is None:
-        from retouch.pipeline import configure
+        from retouch.pipeline import choose_path, configure
 
         settings = configure(given, config)
-        where = out or next_free(
-            Path("runs"), f"{Path(settings.concept).stem}-{settings.direction}"
-        )
+        where = out or choose_path(settings)
     else:
         where = resume
     try:
@@ -176,6 +175,8 @@ def run(
     except KeyboardInterrupt:
         typer.echo(_stopped(where), err=True)
         raise typer.Exit(130) from None
+    if silent:
+        return done
     if as_json:
         metrics = [plain.from_record(record) for record in done.metrics]
         typer.echo(plain.to_json({"run": str(done.path), "metrics": metrics}))

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from retouch.models import ranks
 from retouch.models.load import LoadedModel
+from retouch.models.memory import in_parts
 
 
 @torch.inference_mode()
@@ -21,32 +23,49 @@ def generate(
     """Greedy replies to tokenized prompts: what follows them, special tokens left out.
 
     Prompts of like length share a batch, padded on the left; the replies keep the prompts' order.
+    Several processes share the prompts out, and all have all replies. Where memory runs out, a
+    batch is halved.
     """
-    tokenizer = loaded.tokenizer
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    replies = [""] * len(prompts)
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        longest = max(len(prompts[i]) for i in rows)
-        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for row, i in enumerate(rows):
-            ids[row, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
-            mask[row, longest - len(prompts[i]) :] = 1
-        out = loaded.model.generate(
-            input_ids=ids.to(loaded.device),
-            attention_mask=mask.to(loaded.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-        for i, text in zip(rows, texts, strict=True):
-            replies[i] = text.strip()
+    # Those that have a part of the model each must all run every batch.
+    ours = order if loaded.sharded else ranks.mine(order)
+    replies: dict[int, str] = {}
+
+    def run(rows: Sequence[int]) -> list[str]:
+        return _replies(loaded, [prompts[i] for i in rows], max_new_tokens)
+
+    for begin in range(0, len(ours), batch_size):
+        rows = ours[begin : begin + batch_size]
+        replies |= zip(rows, in_parts(run, rows), strict=True)
         if progress:
-            progress(min(begin + batch_size, len(order)), len(order))
-    return replies
+            progress(len(replies) * len(order) // len(ours), len(order))
+    if not loaded.sharded:
+        replies = ranks.gathered(replies)
+    return [replies[i] for i in range(len(prompts))]
+
+
+def _replies(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[str]:
+    """The replies to the prompts of one batch."""
+    tokenizer = loaded.tokenizer
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), tokenizer.pad_token_id)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, longest - len(prompt) :] = 1
+    out = loaded.model.generate(
+        input_ids=ids.to(loaded.device),
+        attention_mask=mask.to(loaded.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=tokenizer.pad_token_id,
+        synced_gpus=loaded.sharded,
+    )
+    texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    return [text.strip() for text in texts]

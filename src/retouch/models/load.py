@@ -12,8 +12,10 @@ import torch
 
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
+from retouch.models import ranks
 from retouch.models.intervention import Intervention
 from retouch.models.layout import ModelLayout, find_layout
+from retouch.models.sharding import shard as share_out
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights"
 
@@ -30,6 +32,7 @@ class LoadedModel:
         device: where its inputs go.
         layout: where its blocks are.
         interventions: what acts on the model besides an adapter: steering, a prompt.
+        sharded: whether several processes have a part of the weights each.
     """
 
     model: Any
@@ -39,6 +42,7 @@ class LoadedModel:
     device: torch.device
     layout: ModelLayout
     interventions: list[Intervention] = field(default_factory=list)
+    sharded: bool = False
 
     @property
     def adapted(self) -> bool:
@@ -90,11 +94,15 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    shard: bool = False,
 ) -> LoadedModel:
     """Load a model for inference, frozen, with an adapter on top if one is given.
 
+    With `shard`, every process of the edit keeps a part of the weights (`models.sharding`).
+
     Raises:
         ModelError: the model, its tokenizer, the adapter or the device is not to be had.
+        ConfigError: it is to be shared out, and there is one process alone.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,8 +125,13 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     model.requires_grad_(False)
-    model.eval().to(where)
-    loaded = LoadedModel(model, tokenizer, name, revision, where, find_layout(model))
+    model.eval()
+    layout = find_layout(model)
+    if shard:
+        share_out(model, layout, where)
+    else:
+        model.to(where)
+    loaded = LoadedModel(model, tokenizer, name, revision, where, layout, sharded=shard)
     if adapter is not None:
         _add_adapter(loaded, adapter)
     return loaded
@@ -126,7 +139,8 @@ def load(
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = ranks.device(name)
     try:
         where = torch.device(name)
         torch.empty(0, device=where)

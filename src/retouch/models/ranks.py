@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from retouch.core.launch import launched_processes
+
 T = TypeVar("T")
 
 
 def join() -> None:
     """Meet the other processes, if a launcher has started any; does nothing a second time."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if launched_processes() > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
-        # Of the processor's processes too: where there is a GPU, accelerate would take it.
         PartialState(cpu=not torch.cuda.is_available())
 
 
@@ -44,16 +45,17 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def launched_first() -> bool:
-    """Whether this is the first process, known before they have met."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def device(kind: str) -> str:
     """The device of this process, of a kind: `cuda` is the one that the launcher gave it."""
     if kind == "cuda" and count() > 1:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return kind
+
+
+def wait() -> None:
+    """Wait until every process has come here."""
+    if count() > 1:
+        dist.barrier()
 
 
 def add_up(tensors: Iterable[torch.Tensor]) -> None:

@@ -73,7 +73,12 @@ class Segment:
                 raise _Reached
 
         blocks = self._loaded.blocks[self.first : self.last + 1]
-        handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+        # In front of other hooks, such as those that bring a block's weights together: what they
+        # began would be left undone.
+        handles = [
+            block.register_forward_pre_hook(keep, with_kwargs=True, prepend=True)
+            for block in blocks
+        ]
         try:
             self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
         except _Reached:

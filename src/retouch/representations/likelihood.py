@@ -8,6 +8,7 @@ import torch
 
 from retouch.concepts.render import Rendered
 from retouch.models.load import LoadedModel
+from retouch.models.memory import in_parts
 from retouch.representations.batch import Batch, make_batches
 
 _LOGITS = 2**28  # logits held at a time: 1 GiB in float32
@@ -26,7 +27,11 @@ def reply_log_probability(
     out = torch.zeros(len(rows))
     pad = int(loaded.tokenizer.pad_token_id)
     for batch in make_batches(rows, size, pad, logit_room(loaded)):
-        out[list(batch.index)] = batch_log_probability(loaded, batch)
+
+        def run(part: Sequence[int], batch: Batch = batch) -> list[float]:
+            return batch_log_probability(loaded, batch.part(part)).tolist()
+
+        out[list(batch.index)] = torch.tensor(in_parts(run, range(len(batch.index))))
     return out
 
 
