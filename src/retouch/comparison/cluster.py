@@ -148,7 +148,8 @@ def joined(cluster: Cluster) -> Iterator[Share]:
 def share_out(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Share:
     """How many workers there are, and what is reserved for each.
 
-    A worker gets as many processors as still let `jobs` of them run at once, and lies on one node.
+    A worker lies on one node, and gets as many processors as still let `jobs` of them, or as many
+    as there is room for, run at once.
 
     Args:
         cluster: what the user says.
@@ -175,7 +176,8 @@ def share_out(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Share:
     cpus = cluster.cpus
     if cpus is None:
         most = int(max((node.get("CPU", 0) for node in nodes), default=0))
-        cpus = next((n for n in range(most, 0, -1) if places(n) >= cluster.jobs), 1)
+        many = min(cluster.jobs, places(1))
+        cpus = next((n for n in range(most, 0, -1) if places(n) >= many), 1)
     room = places(cpus)
     if not room:
         needed = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")

@@ -110,10 +110,10 @@ class _Crew:
             self._dismiss(actor)
 
     def _replace(self, actor: Any, cell: Cell | None, error: Any) -> None:
-        """Take a worker that is lost for what it is, and another for it."""
-        reason = str(error).strip().splitlines()[-1]
+        """Hire another worker for one that is lost, and put its cell back."""
         errors = self._ray.exceptions
         if isinstance(error, errors.RayTaskError) or getattr(error, "actor_init_failed", False):
+            reason = str(error).strip().splitlines()[-1]
             raise RunError(
                 f"A worker cannot start on the cluster: {reason}",
                 "Every node needs the same Retouch and libraries as this one.",
@@ -123,7 +123,7 @@ class _Crew:
         what = "that was to start" if cell is None else f"that made {cell}"
         if self._lost[cell] >= TRIES:
             raise RunError(
-                f"The worker {what} was lost {TRIES} times: {reason}",
+                f"The worker {what} was lost {TRIES} times.",
                 "Perhaps memory ran out: give fewer --jobs. The same command goes on.",
             )
         self._say(f"the worker {what} was lost; another takes its place")
