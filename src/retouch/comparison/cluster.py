@@ -22,11 +22,11 @@ LOCAL, AUTO = "local", "auto"
 PATIENCE = 5.0  # seconds that a cluster's address has to answer
 
 # Read by Ray when it is imported. The first keeps a cluster on this machine to the loopback
-# interface, whatever its name says; the second, its way of telling of a worker's death on our
-# standard output: we tell it ourselves.
+# interface, whatever its name says; the second keeps its news of the dead off our standard output:
+# we tell of them ourselves.
 QUIET = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|marked dead",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -136,7 +136,8 @@ def joined(cluster: Cluster) -> Iterator[Share]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        _start(ray, cluster, folder) if ours else _join(ray, cluster.address)
+        with _no_interrupt():
+            _start(ray, cluster, folder) if ours else _join(ray, cluster.address)
         yield _share(ray, cluster)
     finally:
         ray.shutdown()
@@ -218,8 +219,22 @@ def _join(ray: Any, address: str) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
             f"`--ray`: no cluster can be joined at {address}: {lines[0]}",
-            "Start one with `ray start --head`, or take --ray local.",
+            "Start one with `ray start --head`, or take --ray local; where it asks for a token, set "
+            "RAY_AUTH_MODE=token.",
         ) from None
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C waits: a cluster that is started by half could not be shut down."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

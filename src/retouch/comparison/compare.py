@@ -182,7 +182,9 @@ def _make(
     if not cells:
         return
     if isinstance(where, Cluster):
-        yield from crew.make_cells(plan, cells, where, lambda what: say(StageEvent("load", what)))
+        yield from crew.make_cells(
+            plan, cells, where, lambda what: say(StageEvent("workers", what))
+        )
         return
     if where > 1:
         say(StageEvent("load", f"loading {plan.model}, once for each of {where} processes"))

@@ -121,9 +121,11 @@ class _Crew:
         self._dismiss(actor)
         self._lost[cell] += 1
         what = "that was to start" if cell is None else f"that made {cell}"
-        if self._lost[cell] >= TRIES:
+        # A node that dies takes all of its workers along, and may be given new ones until it is missed.
+        tries = TRIES if cell is not None else TRIES * self._share.workers
+        if self._lost[cell] >= tries:
             raise RunError(
-                f"The worker {what} was lost {TRIES} times.",
+                f"The worker {what} was lost {tries} times.",
                 "Perhaps memory ran out: give fewer --jobs. The same command goes on.",
             )
         self._say(f"the worker {what} was lost; another takes its place")
