@@ -219,8 +219,8 @@ def _join(ray: Any, address: str) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
             f"`--ray`: no cluster can be joined at {address}: {lines[0]}",
-            "Start one with `ray start --head`, or take --ray local; where it asks for a token, set "
-            "RAY_AUTH_MODE=token.",
+            "Start one with `ray start --head`, or take --ray local; where it asks for a token, "
+            "set RAY_AUTH_MODE=token.",
         ) from None
 
 

@@ -121,7 +121,7 @@ class _Crew:
         self._dismiss(actor)
         self._lost[cell] += 1
         what = "that was to start" if cell is None else f"that made {cell}"
-        # A node that dies takes all of its workers along, and may be given new ones until it is missed.
+        # A node that dies takes its workers along, and is given new ones until it is missed.
         tries = TRIES if cell is not None else TRIES * self._share.workers
         if self._lost[cell] >= tries:
             raise RunError(
