@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import settings
 
+HERE = ("127.0.0.1", "::1", "localhost")
 NETWORK = os.environ.get("RETOUCH_TEST_NETWORK") == "1"
 
 # Read by the libraries when they are imported, so set before any test module imports one.
@@ -47,7 +48,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def shut_network() -> Iterator[None]:
-    """Let no test, and no fixture of any scope, reach a network; Unix sockets stay open."""
+    """Let no test, and no fixture of any scope, reach a network.
+
+    Unix sockets stay open, and so does this machine to itself: a local cluster talks through it.
+    """
     real_connect, real_connect_ex = socket.socket.connect, socket.socket.connect_ex
     real_create, real_lookup = socket.create_connection, socket.getaddrinfo
 
@@ -57,26 +61,29 @@ def shut_network() -> Iterator[None]:
             "it needs in memory, or mark it `network`."
         )
 
-    def is_shut(sock: socket.socket) -> bool:
-        return not _open and sock.family != getattr(socket, "AF_UNIX", None)
+    def is_shut(host: object) -> bool:
+        return not _open and host not in HERE
+
+    def is_shut_to(sock: socket.socket, address: Any) -> bool:
+        return sock.family != getattr(socket, "AF_UNIX", None) and is_shut(address[0])
 
     def connect(self: socket.socket, address: Any) -> None:
-        if is_shut(self):
+        if is_shut_to(self, address):
             refuse(address)
         real_connect(self, address)
 
     def connect_ex(self: socket.socket, address: Any) -> int:
-        if is_shut(self):
+        if is_shut_to(self, address):
             refuse(address)
         return real_connect_ex(self, address)
 
     def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
-        if not _open:
+        if is_shut(address[0]):
             refuse(address)
         return real_create(address, *args, **kwargs)
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _open:
+        if is_shut(host):
             refuse(host)
         return real_lookup(host, *args, **kwargs)
 

@@ -65,6 +65,21 @@ def compare(
     jobs: Annotated[
         int, typer.Option(metavar="N", help="cells made at once, each in a process of its own")
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|HOST:PORT",
+            help="make them on Ray: start a cluster on this machine, or join one",
+        ),
+    ] = None,
+    cpus_per_job: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="what each reserves there (default: shared out)"),
+    ] = None,
+    gpus_per_job: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="likewise, e.g. 0.5 (default: 1 if the device is a GPU)"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +118,9 @@ def compare(
                 stress=names(stress),
                 out=out,
                 jobs=jobs,
+                ray=ray,
+                cpus_per_job=cpus_per_job,
+                gpus_per_job=gpus_per_job,
                 limit=limit,
                 on_event=progress,
                 allow_weakening=allow_weakening,

@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retouch.comparison import crew, workers
 from retouch.comparison.aim import Aim
 from retouch.comparison.attempt import check_whole
 from retouch.comparison.bench import Bench
 from retouch.comparison.cell import Result, last, read_cell, write_cell
+from retouch.comparison.cluster import Cluster, make_cluster
 from retouch.comparison.page import render_page
 from retouch.comparison.picture import draw
 from retouch.comparison.plan import Cell, Metrics, Plan, make_plan
 from retouch.comparison.summary import Contrast, Line, key, make_contrasts, make_lines
-from retouch.comparison.workers import make_cells
 from retouch.core import plain
 from retouch.core.atomic import atomic_write
 from retouch.core.errors import ConfigError
@@ -83,6 +84,9 @@ def compare(
     stress: Sequence[str] = (),
     out: Path | str | None = None,
     jobs: int = 1,
+    ray: str | None = None,
+    cpus_per_job: int | None = None,
+    gpus_per_job: float | None = None,
     limit: int | None = None,
     on_event: OnEvent | None = None,
     allow_weakening: str | None = None,
@@ -92,7 +96,7 @@ def compare(
     """`retouch.compare`: try methods on the same rows and measure them on the test split.
 
     Args:
-        model: a bare model, or its name; several `jobs` need a name.
+        model: a bare model, or its name; several `jobs` and a cluster need a name.
         concept: a built-in concept, or a pack.
         direction: raise or lower it.
         methods: ids of methods.
@@ -103,6 +107,10 @@ def compare(
         stress: harder questions, as in `retouch stress`, that every method is asked.
         out: the folder; an unfinished comparison in it goes on.
         jobs: cells that are made at once, each in a process; 1 makes them in this one.
+        ray: make them on a Ray cluster: `local` starts one on this machine, `auto` joins the one
+            that runs, HOST:PORT joins that one.
+        cpus_per_job: what each reserves there (default: the cluster's are shared out).
+        gpus_per_job: likewise, perhaps a part of one (default: one, if the device is a GPU).
         limit: at most so many rows a metric.
         on_event: told what happens.
         allow_weakening: the reason for comparing methods that weaken safety.
@@ -115,8 +123,13 @@ def compare(
     """
     say = on_event or (lambda event: None)
     check_whole("--jobs", jobs, 1)
-    if jobs > 1 and not isinstance(model, str):
+    if (jobs > 1 or ray is not None) and not isinstance(model, str):
         raise ConfigError("`jobs`: other processes cannot share a loaded model.", "Name it.")
+    if ray is None and (cpus_per_job is not None or gpus_per_job is not None):
+        option = "--gpus-per-job" if cpus_per_job is None else "--cpus-per-job"
+        raise ConfigError(f"`{option}`: only a cluster reserves any.", "Give --ray, too.")
+    device = str(loading.get("device", "auto"))
+    cluster = ray if ray is None else make_cluster(ray, jobs, cpus_per_job, gpus_per_job, device)
     plan = make_plan(
         model if isinstance(model, str) else model.name,
         concept,
@@ -133,7 +146,7 @@ def compare(
         loading=loading,
     )
     path = Path(out) if out else Path("runs", f"compare-{plan.concept.name}-{direction}")
-    results = _fill(plan, path / "cells", model, jobs, say)
+    results = _fill(plan, path / "cells", model, cluster or jobs, say)
     aim = plan.aim()
     lines, contrasts = make_lines(results), make_contrasts(aim, results)
     done = Comparison(path, plan, aim, tuple(results), tuple(lines), tuple(contrasts))
@@ -143,7 +156,7 @@ def compare(
 
 
 def _fill(
-    plan: Plan, folder: Path, model: LoadedModel | str, jobs: int, say: OnEvent
+    plan: Plan, folder: Path, model: LoadedModel | str, where: Cluster | int, say: OnEvent
 ) -> list[Result]:
     """Make the cells that are missing; all of them, in the plan's order."""
     cells = plan.cells()
@@ -154,7 +167,7 @@ def _fill(
     say(StageEvent("settings", f"of the methods: {plan.tuned}"))
     if present:
         say(StageEvent("cells", f"{present} of {len(cells)} are there already"))
-    for count, result in enumerate(_make(plan, missing, model, jobs, say), start=present + 1):
+    for count, result in enumerate(_make(plan, missing, model, where, say), start=present + 1):
         write_cell(folder, result, identities[result.cell])
         found[result.cell] = result
         what = f"{count}/{len(cells)}: {result.cell}: {_tell(plan.aim(), result)}"
@@ -163,13 +176,19 @@ def _fill(
 
 
 def _make(
-    plan: Plan, cells: Sequence[Cell], model: LoadedModel | str, jobs: int, say: OnEvent
+    plan: Plan, cells: Sequence[Cell], model: LoadedModel | str, where: Cluster | int, say: OnEvent
 ) -> Iterator[Result]:
+    """Make cells on a cluster, in so many processes, or for one job in this process."""
     if not cells:
         return
-    if jobs > 1:
-        say(StageEvent("load", f"loading {plan.model}, once for each of {jobs} processes"))
-        yield from make_cells(plan, cells, jobs)
+    if isinstance(where, Cluster):
+        yield from crew.make_cells(
+            plan, cells, where, lambda what: say(StageEvent("workers", what))
+        )
+        return
+    if where > 1:
+        say(StageEvent("load", f"loading {plan.model}, once for each of {where} processes"))
+        yield from workers.make_cells(plan, cells, where)
         return
     if isinstance(model, str):
         say(StageEvent("load", f"loading {model}"))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from retouch.comparison.bench import Bench
 from retouch.comparison.cell import Result
@@ -20,6 +19,9 @@ from retouch.core.errors import RetouchError, RunError
 from retouch.models.load import load
 
 PATIENCE = 5.0  # seconds that a worker has to end
+
+# A cell that was made, what the user can mend, or the traceback of a fault.
+Answer = Result | RetouchError | str
 
 
 def make_cells(plan: Plan, cells: Sequence[Cell], jobs: int) -> Iterator[Result]:
@@ -76,41 +78,67 @@ def _send(pipe: Connection, cell: Cell) -> None:
 
 def _receive(pipe: Connection, process: BaseProcess, cell: Cell) -> Result:
     try:
-        answer: Any = pipe.recv()
+        answer: Answer = pipe.recv()
     except (EOFError, ConnectionError):
         process.join(PATIENCE)
         raise RunError(
             f"The process that made {cell} was killed (exit code {process.exitcode}).",
             "Perhaps memory ran out: give fewer --jobs. The same command goes on.",
         ) from None
+    return unwrap(answer, cell)
+
+
+def _work(pipe: Connection, plan: Plan, threads: int) -> None:
+    """What a process does: a cell for every one that it is sent."""
+    # Ctrl-C reaches the whole group; the parent decides what becomes of us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = Worker(plan, threads)
+    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent is done, or gone
+        while True:
+            pipe.send(worker.answer(pipe.recv()))
+
+
+class Worker:
+    """One that makes cells in a process of its own, here or on another machine.
+
+    Args:
+        plan: what is compared.
+        threads: processor threads that it may use.
+    """
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        import torch
+        from transformers.utils import logging
+
+        # What libraries say would come once for every process; errors still come.
+        logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b")
+        torch.set_num_threads(threads)
+        self._plan = plan
+        self._bench: Bench | None = None
+
+    def answer(self, cell: Cell) -> Answer:
+        """Make a cell, on a model that the first one loads; what goes wrong is the answer, too."""
+        try:
+            self._bench = self._bench or Bench(
+                load(self._plan.model, **self._plan.loading), self._plan
+            )
+            return self._bench.make(cell)
+        except RetouchError as error:
+            return error
+        except Exception:
+            return traceback.format_exc()
+
+
+def unwrap(answer: Answer, cell: Cell) -> Result:
+    """The result in a worker's answer.
+
+    Raises:
+        RetouchError: the worker could not load the model or set the task.
+        RuntimeError: the worker found a fault of Retouch; with its traceback.
+    """
     if isinstance(answer, RetouchError):
         raise answer
     if isinstance(answer, str):
         raise RuntimeError(f"A worker failed while making {cell}:\n{answer}")
-    assert isinstance(answer, Result)
     return answer
-
-
-def _work(pipe: Connection, plan: Plan, threads: int) -> None:
-    """What a worker does: load the model, then a cell for every one that it is sent."""
-    import torch
-    from transformers.utils import logging
-
-    # What libraries say would come once for every process; errors still come.
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b")
-    # Ctrl-C reaches the whole group; the parent decides what becomes of us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    bench: Bench | None = None
-    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent is done, or gone
-        while True:
-            cell: Cell = pipe.recv()
-            try:
-                bench = bench or Bench(load(plan.model, **plan.loading), plan)
-                answer: Any = bench.make(cell)
-            except RetouchError as error:
-                answer = error
-            except Exception:
-                answer = traceback.format_exc()
-            pipe.send(answer)

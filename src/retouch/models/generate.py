@@ -11,7 +11,7 @@ from retouch.models.load import LoadedModel
 from retouch.models.memory import in_parts
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: sharded weights that it made could not be trained through
 def generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
