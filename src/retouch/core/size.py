@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
         raise ConfigError(f"{text!r} is no size.", "Write it like 24GiB, 512MiB or 8GB.")
     whole, _, part = found[1].partition(".")
     # In whole numbers, since 0.1 GB as a float is not a hundred million bytes for sure.
-    size = (int(whole + part) * unit) // 10 ** len(part)
+    size: int = (int(whole + part) * unit) // 10 ** len(part)
     if size < 1:
         raise ConfigError(f"{text!r} is no size: it is nothing.", "Write it like 24GiB or 512MiB.")
     return size
