@@ -25,7 +25,7 @@ from retouch.editing.room import Memory, disk_bytes, memory
 from retouch.editing.rows import Drawn, draw, first_draw
 from retouch.editing.texts import measured, sides_of
 from retouch.editing.workload import Foreseen, Workload, foresee, phases
-from retouch.models.footprint import adapter_numbers, count, fused
+from retouch.models.footprint import adapter_numbers, cache_bytes, count, fused
 from retouch.models.load import find_device, find_dtype
 from retouch.models.machine import Machine, measure
 from retouch.models.sketch import Sketch, sketch
@@ -186,7 +186,8 @@ def _foresee(
     if texts is None:
         return diagnosis
     hidden = int(model.config.get_text_config().hidden_size)
-    work = Workload(config, counts, layers, adapter, hidden, paired, *texts)
+    token = cache_bytes(model.config, 1, 1, kind.itemsize)
+    work = Workload(config, counts, layers, adapter, hidden, token, paired, *texts)
     weights = seen.shards.size if seen.quantized else counts.total * kind.itemsize
     held = memory(work, model, layout, set(names), weights, kind.itemsize)
     diagnosis = replace(diagnosis, memory=held, disk=disk_bytes(work))

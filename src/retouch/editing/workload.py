@@ -16,7 +16,7 @@ TOGETHER = 256  # rows that are generated together
 JUDGED = 32  # rows that are judged together
 # The share of the rate of a large matrix product that an edit's many small ones reach, and the
 # seconds that starting one block's operations takes: assumptions, held against edits of pocket.
-UTILISATION = 0.4
+UTILISATION = 0.3
 STARTING = {"cpu": 5e-4, "cuda": 3e-4}
 
 
@@ -30,6 +30,7 @@ class Workload:
         layers: the blocks that are adapted and read.
         adapter: trainable numbers of the adapter.
         hidden: the width of a hidden state.
+        cache: bytes of keys and values that a token leaves.
         paired: whether source rows have partners.
         train: the rows that are learned from.
         validation: the rows that are chosen by.
@@ -42,6 +43,7 @@ class Workload:
     layers: Layers
     adapter: int
     hidden: int
+    cache: int
     paired: bool
     train: Sides
     validation: Sides
@@ -72,7 +74,7 @@ class Phase:
         name: what is done.
         operations: multiplications and additions.
         calls: how often a block is run, one after the other.
-        read: bytes of weights that these runs read.
+        read: bytes of weights, and of keys and values, that these runs read or write.
     """
 
     name: str
@@ -85,8 +87,8 @@ def phases(work: Workload, itemsize: int) -> list[Phase]:
     """The parts of an edit in their order, and the measurement after it."""
     block = itemsize * sum(work.counts.blocks) // work.depth
 
-    def phase(name: str, operations: float, calls: int) -> Phase:
-        return Phase(name, operations, calls, calls * block)
+    def phase(name: str, operations: float, calls: int, read: int = 0) -> Phase:
+        return Phase(name, operations, calls, calls * block + read)
 
     whole = sum(work.counts.passed) + work.counts.head
     train, validation, config = work.train, work.validation, work.config
@@ -103,18 +105,24 @@ def phases(work: Workload, itemsize: int) -> list[Phase]:
     runs = config.rounds * work.depth * batches
     found.append(phase("judge", config.rounds * forward(whole, tokens), runs))
     if work.asked.rows:
-        operations, calls = _generation(work, work.asked)
+        operations, calls, read = _generation(work, work.asked)
         operations += forward(whole, work.compared.tokens)
         calls += work.depth * work.compared.batches(JUDGED)
-        found.append(phase("measurement", 2 * operations, 2 * calls))
+        found.append(phase("measurement", 2 * operations, 2 * calls, 2 * read))
     return found
 
 
-def _generation(work: Workload, texts: Texts) -> tuple[float, int]:
-    """Every token passes the blocks once, and the reply's the head besides."""
+def _generation(work: Workload, texts: Texts) -> tuple[float, int, int]:
+    """Every token passes the blocks once, and the reply's the head besides.
+
+    Each new token reads the keys and values of all before it once to look at them, and once more to
+    write them anew with its own at the end.
+    """
     inside, longest = sum(work.counts.passed), max(texts.replies, default=0)
     operations = forward(inside, texts.tokens) + forward(work.counts.head, sum(texts.replies))
-    return operations, texts.batches(TOGETHER) * longest * work.depth
+    passes = zip(texts.prompts, texts.replies, strict=True)
+    looked_at = sum(reply * (prompt + reply // 2) for prompt, reply in passes)
+    return operations, texts.batches(TOGETHER) * longest * work.depth, 3 * work.cache * looked_at
 
 
 def _segment(work: Workload) -> int:
@@ -179,7 +187,7 @@ def foresee(parts: Iterable[Phase], machine: Machine) -> list[Foreseen]:
 
 
 def _seconds(phase: Phase, machine: Machine) -> float:
-    """What bounds it, computing or reading weights, and the starting of its operations."""
+    """Computing, reading, and the starting of operations, one after the other."""
     computing = phase.operations / (machine.rate * UTILISATION)
     starting = phase.calls * STARTING.get(machine.device.type, STARTING["cpu"])
-    return max(computing, phase.read / machine.bandwidth) + starting
+    return computing + phase.read / machine.bandwidth + starting

@@ -136,8 +136,8 @@ def find_device(name: str) -> torch.device:
         where = torch.device(name)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"There is no device {name!r}: {reason}", "Try --device cpu.") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(f"There is no device {name!r}: {reason}.", "Try --device cpu.") from None
     return where
 
 
