@@ -22,6 +22,9 @@ from retouch import diagnosis
 from retouch.cli.app import app
 from retouch.core.config import EditConfig
 from retouch.diagnosis import Diagnosis, examine
+from retouch.editing.fit import memory_fits
+from retouch.editing.room import Memory
+from retouch.models import sketch as sketching
 from retouch.models.machine import Machine
 from retouch.models.shards import look_at_folder, look_at_listing
 from tiny import tiny_model, tiny_tokenizer
@@ -50,8 +53,8 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["doctor", *map(str, arguments)])
+def call(*arguments: Path | str) -> Result:
+    return CliRunner().invoke(app, ["doctor", *map(str, arguments), "--measure", "nothing"])
 
 
 def look(model: Path | str, **settings: Any) -> Diagnosis:
@@ -102,11 +105,12 @@ def test_json_is_for_scripts(folder: Path) -> None:
 
 def test_pocket_would_run_on_the_real_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    result = call("pocket", "--json")
+    result = CliRunner().invoke(app, ["doctor", "pocket", "--json"])
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
     assert values["machine"]["rate"] > 1e8
     assert 1 < values["seconds"] < 3600
+    assert values["phases"][-1]["name"] == "measurement"
 
 
 def test_a_wrong_option_is_a_usage_error() -> None:
@@ -145,7 +149,7 @@ def test_a_shard_that_is_missing_or_cut_short_stops(sharded: Path) -> None:
     assert "within its header" in stopped(look(sharded), "weights")
     first.write_bytes(whole)
     second.unlink()
-    assert f"{second.name} of" in stopped(look(sharded), "weights")
+    assert f"missing {second.name}, of" in stopped(look(sharded), "weights")
 
 
 def test_an_index_that_names_what_is_not_in_its_file_stops(sharded: Path) -> None:
@@ -184,7 +188,7 @@ def test_what_the_hub_lists_is_enough_to_see_what_is_missing() -> None:
     assert look_at_listing(parts).whole
     assert look_at_listing(parts).size == 30
     del parts["model-00002-of-00003.safetensors"]
-    assert "1 of its files" in look_at_listing(parts).findings[0].what
+    assert "missing 1, of 3 files" in look_at_listing(parts).findings[0].what
     assert "pickled" in look_at_listing({"pytorch_model.bin": 3}).findings[0].what
     assert look_at_listing({"model.safetensors": 7, "consolidated.safetensors": 7}).size == 7
 
@@ -222,12 +226,11 @@ def test_an_architecture_that_nobody_knows_stops(folder: Path) -> None:
 
 def test_a_layout_that_is_not_found_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from retouch.core.errors import ModelError
-    from retouch.models import sketch
 
     def lost(model: Any) -> Any:
         raise ModelError("It has two lists of blocks.", "It is not supported yet.")
 
-    monkeypatch.setattr(sketch, "find_layout", lost)
+    monkeypatch.setattr(sketching, "find_layout", lost)
     assert "two lists" in stopped(look(folder), "blocks")
 
 
@@ -277,6 +280,14 @@ def test_fused_experts_are_a_note(tmp_path: Path) -> None:
 # The edit.
 
 
+def test_forced_rows_and_an_adversary_are_reckoned_with(folder: Path) -> None:
+    plain, forced = look(folder), look(folder, forced=4, forced_rows=2)
+    assert plain.memory is not None
+    assert forced.memory is not None
+    assert forced.memory.cached > 1.5 * plain.memory.cached
+    assert any("--tamper" in f.what for f in look(folder, tamper=3).findings)
+
+
 def test_blocks_and_modules_that_are_not_there_stop(folder: Path) -> None:
     assert "blocks 0 to 3" in stopped(look(folder, layers=(9,)), "layers")
     assert "--taps" in stopped(look(folder, layers=(3,), taps=(1,)), "layers")
@@ -311,8 +322,13 @@ def test_too_little_memory_stops_and_says_what_would_make_room(folder: Path) -> 
     result = call(folder, "--device-memory", "1MiB")
     assert result.exit_code == 1
     assert "--batch" in result.output
+    replying = Memory(1000, 900, 100, 100, 500, 10)
+    (stop,) = memory_fits(replying, 1500, CPU, wide=True)
+    assert "--reply-tokens" in stop.mend
     found = examine(EditConfig(model=str(folder), measure="nothing"), device_memory=1000)
-    assert "weights alone" in stopped(found, "memory")
+    told = stopped(found, "memory")
+    assert "weights alone" in told
+    assert "--dtype bfloat16" in told
     roomy = look(folder)
     assert roomy.memory is not None
     close = examine(roomy.config, device_memory=roomy.memory.peak + 1)
@@ -343,11 +359,32 @@ def test_a_full_disk_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_neither_folder_nor_id_stops(tmp_path: Path) -> None:
-    assert "no folder" in stopped(look(tmp_path / "absent"), "model")
+    for name in (str(tmp_path / "absent"), "./absent", "two words", "a/b/c"):
+        assert "no folder" in stopped(look(name), "model")
 
 
 def test_a_hub_that_cannot_be_reached_stops() -> None:
     assert "Connect" in stopped(look("nobody/nothing-here"), "model")
+
+
+def test_a_hub_model_that_is_in_the_cache_needs_no_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    cached = str(folder / "config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: cached)
+    assert not look("somebody/something").stops
+    (folder / "model.safetensors").unlink()
+    assert "not all in the cache" in stopped(look("somebody/something"), "model")
+
+
+def test_what_would_be_downloaded_needs_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = look_at_listing({"model.safetensors": 10**15})
+    known = sketching.sketch(str(folder), dtype=torch.float32)
+    afar = replace(known, local=None, shards=shards)
+    monkeypatch.setattr(diagnosis, "sketch", lambda *_, **__: afar)
+    assert "HF_HOME" in stopped(look("somebody/something"), "disk")
 
 
 # Large models.
@@ -398,6 +435,7 @@ def test_seventy_billion_parameters_are_answered_for_in_seconds(seventy: Path) -
     told = stopped(found, "memory")
     assert "131 GiB" in told
     assert "80.0 GiB" in told
+    assert "--dtype" not in told
     roomy = examine(config, device_memory=320 * 2**30)
     assert not roomy.stops
     assert roomy.seconds is not None
@@ -405,7 +443,8 @@ def test_seventy_billion_parameters_are_answered_for_in_seconds(seventy: Path) -
 
 
 def test_without_its_shards_the_rest_is_still_foreseen(seventy: Path) -> None:
-    found = examine(EditConfig(model=str(seventy), dtype="bfloat16"), device_memory=2**40)
+    config = EditConfig(model=str(seventy), dtype="bfloat16", measure="own")
+    found = examine(config, device_memory=2**40)
     assert "no weights" in stopped(found, "weights")
     assert found.memory is not None
     assert found.memory.weights == 2 * 70_553_706_496

@@ -176,6 +176,9 @@ def _foresee(
     if names is None:
         return replace(diagnosis, layers=layers)
     found += _unreached(seen, layers)
+    if config.tamper:
+        what = "What the adversary of --tamper computes and holds is not foreseen: it comes on top."
+        found.append(Finding("note", "time", what))
     adapter = adapter_numbers(model, names, config.rank)
     diagnosis = replace(diagnosis, layers=layers, adapter=adapter)
     texts = (
@@ -197,7 +200,7 @@ def _foresee(
     machine, budget = diagnosis.machine, diagnosis.budget
     if machine is None or budget is None:
         return diagnosis
-    found += memory_fits(held, budget, machine)
+    found += memory_fits(held, budget, machine, wide=kind.itemsize == 4)
     return replace(diagnosis, phases=tuple(foresee(phases(work, kind.itemsize), machine)))
 
 

@@ -42,6 +42,10 @@ def doctor(
     retain: Number = None,
     batch: Number = None,
     rounds: Number = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(metavar="all|own|nothing", help="what is measured before and after"),
+    ] = None,
     device_memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="the device's memory to judge by, such as 24GiB"),
@@ -80,6 +84,7 @@ def doctor(
         "retain": retain,
         "batch": batch,
         "rounds": rounds,
+        "measure": measure,
         "revision": revision,
         "device": device,
         "dtype": dtype,

@@ -15,7 +15,7 @@ class Finding:
 
     Attributes:
         level: `fine`; `note`, which is worth knowing and stops nothing; `stop`, with which the edit
-            would not run to its end.
+            would not run to its end, or would be worth nothing.
         about: what it is about, in a word: `weights`, `memory`.
         what: what was found, a sentence.
         mend: what to do about it; empty where nothing has to be done.

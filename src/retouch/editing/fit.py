@@ -14,15 +14,18 @@ from retouch.models.machine import Machine
 CLOSE = 0.85  # of what is free: what is foreseen is an estimate, and more than this may not fit
 
 
-def memory_fits(held: Memory, budget: int, machine: Machine) -> list[Finding]:
-    """Whether the device, given `budget` bytes of it, and the machine hold what the edit holds."""
-    found = [_on_device(held, budget)]
+def memory_fits(held: Memory, budget: int, machine: Machine, wide: bool) -> list[Finding]:
+    """Whether the device, given `budget` bytes of it, and the machine hold what the edit holds.
+
+    `wide` says that the weights are in float32, so that they could be halved.
+    """
+    found = [_on_device(held, budget, wide)]
     if machine.device.type != "cpu" and held.weights > machine.ram:
         what = (
             f"The weights are loaded into the machine's memory first: {size_text(held.weights)}, "
             f"and {size_text(machine.ram)} are free."
         )
-        found.append(Finding("stop", "memory", what, _smaller_weights()))
+        found.append(Finding("stop", "memory", what, _smaller_weights(wide)))
     return found
 
 
@@ -35,18 +38,20 @@ def disk_fits(needed: int, out: Path) -> list[Finding]:
     return [Finding("stop", "disk", what, "Free some, or give another --out.")]
 
 
-def _on_device(held: Memory, budget: int) -> Finding:
+def _on_device(held: Memory, budget: int, wide: bool) -> Finding:
     needs = f"{size_text(held.peak)} foreseen, {size_text(budget)} to be had"
     if held.weights > budget:
         what = f"The weights alone take {size_text(held.weights)}: {needs}."
-        return Finding("stop", "memory", what, _smaller_weights())
+        return Finding("stop", "memory", what, _smaller_weights(wide))
     if held.peak > budget:
-        playing = "smaller --batch, fewer --labels and --retain, fewer or higher --layers"
-        mend = f"Take a {playing}" + (f"; {more}" if (more := _options()) else "") + "."
+        # Up to 256 rows reply together, whatever the batch.
+        mend = "Take fewer --labels and --retain, or a lower --reply-tokens"
+        if held.beside != held.generation:
+            mend = "Take a smaller --batch, fewer --labels and --retain, or fewer --layers"
+        mend += f"; or {more}." if (more := _options()) else "."
         return Finding("stop", "memory", f"It does not fit: {needs}.", mend)
     if held.peak > CLOSE * budget:
-        mend = "If it does not fit: a smaller --batch."
-        return Finding("note", "memory", f"It may just fit: {needs}.", mend)
+        return Finding("note", "memory", f"It may just fit: {needs}.", "Free some beforehand.")
     return Finding("fine", "memory", f"It fits: {needs}.")
 
 
@@ -59,9 +64,10 @@ def _options() -> str:
     return " or ".join(words for name, words in known.items() if name in EditConfig.model_fields)
 
 
-def _smaller_weights() -> str:
-    more = _options() or "--dtype bfloat16"
-    return f"Take a machine with more, a smaller model, or {more}."
+def _smaller_weights(wide: bool) -> str:
+    half = "--dtype bfloat16" if wide else ""
+    choices = ["a machine with more", "a smaller model", half, _options()]
+    return f"Take {' or '.join(choice for choice in choices if choice)}."
 
 
 def download_fits(size: int) -> Finding:

@@ -82,9 +82,15 @@ class Sides:
 
 def sides_of(tokenizer: Any, drawn: Drawn, config: EditConfig) -> Sides:
     """The lengths of the rows that were drawn."""
-    told = drawn.target if drawn.paired else drawn.source
+    source = lengths(
+        tokenizer, drawn.source, config, drawn.target if drawn.paired else drawn.source
+    )
+    if drawn.paired and config.forced:
+        begun = Texts(tuple(n + config.forced for n in source.prompts), source.replies)
+        for _ in range(config.forced_rows):
+            source += begun
     return Sides(
-        lengths(tokenizer, drawn.source, config, told),
+        source,
         lengths(tokenizer, drawn.target, config),
         lengths(tokenizer, drawn.hold, config),
     )

@@ -54,7 +54,13 @@ def is_linear(module: nn.Module) -> bool:
 
 def fused(block: nn.Module) -> dict[str, nn.Parameter]:
     """Experts kept in one tensor `[experts, ...]`: no linear layers, so none gets an adapter."""
-    return {name: weight for name, weight in block.named_parameters() if weight.dim() == 3}
+    return {
+        f"{path}.{name}": weight
+        for path, module in block.named_modules()
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))  # a kernel is no expert
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3
+    }
 
 
 def chosen_share(config: Any) -> float:

@@ -101,7 +101,7 @@ def look_at_listing(files: Mapping[str, int | None]) -> Shards:
     total = max((number for number in expected if number), default=len(weights))
     size = sum(files[name] or 0 for name in weights)
     if total > len(weights):
-        found: Finding = _missing([f"{total - len(weights)} of its files"], total)
+        found: Finding = _missing([f"{total - len(weights)}"], total)
     else:
         found = Finding(
             "fine", "weights", f"{_files(len(weights))}, {size_text(size)}, on the hub."
@@ -173,7 +173,7 @@ def _without(names: Iterable[str]) -> Finding:
 
 
 def _missing(names: list[str], total: int) -> Finding:
-    return _stop(f"The weights are not all there: {_some(names)} of {total} missing.", AGAIN)
+    return _stop(f"The weights are not all there: missing {_some(names)}, of {total} files.", AGAIN)
 
 
 def _stop(what: str, mend: str) -> Finding:

@@ -78,23 +78,27 @@ def sketch(
 
 def _like_an_id(name: str) -> bool:
     """Whether a name may be one of the hub's: `owner/name` or `name`, and no path."""
-    parts = name.split("/")
-    return len(parts) <= 2 and all(part and part[0].isalnum() for part in parts)
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _on_the_hub(name: str, revision: str | None) -> tuple[Path | None, Shards]:
     """A hub model's files: in the cache if they are all there, else as the hub lists them."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    cached = None
-    try:
-        cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        shards = look_at_folder(cached)
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+        shards = look_at_folder(folder)
         if shards.whole:
-            return cached, shards
-    except (OSError, ValueError):
-        pass  # not in the cache, or not all of it: the hub knows what belongs there
+            return folder, shards
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
     except GatedRepoError:
