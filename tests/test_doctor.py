@@ -168,6 +168,7 @@ def test_an_index_that_names_what_is_not_in_its_file_stops(sharded: Path) -> Non
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"PK\x03\x04 a zip and no safetensors", "no safetensors"),
         (struct.pack("<Q", 2) + b"[]", "does not parse"),
+        (struct.pack("<Q", 32) + b'{"a": {"data_offsets": [0, 0]}}  ', "does not parse"),
         (b"", "no safetensors"),
     ],
 )
@@ -222,6 +223,15 @@ def test_an_architecture_that_nobody_knows_stops(folder: Path) -> None:
     found = look(folder)
     assert found.stops[0].about == "architecture"
     assert "transformers" in found.stops[0].mend
+
+
+def test_a_configuration_that_does_not_hold_together_stops(folder: Path) -> None:
+    rewrite(folder, hidden_size=33)
+    told = look(folder).stops[0]
+    assert told.about == "architecture"
+    assert "not a multiple" in told.what
+    (folder / "config.json").write_text("{")
+    assert "JSON" in look(folder).stops[0].what
 
 
 def test_a_layout_that_is_not_found_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

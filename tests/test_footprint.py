@@ -141,6 +141,15 @@ def test_the_cache_is_what_a_generation_keeps() -> None:
     assert footprint.cache_bytes(loaded.model.config, 4, 10, 4) == real
 
 
+def test_a_model_without_attention_is_counted_too() -> None:
+    loaded = tiny_loaded("mamba")
+    del loaded.model.config.num_attention_heads
+    assert footprint.cache_bytes(loaded.model.config, 4, 10, 4) == 0
+    assert foreseen_bytes(loaded) > 0
+    # The kernel of its convolution is no expert.
+    assert not footprint.fused(loaded.blocks[0])
+
+
 def test_of_a_routers_experts_a_token_passes_the_chosen_ones() -> None:
     model = on_meta(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=1))
     layout = find_layout(model)

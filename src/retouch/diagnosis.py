@@ -191,8 +191,23 @@ def _foresee(
     hidden = int(model.config.get_text_config().hidden_size)
     token = cache_bytes(model.config, 1, 1, kind.itemsize)
     work = Workload(config, counts, layers, adapter, hidden, token, paired, *texts)
-    weights = seen.shards.size if seen.quantized else counts.total * kind.itemsize
-    held = memory(work, model, layout, set(names), weights, kind.itemsize)
+    return _reckoned(diagnosis, seen, work, set(names), kind, found, out)
+
+
+def _reckoned(
+    diagnosis: Diagnosis,
+    seen: Sketch,
+    work: Workload,
+    adapted: set[str],
+    kind: torch.dtype,
+    found: list[Finding],
+    out: Path,
+) -> Diagnosis:
+    """Memory, disk and time of a workload, and whether there is room for it."""
+    model, layout = seen.model, seen.layout
+    assert layout is not None
+    weights = seen.shards.size if seen.quantized else work.counts.total * kind.itemsize
+    held = memory(work, model, layout, adapted, weights, kind.itemsize)
     diagnosis = replace(diagnosis, memory=held, disk=disk_bytes(work))
     found += disk_fits(diagnosis.disk, out)
     if seen.local is None and seen.shards.size:

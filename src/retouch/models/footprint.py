@@ -151,7 +151,7 @@ def activation_bytes(
             chosen = share * weight.shape[0]
             token += chosen * SAVED * itemsize * (weight.shape[1] + weight.shape[2])
         if eager:
-            token += 2 * itemsize * int(text.num_attention_heads) * tokens
+            token += 2 * itemsize * int(getattr(text, "num_attention_heads", 0)) * tokens
     return round(rows * tokens * token)
 
 
@@ -163,10 +163,12 @@ def state_bytes(hidden: int, positions: int, itemsize: int) -> int:
 def cache_bytes(config: Any, rows: int, tokens: int, itemsize: int) -> int:
     r"""Keys and values of a generation: $2\,s\,d_{kv}$ a token in each block.
 
-    An upper bound where some blocks look at the nearest tokens only.
+    An upper bound where some blocks look at the nearest tokens only; 0 where there is no attention.
     """
     text = config.get_text_config()
-    heads = int(text.num_attention_heads)
+    heads = int(getattr(text, "num_attention_heads", 0))
+    if not heads:
+        return 0
     kept = int(getattr(text, "num_key_value_heads", None) or heads)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     return 2 * int(text.num_hidden_layers) * kept * width * rows * tokens * itemsize

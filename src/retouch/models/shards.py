@@ -56,8 +56,12 @@ def look_at_folder(folder: Path) -> Shards:
     A safetensors file begins with the length of its header, 8 bytes, and the header says where each
     tensor ends: `8 + header + last end` is the length that a whole file has.
     """
-    present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
     stops: list[Finding] = []
+    try:
+        present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+    except OSError as error:
+        what = f"{folder} cannot be read: {error.strerror}."
+        return Shards(0, 0, None, (_stop(what, "Give reading rights."),))
     try:
         index = _index(folder) if INDEX in present else None
     except _Broken as problem:
@@ -77,7 +81,7 @@ def look_at_folder(folder: Path) -> Shards:
             lost = [t for t, file in (index or {}).items() if file == name and t not in header]
             if lost:
                 raise _Broken(f"lacks {_some(lost)}, which the index says is in it")
-            numbers += sum(math.prod(entry["shape"]) for entry in header.values())
+            numbers += sum(header.values())
         except _Broken as problem:
             stops.append(_stop(f"{name} {problem}.", AGAIN))
         except OSError as error:
@@ -125,8 +129,8 @@ def _index(folder: Path) -> dict[str, str]:
     return {str(tensor): str(file) for tensor, file in found.items()}
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The tensors of a file by name, after its length was held against them."""
+def _header(file: Path) -> dict[str, int]:
+    """How many numbers each tensor of a file has, after its length was held against them."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(len(LFS))
@@ -142,14 +146,15 @@ def _header(file: Path) -> dict[str, Any]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        end = 8 + length + max((int(e["data_offsets"][1]) for e in header.values()), default=0)
+        numbers = {str(name): math.prod(map(int, e["shape"])) for name, e in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise _Broken("is no safetensors file: its header does not parse") from None
     if size < end:
         raise _Broken(f"is cut short: {size_text(size)} of {size_text(end)}")
     if size > end:
         raise _Broken(f"is {size_text(size - end)} longer than its header says")
-    return dict(header)
+    return numbers
 
 
 def _without(names: Iterable[str]) -> Finding:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
@@ -18,7 +19,10 @@ from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
 from retouch.models.shards import Shards, look_at_folder, look_at_listing, sizes
 
-UNREADABLE = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError)
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError),
+    StrictDataclassError,  # a value in config.json that transformers does not take
+)
 NOWHERE = Shards(0, 0, None, ())
 TIMEOUT = 10.0  # seconds that the hub is waited for
 
@@ -142,7 +146,9 @@ def _unreadable(what: str, error: Exception) -> Finding:
             f"The {what} is code that comes with the model, and it is not run unasked.",
             "Read that code, then --trust-remote-code.",
         )
-    reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    lines = text.splitlines() or [type(error).__name__]
+    # The first line is the sentence; where it ends in a colon, the next one is what it is about.
+    reason = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
     mends = {
         "architecture": "Give the folder of a causal language model that transformers knows, with "
         "its config.json, or upgrade transformers.",
