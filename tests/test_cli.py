@@ -37,6 +37,7 @@ COMMANDS = [
     [],
     ["demo"],
     ["edit"],
+    ["doctor"],
     ["evaluate"],
     ["compare"],
     ["search"],

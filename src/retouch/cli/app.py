@@ -16,6 +16,7 @@ from retouch.cli import (
     compose,
     concept,
     demo,
+    doctor,
     edit,
     evaluate,
     export,
@@ -70,6 +71,11 @@ app.command(
     short_help="Raise or lower one concept inside a model.",
     epilog=edit.EPILOG,
 )(edit.edit)
+app.command(
+    "doctor",
+    no_args_is_help=True,
+    short_help="Say what an edit would take here, and what would stop it.",
+)(doctor.doctor)
 app.command("evaluate", short_help="Measure a model, or what an edit changed.")(evaluate.evaluate)
 app.command("stress", short_help="Ask an edit the harder questions: attacks, training, strength.")(
     stress.stress

@@ -51,6 +51,46 @@ class EditRows:
     asked: Sequence[Example] = ()
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The rows of an edit as the concept has them.
+
+    Attributes:
+        source: what is to move.
+        target: what is shown as wanted; row by row the source's partner where there are pairs.
+        hold: the retain set.
+        paired: whether there are pairs.
+    """
+
+    source: list[Example]
+    target: list[Example]
+    hold: list[Example]
+    paired: bool
+
+
+def draw(rng: random.Random, concept: Concept, config: EditConfig, split: Split) -> Drawn:
+    """Draw the rows that a direction moves, moves towards and holds; no model is asked.
+
+    Raises:
+        DataError: a side has no rows in the split.
+    """
+    if config.direction not in concept.sides:
+        raise DataError(
+            f"The concept {concept.name} has no side to {config.direction}.",
+            "It serves other concepts as their retain set; edit one of those.",
+        )
+    most = config.labels if split == "train" else min(config.labels, VALIDATION_ROWS)
+    source, target, paired = _sides(concept, config, split, rng, most)
+    count = config.retain if split == "train" else min(config.retain, VALIDATION_ROWS)
+    hold = _evenly(rng, concept, split, concept.sides[config.direction].hold, count)
+    return Drawn(source, target, hold, paired)
+
+
+def first_draw(config: EditConfig, split: Split) -> random.Random:
+    """What decides the rows of a split."""
+    return random.Random(f"{config.seed}:{split}")
+
+
 def choose_rows(
     loaded: LoadedModel, concept: Concept, config: EditConfig, split: Split
 ) -> EditRows:
@@ -62,17 +102,10 @@ def choose_rows(
     Raises:
         DataError: a side has no rows in the split.
     """
-    if config.direction not in concept.sides:
-        raise DataError(
-            f"The concept {concept.name} has no side to {config.direction}.",
-            "It serves other concepts as their retain set; edit one of those.",
-        )
+    rng = first_draw(config, split)
+    drawn = draw(rng, concept, config, split)
+    source, target, hold, paired = drawn.source, drawn.target, drawn.hold, drawn.paired
     sides = concept.sides[config.direction]
-    rng = random.Random(f"{config.seed}:{split}")
-    most = config.labels if split == "train" else min(config.labels, VALIDATION_ROWS)
-    source, target, paired = _sides(concept, config, split, rng, most)
-    hold_count = config.retain if split == "train" else min(config.retain, VALIDATION_ROWS)
-    hold = _evenly(rng, concept, split, sides.hold, hold_count)
 
     asked = [*source, *target, *hold]
     replies = dict(zip(map(_key, asked), _replies(loaded, asked, config), strict=True))

@@ -106,14 +106,14 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = _device(device)
-    kind = dtype if dtype != "auto" else "bfloat16" if where.type == "cuda" else "float32"
+    where = find_device(device)
+    kind = find_dtype(dtype, where)
     path = str(POCKET) if name == "pocket" else name
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, kind), use_safetensors=True, **options
+            path, dtype=kind, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -137,7 +137,12 @@ def load(
     return loaded
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of `--device`; `auto` is the GPU where there is one.
+
+    Raises:
+        ModelError: this machine has no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     name = ranks.device(name)
@@ -145,9 +150,16 @@ def _device(name: str) -> torch.device:
         where = torch.device(name)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"There is no device {name!r}: {reason}", "Try --device cpu.") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(f"There is no device {name!r}: {reason}.", "Try --device cpu.") from None
     return where
+
+
+def find_dtype(name: str, where: torch.device) -> torch.dtype:
+    """The type of `--dtype`; `auto` is float32 on the CPU and bfloat16 on a GPU."""
+    auto = "bfloat16" if where.type == "cuda" else "float32"
+    kind: torch.dtype = getattr(torch, auto if name == "auto" else name)
+    return kind
 
 
 def _add_adapter(loaded: LoadedModel, folder: Path) -> None:

@@ -1,0 +1,471 @@
+"""`retouch doctor`: what is recognised, what is foreseen, what stops; no weights are loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoConfig
+from typer.testing import CliRunner, Result
+
+from retouch import diagnosis
+from retouch.cli.app import app
+from retouch.core.config import EditConfig
+from retouch.diagnosis import Diagnosis, examine
+from retouch.editing.fit import memory_fits
+from retouch.editing.room import Memory
+from retouch.models import sketch as sketching
+from retouch.models.machine import Machine
+from retouch.models.shards import look_at_folder, look_at_listing
+from tiny import tiny_model, tiny_tokenizer
+
+CPU = Machine(torch.device("cpu"), "cpu (1 thread)", 2**33, 2**33, 1e11, 1e10)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is the same everywhere; one test measures the real one."""
+    monkeypatch.setattr(diagnosis, "measure", lambda where, kind: CPU)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    return tmp_path / "shards"
+
+
+def call(*arguments: Path | str) -> Result:
+    return CliRunner().invoke(app, ["doctor", *map(str, arguments), "--measure", "nothing"])
+
+
+def look(model: Path | str, **settings: Any) -> Diagnosis:
+    return examine(EditConfig(model=str(model), measure="nothing", **settings))
+
+
+def stopped(found: Diagnosis, about: str) -> str:
+    """The one thing that stops the edit, with its mend."""
+    (stop,) = found.stops
+    assert stop.about == about
+    assert stop.mend
+    return f"{stop.what} {stop.mend}"
+
+
+def test_a_good_folder_would_run(folder: Path) -> None:
+    result = call(folder)
+    assert result.exit_code == 0, result.output
+    for part in ("LlamaForCausalLM", "4 blocks", "The edit would run.", "adapter, Adam", "judge"):
+        assert part in result.output
+    found = look(folder)
+    assert found.numbers == sum(p.numel() for p in tiny_model().parameters())
+    assert found.layers is not None
+    assert (found.layers.adapted, found.layers.tapped) == ((0, 1, 2, 3), (2, 3))
+    assert "patching once the weights are loaded" in found.layers.why
+    assert found.memory is not None
+    assert found.memory.weights == 4 * found.numbers
+    assert found.memory.peak < 2**30
+    assert found.seconds is not None
+
+
+def test_json_is_for_scripts(folder: Path) -> None:
+    result = call(folder, "--json", "--layers", "1,2", "--taps", "2", "--rank", "4")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["runs"] is True
+    assert values["layers"]["adapted"] == [1, 2]
+    assert values["memory"]["peak"] <= values["memory_budget"]
+    assert next(part["name"] for part in values["phases"]) == "base replies"
+    # The blocks are named, so that nothing is left to be found by patching.
+    assert "causal patching" not in [part["name"] for part in values["phases"]]
+    (folder / "model.safetensors").unlink()
+    result = call(folder, "--json")
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    assert values["runs"] is False
+    assert values["findings"][0]["level"] == "stop"
+
+
+def test_pocket_would_run_on_the_real_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    result = CliRunner().invoke(app, ["doctor", "pocket", "--json"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["machine"]["rate"] > 1e8
+    assert 1 < values["seconds"] < 3600
+    assert values["phases"][-1]["name"] == "measurement"
+
+
+def test_a_wrong_option_is_a_usage_error() -> None:
+    for options in (("--layers", "3,x"), ("--direction", "up"), ("--device-memory", "much")):
+        result = call("pocket", *options)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("Error: ")
+    assert call("pocket", "--concept", "absent").exit_code == 3
+
+
+# The files.
+
+
+def test_weights_that_are_not_there_stop(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in stopped(look(folder), "weights")
+    result = call(folder)
+    assert result.exit_code == 1
+    assert "One thing would stop the edit." in result.output
+
+
+def test_pickled_weights_stop(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "save_pretrained" in stopped(look(folder), "weights")
+
+
+def test_a_shard_that_is_missing_or_cut_short_stops(sharded: Path) -> None:
+    assert not look(sharded).stops
+    first, second, *_ = sorted(sharded.glob("*.safetensors"))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-10])
+    told = stopped(look(sharded), "weights")
+    assert first.name in told
+    assert "cut short" in told
+    first.write_bytes(whole[:20])
+    assert "within its header" in stopped(look(sharded), "weights")
+    first.write_bytes(whole)
+    second.unlink()
+    assert f"missing {second.name}, of" in stopped(look(sharded), "weights")
+
+
+def test_an_index_that_names_what_is_not_in_its_file_stops(sharded: Path) -> None:
+    file = sharded / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.extra.weight"] = sorted(index["weight_map"].values())[0]
+    file.write_text(json.dumps(index))
+    assert "lacks model.extra.weight" in stopped(look(sharded), "weights")
+    file.write_text("{")
+    assert "index" in stopped(look(sharded), "weights")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"PK\x03\x04 a zip and no safetensors", "no safetensors"),
+        (struct.pack("<Q", 2) + b"[]", "does not parse"),
+        (struct.pack("<Q", 32) + b'{"a": {"data_offsets": [0, 0]}}  ', "does not parse"),
+        (b"", "no safetensors"),
+    ],
+)
+def test_a_file_that_is_no_safetensors_stops(folder: Path, content: bytes, told: str) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    assert told in stopped(look(folder), "weights")
+
+
+def test_weights_of_a_smaller_model_stop(folder: Path, tmp_path: Path) -> None:
+    tiny_model(num_hidden_layers=2).save_pretrained(tmp_path / "small")
+    shutil.copy(tmp_path / "small" / "model.safetensors", folder)
+    assert "at random" in stopped(look(folder), "weights")
+
+
+def test_what_the_hub_lists_is_enough_to_see_what_is_missing() -> None:
+    parts: dict[str, int | None] = {f"model-0000{i}-of-00003.safetensors": 10 for i in (1, 2, 3)}
+    parts["model.safetensors.index.json"] = 1
+    assert look_at_listing(parts).whole
+    assert look_at_listing(parts).size == 30
+    del parts["model-00002-of-00003.safetensors"]
+    assert "missing 1, of 3 files" in look_at_listing(parts).findings[0].what
+    assert "pickled" in look_at_listing({"pytorch_model.bin": 3}).findings[0].what
+    assert look_at_listing({"model.safetensors": 7, "consolidated.safetensors": 7}).size == 7
+
+
+def test_an_adapter_is_no_model(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    (found,) = look_at_folder(folder).findings
+    assert "adapter" in found.what
+    assert look(folder).stops
+
+
+# The architecture and the tokenizer.
+
+
+def rewrite(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_code_that_comes_with_the_model_is_not_run(folder: Path) -> None:
+    code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    rewrite(folder, model_type="own", auto_map=code)
+    (folder / "own.py").write_text("raise SystemExit('run')")
+    assert "--trust-remote-code" in str(look(folder).stops)
+
+
+def test_an_architecture_that_nobody_knows_stops(folder: Path) -> None:
+    rewrite(folder, model_type="strange")
+    found = look(folder)
+    assert found.stops[0].about == "architecture"
+    assert "transformers" in found.stops[0].mend
+
+
+def test_a_configuration_that_does_not_hold_together_stops(folder: Path) -> None:
+    rewrite(folder, hidden_size=33)
+    told = look(folder).stops[0]
+    assert told.about == "architecture"
+    assert "not a multiple" in told.what
+    (folder / "config.json").write_text("{")
+    assert "JSON" in look(folder).stops[0].what
+
+
+def test_a_layout_that_is_not_found_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from retouch.core.errors import ModelError
+
+    def lost(model: Any) -> Any:
+        raise ModelError("It has two lists of blocks.", "It is not supported yet.")
+
+    monkeypatch.setattr(sketching, "find_layout", lost)
+    assert "two lists" in stopped(look(folder), "blocks")
+
+
+def test_a_quantised_checkpoint_is_named(folder: Path) -> None:
+    rewrite(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+    told = [f.what for f in look(folder).findings if f.about == "quantised"]
+    assert "gptq, 4 bit" in told[0]
+
+
+def test_a_tokenizer_that_does_not_load_stops(folder: Path) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+    assert "tokenizer's files" in stopped(look(folder), "tokenizer")
+
+
+def test_a_tokenizer_of_another_model_stops(folder: Path) -> None:
+    tiny_model(vocab_size=50).save_pretrained(folder)
+    assert "99 tokens, the model embeds 50" in stopped(look(folder), "tokenizer")
+
+
+def test_without_a_chat_template_there_is_a_note(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    tokenizer.save_pretrained(folder)
+    found = look(folder)
+    assert not found.stops
+    assert [f.level for f in found.findings if f.about == "tokenizer"] == ["note"]
+
+
+def test_a_template_that_refuses_the_chats_stops(folder: Path) -> None:
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    rewrite(folder, "tokenizer_config.json", chat_template="{{ raise_exception('No turns.') }}")
+    assert "No turns." in stopped(look(folder), "tokenizer")
+
+
+def test_fused_experts_are_a_note(tmp_path: Path) -> None:
+    tiny_model("mixtral", num_local_experts=4).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    found = look(tmp_path)
+    assert not found.stops
+    assert any("experts" in f.what and f.level == "note" for f in found.findings)
+
+
+# The edit.
+
+
+def test_forced_rows_and_an_adversary_are_reckoned_with(folder: Path) -> None:
+    plain, forced = look(folder), look(folder, forced=4, forced_rows=2)
+    assert plain.memory is not None
+    assert forced.memory is not None
+    assert forced.memory.cached > 1.5 * plain.memory.cached
+    assert any("--tamper" in f.what for f in look(folder, tamper=3).findings)
+
+
+def test_blocks_and_modules_that_are_not_there_stop(folder: Path) -> None:
+    assert "blocks 0 to 3" in stopped(look(folder, layers=(9,)), "layers")
+    assert "--taps" in stopped(look(folder, layers=(3,), taps=(1,)), "layers")
+    assert "q_proj" in stopped(look(folder, modules=("nowhere",)), "layers")
+
+
+def test_a_concept_without_rows_or_without_a_reason_stops(folder: Path) -> None:
+    assert "both classes" not in str(look(folder).findings)
+    assert "labels" in stopped(look(folder, source="absent"), "concept")
+    assert "--allow-weakening" in stopped(look(folder, direction="lower"), "safety")
+    assert not look(folder, direction="lower", allow_weakening="a test").stops
+
+
+def test_a_device_that_is_not_there_stops(folder: Path) -> None:
+    assert "--device cpu" in stopped(look(folder, device="nonsense"), "device")
+
+
+def test_a_type_that_the_device_does_not_compute_in_stops(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retouch.models import machine
+
+    def refuse(*_: Any) -> float:
+        raise RuntimeError('"addmm_impl" not implemented for Half')
+
+    monkeypatch.setattr(machine, "_matrix_rate", refuse)
+    monkeypatch.setattr(diagnosis, "measure", machine.measure)
+    assert "--dtype" in stopped(look(folder, dtype="float16"), "device")
+
+
+def test_too_little_memory_stops_and_says_what_would_make_room(folder: Path) -> None:
+    result = call(folder, "--device-memory", "1MiB")
+    assert result.exit_code == 1
+    assert "--batch" in result.output
+    replying = Memory(1000, 900, 100, 100, 500, 10)
+    (stop,) = memory_fits(replying, 1500, CPU, wide=True)
+    assert "--reply-tokens" in stop.mend
+    found = examine(EditConfig(model=str(folder), measure="nothing"), device_memory=1000)
+    told = stopped(found, "memory")
+    assert "weights alone" in told
+    assert "--dtype bfloat16" in told
+    roomy = look(folder)
+    assert roomy.memory is not None
+    close = examine(roomy.config, device_memory=roomy.memory.peak + 1)
+    assert [f.level for f in close.findings if f.about == "memory"] == ["note"]
+
+
+def test_a_smaller_batch_takes_less(folder: Path) -> None:
+    def step(batch: int) -> int:
+        held = look(folder, batch=batch).memory
+        assert held is not None
+        return held.activations
+
+    assert step(32) == pytest.approx(4 * step(8), rel=0.01)
+
+
+def test_weights_for_a_gpu_pass_the_machines_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = replace(CPU, device=torch.device("cuda:0"), label="cuda:0", ram=1000)
+    monkeypatch.setattr(diagnosis, "measure", lambda where, kind: gpu)
+    assert "machine's memory first" in stopped(look(folder), "memory")
+
+
+def test_a_full_disk_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    assert "--out" in stopped(look(folder), "disk")
+
+
+def test_what_is_neither_folder_nor_id_stops(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "absent"), "./absent", "two words", "a/b/c"):
+        assert "no folder" in stopped(look(name), "model")
+
+
+def test_a_hub_that_cannot_be_reached_stops() -> None:
+    assert "Connect" in stopped(look("nobody/nothing-here"), "model")
+
+
+def test_a_hub_model_that_is_in_the_cache_needs_no_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    cached = str(folder / "config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: cached)
+    assert not look("somebody/something").stops
+    (folder / "model.safetensors").unlink()
+    assert "not all in the cache" in stopped(look("somebody/something"), "model")
+
+
+def test_what_would_be_downloaded_needs_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = look_at_listing({"model.safetensors": 10**15})
+    known = sketching.sketch(str(folder), dtype=torch.float32)
+    afar = replace(known, local=None, shards=shards)
+    monkeypatch.setattr(diagnosis, "sketch", lambda *_, **__: afar)
+    assert "HF_HOME" in stopped(look("somebody/something"), "disk")
+
+
+# Large models.
+
+
+@pytest.fixture
+def seventy(tmp_path: Path) -> Iterator[Path]:
+    """The configuration of a model of 70 billion parameters, and a tokenizer; no weights."""
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=8192,
+    )
+    config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def hollow(folder: Path, shards: int) -> None:
+    """Shards as long as their headers say, with holes for weights: they take no disk."""
+    per, names = 70_553_706_496 // shards, {}
+    for i in range(shards):
+        name, tensor = f"model-{i + 1:05}-of-{shards:05}.safetensors", f"part.{i}"
+        names[tensor] = name
+        entry = {"dtype": "BF16", "shape": [per], "data_offsets": [0, 2 * per]}
+        header = json.dumps({tensor: entry}).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.truncate(8 + len(header) + 2 * per)
+    index = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_seventy_billion_parameters_are_answered_for_in_seconds(seventy: Path) -> None:
+    began = time.process_time()
+    hollow(seventy, 4)
+    config = EditConfig(model=str(seventy), dtype="bfloat16", measure="nothing")
+    found = examine(config, device_memory=80 * 2**30)
+    assert time.process_time() - began < 30
+    assert found.numbers == 70_553_706_496
+    assert found.layers is not None
+    assert found.layers.tapped == (40, 41)
+    told = stopped(found, "memory")
+    assert "131 GiB" in told
+    assert "80.0 GiB" in told
+    assert "--dtype" not in told
+    roomy = examine(config, device_memory=320 * 2**30)
+    assert not roomy.stops
+    assert roomy.seconds is not None
+    assert roomy.seconds > 3600
+
+
+def test_without_its_shards_the_rest_is_still_foreseen(seventy: Path) -> None:
+    config = EditConfig(model=str(seventy), dtype="bfloat16", measure="own")
+    found = examine(config, device_memory=2**40)
+    assert "no weights" in stopped(found, "weights")
+    assert found.memory is not None
+    assert found.memory.weights == 2 * 70_553_706_496
+
+
+def test_both_tables_fit_a_terminal(folder: Path) -> None:
+    from retouch.cli import doctor
+
+    console = Console(width=80, highlight=False)
+    with console.capture() as shown:
+        console.print(doctor._foreseen(look(folder)))
+    lines = shown.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("weights" in line and "base replies" in line for line in lines)

@@ -1,0 +1,162 @@
+"""What is foreseen from shapes, held against what real models hold and do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from retouch.models import adapters, footprint
+from retouch.models.layout import find_layout
+from retouch.models.load import LoadedModel, load
+from retouch.models.segment import Segment
+from tiny import FAMILIES, tiny_loaded, tiny_model
+
+BLOCKS = [1, 2]
+ROWS, TOKENS = 8, 24
+
+
+def on_meta(model: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model.config)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma2"])
+def test_the_numbers_of_a_model_without_weights_are_those_of_the_model(
+    family: str, tied: bool
+) -> None:
+    real = tiny_model(family, tie_word_embeddings=tied)
+    empty = on_meta(real)
+    counts = footprint.count(empty, find_layout(empty))
+    assert next(empty.parameters()).is_meta
+    distinct = {p.data_ptr(): p.numel() for p in real.parameters()}
+    assert counts.total == sum(distinct.values())
+    blocks = find_layout(real).blocks(real)
+    assert list(counts.blocks) == [sum(p.numel() for p in b.parameters()) for b in blocks]
+    assert counts.head == 99 * 32
+    # A shared head is counted once: then there are the embeddings alone.
+    assert counts.outside < (2 if tied else 3) * 99 * 32 + 256 * 32 * (family == "gpt2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_numbers_are_those_that_peft_makes(family: str) -> None:
+    loaded = tiny_loaded(family)
+    names = loaded.layout.linears(loaded.model, BLOCKS)
+    foreseen = footprint.adapter_numbers(loaded.model, names, 4)
+    adapters.attach(loaded, BLOCKS, (), 4, 8.0, 0)
+    assert foreseen == sum(p.numel() for p in adapters.parameters(loaded).values())
+
+
+def saved_bytes(loaded: LoadedModel, modules: tuple[str, ...] = ()) -> int:
+    """What autograd keeps of the segment's forward pass, weights left out, each storage once."""
+    adapters.attach(loaded, BLOCKS, modules, 8, 16.0, 0)
+    segment = Segment(loaded, BLOCKS[0], BLOCKS[-1])
+    caught = segment.catch(torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS) % 90 + 6)
+    weights = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            # Held on to, so that no storage is given out twice.
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        segment.run(caught, BLOCKS)[BLOCKS[-1]].float().square().mean()
+    adapters.detach(loaded)
+    return sum(size for size, _ in kept.values())
+
+
+def foreseen_bytes(loaded: LoadedModel, modules: tuple[str, ...] = ()) -> int:
+    names = loaded.layout.linears(loaded.model, BLOCKS, modules)
+    kind = next(loaded.model.parameters()).dtype
+    return footprint.activation_bytes(
+        loaded.model, loaded.layout, BLOCKS, set(names), ROWS, TOKENS, kind.itemsize
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_foreseen_within_a_factor_of_two(family: str) -> None:
+    loaded = tiny_loaded(family)
+    assert 0.5 < foreseen_bytes(loaded) / saved_bytes(loaded) < 2
+
+
+def test_activations_of_pocket_and_of_a_wider_model_are_foreseen() -> None:
+    assert 0.8 < (foreseen_bytes(pocket := load("pocket")) / saved_bytes(pocket)) < 1.4
+    wide = tiny_loaded("llama", hidden_size=256, intermediate_size=688, num_attention_heads=8)
+    assert 0.8 < foreseen_bytes(wide) / saved_bytes(wide) < 1.4
+
+
+@pytest.mark.parametrize("modules", [(), ("q_proj", "v_proj")])
+def test_activations_below_float32_count_the_adapters_copies(modules: tuple[str, ...]) -> None:
+    loaded = tiny_loaded("llama", hidden_size=256, intermediate_size=688)
+    loaded.model.to(torch.bfloat16)
+    assert 0.7 < foreseen_bytes(loaded, modules) / saved_bytes(loaded, modules) < 1.5
+
+
+def test_operations_of_a_forward_pass_are_those_that_are_counted() -> None:
+    loaded = tiny_loaded("llama", hidden_size=128, intermediate_size=256)
+    counts = footprint.count(loaded.model, loaded.layout)
+    ids = torch.arange(6, 46).reshape(4, 10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        loaded.model(input_ids=ids, use_cache=False)
+    whole = sum(counts.passed) + counts.head
+    # The norms' weights multiply nothing big, and attention's own part is left out.
+    assert footprint.forward(whole, ids.numel()) == pytest.approx(
+        counter.get_total_flops(), rel=0.05
+    )
+
+
+def test_operations_of_a_training_step_through_frozen_weights() -> None:
+    loaded = tiny_loaded("llama", hidden_size=128, intermediate_size=256)
+    counts = footprint.count(loaded.model, loaded.layout)
+    ids = torch.arange(6, 86).reshape(4, 20)
+    adapters.attach(loaded, BLOCKS, (), 4, 8.0, 0)
+    adapter = sum(p.numel() for p in adapters.parameters(loaded).values())
+    segment = Segment(loaded, 1, 2)
+    caught = segment.catch(ids)
+    with FlopCounterMode(display=False) as counter:
+        segment.run(caught, (2,))[2].square().mean().backward()
+    passed = sum(counts.passed[1:3])
+    # The first block's input needs no gradient: less than foreseen, by a part of one block.
+    assert footprint.trained(passed, adapter, ids.numel()) == pytest.approx(
+        counter.get_total_flops(), rel=0.2
+    )
+
+
+def test_the_cache_is_what_a_generation_keeps() -> None:
+    loaded = tiny_loaded("llama")
+    ids = torch.arange(6, 46).reshape(4, 10)
+    cache = loaded.model(input_ids=ids, use_cache=True).past_key_values
+    real = sum(
+        part.numel() * part.element_size()
+        for layer in cache.layers
+        for part in (layer.keys, layer.values)
+    )
+    assert footprint.cache_bytes(loaded.model.config, 4, 10, 4) == real
+
+
+def test_a_model_without_attention_is_counted_too() -> None:
+    loaded = tiny_loaded("mamba")
+    del loaded.model.config.num_attention_heads
+    assert footprint.cache_bytes(loaded.model.config, 4, 10, 4) == 0
+    assert foreseen_bytes(loaded) > 0
+    # The kernel of its convolution is no expert.
+    assert not footprint.fused(loaded.blocks[0])
+
+
+def test_of_a_routers_experts_a_token_passes_the_chosen_ones() -> None:
+    model = on_meta(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=1))
+    layout = find_layout(model)
+    block = layout.blocks(model)[0]
+    counts = footprint.count(model, layout)
+    experts = 4 * (2 * 64 * 32 + 64 * 32)
+    others = sum(p.numel() for p in block.parameters() if p.dim() == 2)
+    assert counts.passed[0] == others + experts // 4
+    assert counts.blocks[0] > others + experts
+    assert sorted(footprint.fused(block)) == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
