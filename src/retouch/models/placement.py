@@ -1,0 +1,148 @@
+"""A model that is larger than the device: the blocks that are trained stay there, the others come.
+
+While blocks are trained, nothing below the first and nothing above the last of them has to be on
+the device. It does when the whole model runs: for the base's replies, for the segment's inputs,
+once a round for the judge. Then the other blocks come one after the other, out of memory or, where
+they find no room there, straight out of the checkpoint's files (accelerate's offloading).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from retouch.core.errors import ModelError
+from retouch.core.size import size_text
+from retouch.models.layout import ModelLayout
+
+# Of the budget for weights that stay: the rest is for states, activations and replies.
+SHARE = 0.6
+
+
+class Placement:
+    """Where the parts of a model are, within a budget of the device's memory.
+
+    Attributes:
+        budget: bytes of the device that the edit may take.
+        resident: the blocks that stay on the device.
+    """
+
+    def __init__(
+        self, model: Any, layout: ModelLayout, device: torch.device, budget: int, itemsize: int
+    ) -> None:
+        """Plan for a model on the meta device, of weights of `itemsize` bytes a number.
+
+        Raises:
+            ModelError: what has to be on the device in any case does not fit.
+        """
+        self.budget, self.resident = budget, frozenset[int]()
+        self._layout, self._device = layout, device
+        self._blocks = [itemsize * _numbers(block) for block in layout.blocks(model)]
+        self._outside = itemsize * _numbers(model) - sum(self._blocks)
+        self._kind = "disk"
+        if device.type == "cuda" and sum(self._blocks) < SHARE * psutil.virtual_memory().available:
+            self._kind = "cpu"
+        self._check(())
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights on the device at the most: what stays, and one block that comes."""
+        stay = sum(self._blocks[i] for i in self.resident)
+        come = max((size for i, size in enumerate(self._blocks) if i not in self.resident), default=0)
+        return self._outside + stay + come
+
+    @property
+    def room(self) -> int:
+        """Bytes of the device for everything else."""
+        return max(self.budget - self.weights, 0)
+
+    def device_map(self, model: Any) -> dict[str, Any]:
+        """For transformers: the blocks elsewhere, whatever is outside of them on the device."""
+        where: dict[str, Any] = dict.fromkeys(_around(model, self._layout.path), str(self._device))
+        for i in range(self._layout.depth):
+            where[f"{self._layout.path}.{i}"] = self._kind
+        return where
+
+    def load(self, read: Callable[..., Any], model: Any) -> Any:
+        """The model as `read(device_map=..., offload_folder=...)` gives it, blocks elsewhere.
+
+        Files that have to be written anew, as fused weights are, go to the system's temporary
+        folder, and stay there as long as this object.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="retouch-")
+        if self._device.type == "cuda":
+            # What would go beyond the budget is an error that can be caught, and halved.
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget / total), self._device)
+        return read(device_map=self.device_map(model), offload_folder=self._folder.name)
+
+    def settle(self, model: Any, blocks: Iterable[int]) -> None:
+        """Let blocks stay on the device from now on.
+
+        Raises:
+            ModelError: they do not fit into the budget.
+        """
+        wanted = frozenset(blocks) - self.resident
+        self._check(wanted)
+        every = self._layout.blocks(model)
+        for i in sorted(wanted):
+            for module in every[i].modules():
+                _bring(module, self._device)
+        self.resident |= wanted
+
+    def _check(self, blocks: Iterable[int]) -> None:
+        """Raise if the blocks do not fit beside what stays."""
+        stay = self.resident | set(blocks)
+        come = max((size for i, size in enumerate(self._blocks) if i not in stay), default=0)
+        needs = self._outside + sum(self._blocks[i] for i in stay) + come
+        if needs > SHARE * self.budget:
+            least = size_text(int(needs / SHARE))
+            raise ModelError(
+                f"--device-memory {size_text(self.budget)} is too little: embeddings and head, "
+                f"{len(stay)} blocks that are trained and one that comes by take "
+                f"{size_text(needs)}, and as much again is needed beside them.",
+                f"Give at least {least}, or adapt fewer blocks (--layers, --taps).",
+            )
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters()) + sum(b.numel() for b in module.buffers())
+
+
+def _around(model: nn.Module, path: str) -> Iterator[str]:
+    """The full names of the largest modules that the list of blocks at `path` is no part of."""
+    for name, module in model.named_modules():
+        above = name.rpartition(".")[0]
+        if name == path or path.startswith(f"{name}.") or not name:
+            # On the way to the blocks: only what such a module holds itself is outside of them.
+            yield from (
+                f"{name}.{own}".strip(".")
+                for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            )
+        elif (not above or path.startswith(f"{above}.")) and any(True for _ in _tensors(module)):
+            yield name
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _bring(module: nn.Module, device: torch.device) -> None:
+    """Put a module's own weights on the device for good, from where its hook takes them."""
+    from accelerate.hooks import remove_hook_from_module
+    from accelerate.utils import set_module_tensor_to_device
+
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        return
+    kept = hook.weights_map
+    remove_hook_from_module(module)
+    for name, tensor in [*module.named_parameters(recurse=False)]:
+        if tensor.device.type == "meta":
+            set_module_tensor_to_device(module, name, device, value=kept[name])
