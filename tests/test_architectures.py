@@ -27,7 +27,7 @@ ROW = torch.arange(20, 28)
 BLOCKS = range(4)
 EDITED = [1, 2]
 
-# Words without meaning give every token the same loss, whatever the family: only these are known.
+# Families whose experts are fused into three-dimensional parameters.
 FUSED = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "qwen3_next", "jamba")
 
 

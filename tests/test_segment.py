@@ -109,9 +109,7 @@ def test_an_edit_checks_the_segment_before_it_attaches_an_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded, held = tiny_loaded(), Segment.run
-    monkeypatch.setattr(
-        Segment, "run", lambda *given: {i: s + 1 for i, s in held(*given).items()}
-    )
+    monkeypatch.setattr(Segment, "run", lambda *given: {i: s + 1 for i, s in held(*given).items()})
     with pytest.raises(ModelError, match="tiny cannot be edited"):
         set_up(loaded, tiny_concept(), settings())
     assert not loaded.adapted

@@ -62,6 +62,8 @@ PANELS = {
     "Running it": (
         "device",
         "dtype",
+        "quantize",
+        "chat_template",
         "trust_remote_code",
         "allow_weakening",
         "measure",

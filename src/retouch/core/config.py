@@ -115,6 +115,13 @@ class EditConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the loaded weights; auto is float32 on CPU, bfloat16 on GPU"
     )
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="bits of the frozen weights in training, through bitsandbytes"
+    )
+    chat_template: str | None = Field(
+        None,
+        description="a file with the Jinja chat template to use; none given: the tokenizer's own",
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_weakening: str | None = Field(
         None, description="the reason for lowering safety; it is written on the model card"

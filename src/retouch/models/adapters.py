@@ -80,7 +80,8 @@ def merged(loaded: LoadedModel) -> Any:
     """A transformers model with the adapter merged into the weights; `loaded` stays as it is.
 
     Raises:
-        ModelError: an intervention acts on the model too, and would be lost.
+        ModelError: an intervention acts on the model too, and would be lost; or the weights are
+            quantised.
     """
     _check_alone(loaded)
     return merged_copy(loaded).model

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from retouch.core.errors import ModelError
+from retouch.core.errors import ConfigError, ModelError
 from retouch.core.types import Message
 from retouch.models.intervention import Intervention
 from retouch.models.layout import ModelLayout, find_layout
+from retouch.models.weights import Quantize, is_quantised, read_weights
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights"
 
@@ -49,6 +50,16 @@ class LoadedModel:
     def edited(self) -> bool:
         """Whether anything acts on the base model: an adapter or an intervention."""
         return self.adapted or bool(self.interventions)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base model's weights are quantised."""
+        return is_quantised(self.model)
+
+    @property
+    def templated(self) -> bool:
+        """Whether the tokenizer has a chat template; without one chats are written plainly."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -90,13 +101,19 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    chat_template: Path | str | None = None,
+    quantize: Quantize = "none",
 ) -> LoadedModel:
     """Load a model for inference, frozen, with an adapter on top if one is given.
 
+    `chat_template` is a file whose Jinja template takes the place of the tokenizer's own.
+
     Raises:
-        ModelError: the model, its tokenizer, the adapter or the device is not to be had.
+        ModelError: the model, its tokenizer, the adapter or the device is not to be had, or what
+            quantising needs is not.
+        ConfigError: the chat template cannot be read, or is none.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     where = _device(device)
     kind = dtype if dtype != "auto" else "bfloat16" if where.type == "cuda" else "float32"
@@ -104,20 +121,27 @@ def load(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, kind), use_safetensors=True, **options
-        )
+        model = read_weights(path, getattr(torch, kind), where, quantize, options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The model {name!r} cannot be loaded: {reason}",
             "Give `pocket`, a folder with config.json and safetensors, or a hub id.",
         ) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {name} has no token that ends a turn.",
+            "Set `eos_token` in its tokenizer_config.json.",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    if chat_template is not None:
+        _give_template(tokenizer, Path(chat_template))
     model.requires_grad_(False)
-    model.eval().to(where)
+    model.eval()
+    if not is_quantised(model):  # which is where it belongs already, and may not be moved
+        model.to(where)
     loaded = LoadedModel(model, tokenizer, name, revision, where, find_layout(model))
     if adapter is not None:
         _add_adapter(loaded, adapter)
@@ -134,6 +158,33 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ModelError(f"There is no device {name!r}: {reason}", "Try --device cpu.") from None
     return where
+
+
+def _give_template(tokenizer: Any, path: Path) -> None:
+    """Give the tokenizer the chat template in a file, once it is seen to work."""
+    from jinja2 import TemplateError
+
+    try:
+        template = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"The chat template {path} cannot be read: {why}.", "Give another --chat-template."
+        ) from None
+    said = "a question"
+    try:
+        tokenizer.chat_template = template
+        turns = [{"role": "user", "content": said}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The chat template {path} does not work: {error}.", "It is to be a Jinja template."
+        ) from None
+    if said not in text:
+        raise ConfigError(
+            f"The chat template {path} does not write what the user says.",
+            "It is to go through `messages`, as those of tokenizers do.",
+        )
 
 
 def _add_adapter(loaded: LoadedModel, folder: Path) -> None:
