@@ -2,16 +2,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from retouch import pipeline
 from retouch.concepts.render import prompt_text, render
-from retouch.core.errors import ModelError
+from retouch.core.errors import ConfigError, ModelError
 from retouch.core.types import Message
+from retouch.editing.edit import set_up
 from retouch.models import adapters
 from retouch.models.generate import generate
-from retouch.models.load import load
-from tiny import tiny_loaded, tiny_model, tiny_tokenizer
+from retouch.models.load import LoadedModel, load
+from test_game import settings, tiny_concept
+from tiny import VISION, tiny_loaded, tiny_model, tiny_tokenizer
+
+IDS = torch.arange(6, 46).reshape(4, 10)
 
 
 @pytest.fixture
@@ -103,3 +111,148 @@ def test_a_reply_is_tokenized_as_it_is_generated() -> None:
     assert whole.ids == cut.ids
     assert cut.start > whole.start
     assert whole.ids[-1] == loaded.tokenizer.eos_token_id
+
+
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{{ message['content'] | trim }}{% endfor %}"
+)
+SILENT = (
+    "{% for message in messages if message['role'] != 'system' %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+)
+PARTS = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [GEMMA, SILENT])
+def test_a_template_without_a_system_turn_gets_its_words_in_the_first_user_turn(
+    template: str,
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    user, reply, again = Message("user", "w2"), Message("assistant", "w3"), Message("user", "w4")
+    asked = [Message("system", " w1"), user, reply, again]
+    told = "<|user|>w1\n\nw2<|assistant|>w3<|user|>w4"
+    assert prompt_text(tokenizer, asked).replace("> ", ">") == told
+    assert prompt_text(tokenizer, [user]) == "<|user|>w2"
+    assert prompt_text(tokenizer, asked, "Sure").endswith("w4Sure")
+
+
+def test_a_template_that_takes_turns_in_parts_is_given_parts() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = PARTS
+    asked = [Message("system", "w1"), Message("user", "w2")]
+    assert prompt_text(tokenizer, asked) == "<|system|>w1<|user|>w2"
+
+
+def test_a_template_that_takes_a_system_turn_is_left_to_it() -> None:
+    asked = [Message("system", "w1"), Message("user", "w2")]
+    told = "<|begin|><|system|>w1<|end|><|user|>w2<|end|><|assistant|>"
+    assert prompt_text(tiny_tokenizer(), asked) == told
+
+
+def test_a_template_that_refuses_whatever_it_is_given_says_why() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('Only poems') }}"
+    with pytest.raises(ModelError, match=r"refuses these turns \(user\): Only poems.*--chat"):
+        prompt_text(tokenizer, [Message("user", "w2")])
+
+
+def test_a_template_may_come_from_a_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(SILENT)
+    loaded = load(str(folder), chat_template=tmp_path / "own.jinja")
+    assert prompt_text(loaded.tokenizer, [Message("user", "w2")]) == "<|user|>w2"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff\xfe\xff", "cannot be read"),
+        (b"{% for %}", "does not work"),
+        (b"Hello!", "does not write what the user says"),
+    ],
+)
+def test_a_file_that_is_no_template_is_named(
+    folder: Path, tmp_path: Path, text: bytes | None, says: str
+) -> None:
+    path = tmp_path / "own.jinja"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"own\.jinja.*{says}"):
+        load(str(folder), chat_template=path)
+
+
+@pytest.mark.parametrize("stage", ["edit", "measure"])
+@pytest.mark.parametrize("template", [SILENT, None])
+def test_that_there_is_no_template_is_said(
+    stage: str, template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyError
+
+    def begin(loaded: LoadedModel) -> None:
+        more: dict[str, Any] = {"on_event": lambda event: said.append(event.detail)}
+        if stage == "edit":
+            pipeline.edit_model(loaded, "tone", out=tmp_path / "run", **more)
+        else:
+            pipeline.evaluate_model(loaded, concepts=["tone"], **more)
+
+    monkeypatch.setattr(pipeline, "set_up", stop)
+    monkeypatch.setattr(pipeline, "evaluate_concepts", stop)
+    loaded = tiny_loaded()
+    loaded.tokenizer.chat_template = template
+    with pytest.raises(KeyError):
+        begin(loaded)
+    assert any("no chat template" in detail for detail in said) is (template is None)
+
+
+def test_a_checkpoint_in_several_files_is_the_same_model(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    assert torch.equal(load(str(tmp_path)).model(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_of_a_model_that_sees_the_text_side_is_edited(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    loaded = load(str(tmp_path / "model"))
+    assert torch.equal(loaded.model(IDS).logits, model(IDS).logits)
+    config = settings(rounds=3, adversarial_weight=0.0, retain_weight=0.1)
+    setting = set_up(loaded, tiny_concept(), config)
+    losses = [event.losses["pair"] for event in setting.trainer.play()]
+    assert losses[-1] < losses[0]
+    adapters.save(loaded, tmp_path / "adapter")
+    edited = loaded.model(IDS).logits
+    again = load(str(tmp_path / "model"), adapter=tmp_path / "adapter")
+    assert torch.allclose(again.model(IDS).logits, edited, atol=1e-6)
+    assert not any("visi" in name or "visual" in name for name in adapters.parameters(loaded))
+
+
+def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
+    eye = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1
+    )
+    CLIPVisionModel(eye).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="writes no text"):
+        load(str(tmp_path))
+
+
+def test_a_tokenizer_that_cannot_end_a_turn_is_refused(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="eos_token"):
+        load(str(folder))

@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers import GPT2Config
 
 from retouch.concepts.render import Rendered
+from retouch.core.errors import ModelError
+from retouch.editing.edit import set_up
+from retouch.models.layout import find_layout
+from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment, replaced
 from retouch.representations.batch import make_batches
 from retouch.representations.capture import record
 from retouch.representations.divergence import token_kl
 from retouch.representations.likelihood import reply_log_probability
 from retouch.representations.patching import trace
+from test_game import settings, tiny_concept
 from tiny import FAMILIES, tiny_loaded
 
 IDS = torch.arange(6, 46).reshape(4, 10)
@@ -33,6 +40,79 @@ def test_catching_stops_before_the_last_block_and_leaves_no_hook() -> None:
     assert not seen
     handle.remove()
     assert all(not block._forward_pre_hooks for block in loaded.blocks)
+
+
+class Handing(nn.Module):
+    """A block that adds to its input what the model hands it besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, hidden: torch.Tensor, besides: torch.Tensor) -> torch.Tensor:
+        return hidden + torch.tanh(self.mix(hidden)) + besides
+
+
+class Handed(nn.Module):
+    """A decoder in which something besides the hidden state reaches the blocks, or nothing does.
+
+    `first`: the first block's output goes to the third past the second; `embedded`: so do the
+    embeddings, which no edit changes; `kept`: the blocks read the embeddings of the last run.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.config = GPT2Config(n_layer=3)
+        self.way = way
+        self.embed, self.layers = nn.Embedding(99, 8), nn.ModuleList(Handing() for _ in range(3))
+        if way == "kept":
+            self.layers[2].register_forward_pre_hook(lambda _, args: (args[0], self.seen))
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> torch.Tensor:
+        hidden = self.seen = self.embed(input_ids)
+        besides = self.seen if self.way == "embedded" else torch.zeros_like(hidden)
+        for block in self.layers:
+            hidden = block(hidden, besides)
+            besides = hidden if self.way == "first" and block is self.layers[0] else besides
+        return hidden
+
+
+def handed(way: str) -> LoadedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Handed(way).requires_grad_(False)
+    return LoadedModel(model, None, "handed", None, torch.device("cpu"), find_layout(model))
+
+
+@pytest.mark.parametrize("way", ["first", "kept"])
+def test_a_model_whose_blocks_hand_on_more_than_the_state_is_refused(way: str) -> None:
+    loaded = handed(way)
+    with pytest.raises(ModelError, match=r"flows between its blocks \(blocks 0 to 2\)"):
+        Segment(loaded, 0, 2).check(IDS)
+    assert all(not block._forward_hooks for block in loaded.blocks)
+
+
+def test_what_no_edit_changes_may_reach_every_block() -> None:
+    Segment(handed("nothing"), 0, 2).check(IDS)
+    Segment(handed("embedded"), 0, 2).check(IDS)
+    Segment(handed("first"), 1, 2).check(IDS)
+
+
+def test_states_of_another_shape_are_refused() -> None:
+    loaded = handed("nothing")
+    loaded.model.embed.register_forward_hook(lambda *given: given[2][None])
+    with pytest.raises(ModelError, match=r"states are \[1, 4, 10, 8\]"):
+        Segment(loaded, 0, 2).check(IDS)
+
+
+def test_an_edit_checks_the_segment_before_it_attaches_an_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, held = tiny_loaded(), Segment.run
+    monkeypatch.setattr(Segment, "run", lambda *given: {i: s + 1 for i, s in held(*given).items()})
+    with pytest.raises(ModelError, match="tiny cannot be edited"):
+        set_up(loaded, tiny_concept(), settings())
+    assert not loaded.adapted
 
 
 def test_record_lets_go_after_an_error() -> None:

@@ -33,6 +33,11 @@ from retouch.models.load import LoadedModel, load
 
 OnEvent = Callable[[Event], None]
 
+PLAIN = (
+    "the tokenizer has no chat template: chats are written as `User: ...` and `Assistant:`; "
+    "--chat-template gives it one"
+)
+
 
 @dataclass
 class Run:
@@ -127,7 +132,10 @@ def _load(config: EditConfig, on_event: OnEvent) -> LoadedModel:
         device=config.device,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
+        device_memory=config.device_bytes,
         shard=config.shard,
+        chat_template=config.chat_template,
+        quantize=config.quantize,
     )
 
 
@@ -159,6 +167,8 @@ def _go_on(
         on_event(StageEvent(stage, detail, done, total))
 
     began = time.monotonic()
+    if not loaded.templated:
+        say("load", PLAIN)
     setting = set_up(loaded, concept, config, say)
     facts = _provenance(loaded, concept, config, setting)
     run.write_provenance({**run.provenance(), **facts})
@@ -300,6 +310,8 @@ def evaluate_model(
         model = load(model, adapter=Path(adapter) if adapter else None)
     elif adapter is not None:
         raise ConfigError("`adapter` goes with a model's name, not with a loaded model.")
+    if not model.templated:
+        say(StageEvent("load", PLAIN))
     return evaluate_concepts(
         model,
         [load_concept(name) for name in (concepts or builtin_names())],

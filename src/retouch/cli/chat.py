@@ -57,6 +57,8 @@ def chat(
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code or base.trust_remote_code,
+        chat_template=base.chat_template,
+        quantize=base.quantize,
         adapter=folder,
     )
     talk = Conversation(loaded, system, tokens)

@@ -74,6 +74,7 @@ def compose(
             device=device,
             dtype=dtype,
             trust_remote_code=first.trust_remote_code,
+            chat_template=first.chat_template,
         )
         found: dict[str, list[Record]] = {}
         singles = [(str(run), [run], [1.0]) for run in runs]

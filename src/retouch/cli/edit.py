@@ -67,6 +67,8 @@ PANELS = {
         "cache_memory",
         "device_memory",
         "shard",
+        "quantize",
+        "chat_template",
         "trust_remote_code",
         "allow_weakening",
         "measure",

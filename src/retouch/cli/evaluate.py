@@ -69,6 +69,8 @@ def evaluate(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code or settings.trust_remote_code,
+            chat_template=settings.chat_template,
+            quantize=settings.quantize,
             adapter=folder,
         )
         result = pipeline.evaluate_model(

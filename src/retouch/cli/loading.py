@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,6 +43,8 @@ class Base:
     name: str = "pocket"
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    quantize: Literal["none", "8bit", "4bit"] = "none"
 
 
 def base_of(
@@ -60,7 +63,11 @@ def base_of(
             if (path / "config.yaml").is_file():
                 config = RunDir.open(path).config()
                 return folder, Base(
-                    config.model, revision or config.revision, config.trust_remote_code
+                    config.model,
+                    revision or config.revision,
+                    config.trust_remote_code,
+                    config.chat_template,
+                    config.quantize,
                 )
     return folder, Base(revision=revision)
 
@@ -87,6 +94,8 @@ def hush_libraries() -> None:
     if shown:
         enable_progress_bars()
     logging.set_verbosity_error()
+    # It says at every call of every layer that it computes in 16 bits.
+    getLogger("bitsandbytes").setLevel(ERROR)
     for library in ("transformers", "peft", "torch"):
         for category in (FutureWarning, UserWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=rf"{library}\b")

@@ -87,6 +87,7 @@ def stress(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code or settings.trust_remote_code,
+            chat_template=settings.chat_template,
             adapter=folder,
         )
         found = asking.stress(

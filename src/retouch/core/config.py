@@ -155,6 +155,13 @@ class EditConfig(BaseModel):
     shard: bool = Field(
         False, description="processes that edit together share the frozen weights out (FSDP)"
     )
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="bits of the frozen weights in training, through bitsandbytes"
+    )
+    chat_template: str | None = Field(
+        None,
+        description="a file with the Jinja chat template to use; none given: the tokenizer's own",
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_weakening: str | None = Field(
         None, description="the reason for lowering safety; it is written on the model card"

@@ -94,6 +94,8 @@ def _write_merged(run: RunDir, config: EditConfig, folder: Path) -> None:
         device="cpu",
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
+        chat_template=config.chat_template,
+        # Whole, also where the adapter was trained on quantised weights: those take no adapter in.
         adapter=run.adapter,
     )
     merged(loaded).save_pretrained(str(folder))

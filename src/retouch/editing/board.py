@@ -50,7 +50,9 @@ class Board:
         """
         self._loaded, self._rows, self._config = loaded, rows, config
         self._taps = taps
-        self._store = StateStore(loaded.device, config.cache_bytes)
+        # Where the device has a limit, half of what the weights leave is for the steps.
+        limit = None if loaded.room is None else loaded.room // 2
+        self._store = StateStore(loaded.device, config.cache_bytes or limit)
         pad = int(loaded.tokenizer.pad_token_id)
         self._cutter = Cutter(segment, taps, config, self._store, loaded.device, pad)
         self.at_once = min(config.at_once or config.batch, config.batch)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Concept
@@ -19,6 +21,8 @@ from retouch.models.adapters import attach
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Segment
 from retouch.representations.patching import Patching
+
+CHECKED = 32  # tokens of one row that the segment is held against the whole model on
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,13 @@ def lay_out(
 
     Raises:
         DataError: an adversary is asked for, and there are no pairs.
-        ModelError: a block does not exist or has no linear layer that is asked for.
+        ModelError: a block does not exist or has no linear layer that is asked for, or the blocks
+            cannot be run alone.
     """
     taps = layers.tapped
     segment = Segment(loaded, min(*layers.adapted, *taps), max(*layers.adapted, *taps))
+    loaded.settle(range(segment.first, segment.last + 1))
+    segment.check(torch.tensor([train.source[0].ids[:CHECKED]]))
     board = Board(loaded, train, segment, taps, config)
     tamperer = Tamperer(loaded, train, config) if config.tamper else None
     attach(loaded, layers.adapted, config.modules, config.rank, config.alpha, config.seed)

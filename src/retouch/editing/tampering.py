@@ -134,5 +134,7 @@ def _moments(steps: int) -> set[int]:
 
 def _shape(layer: Any) -> tuple[int, int]:
     """What a linear layer puts out and takes in; a Conv1D (GPT-2) keeps its weight turned."""
-    out, into = layer.weight.shape
-    return (out, into) if isinstance(layer, torch.nn.Linear) else (into, out)
+    if isinstance(layer, torch.nn.Linear):
+        return layer.out_features, layer.in_features  # a quantised weight has another shape
+    into, out = layer.weight.shape
+    return out, into

@@ -25,9 +25,11 @@ def attach(
     """Put a fresh LoRA adapter on the linear layers of the blocks; it changes nothing yet.
 
     Raises:
-        ModelError: a block does not exist or no linear layer matches `modules`.
+        ModelError: a block does not exist, no linear layer matches `modules`, or PEFT would adapt
+            others than those.
     """
     names = loaded.layout.linears(loaded.model, layers, modules)
+    loaded.settle(layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loaded.model = get_peft_model(
@@ -35,6 +37,15 @@ def attach(
             LoraConfig(
                 r=rank, lora_alpha=alpha, target_modules=names, bias="none", task_type="CAUSAL_LM"
             ),
+        )
+    tuner = loaded.model.base_model
+    adapted = {*tuner.targeted_module_names, *getattr(tuner, "targeted_parameter_names", ())}
+    if adapted != set(names):
+        loaded.model = loaded.model.unload()
+        odd = ", ".join(sorted(adapted ^ set(names))[:3])
+        raise ModelError(
+            f"PEFT adapts other layers of {loaded.name} than it was asked to, such as {odd}.",
+            "Choose other --modules.",
         )
     if loaded.name == "pocket":
         # A path of this machine has no business in an adapter that travels.
@@ -70,7 +81,8 @@ def merged(loaded: LoadedModel) -> Any:
     """A transformers model with the adapter merged into the weights; `loaded` stays as it is.
 
     Raises:
-        ModelError: an intervention acts on the model too, and would be lost.
+        ModelError: an intervention acts on the model too, and would be lost; or the weights are
+            quantised.
     """
     _check_alone(loaded)
     return merged_copy(loaded).model

@@ -26,6 +26,9 @@ def generate(
     Several processes share the prompts out, and all have all replies. Where memory runs out, a
     batch is halved.
     """
+    if loaded.room is not None:
+        longest = max(map(len, prompts), default=0) + max_new_tokens
+        batch_size = max(1, min(batch_size, loaded.room // (2 * _row_bytes(loaded, longest))))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     # Those that have a part of the model each must all run every batch.
     ours = order if loaded.sharded else ranks.mine(order)
@@ -42,6 +45,13 @@ def generate(
     if not loaded.sharded:
         replies = ranks.gathered(replies)
     return [replies[i] for i in range(len(prompts))]
+
+
+def _row_bytes(loaded: LoadedModel, tokens: int) -> int:
+    """What a row takes while it replies, at the most: keys, values, and logits in float32."""
+    config = loaded.model.config.get_text_config()
+    kept = 2 * config.num_hidden_layers * config.hidden_size * tokens * loaded.model.dtype.itemsize
+    return int(kept + 3 * 4 * config.vocab_size)
 
 
 def _replies(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from retouch.core.errors import ModelError
+from retouch.models.reach import is_linear, reachable
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,14 @@ class ModelLayout:
         return list(base.get_submodule(self.path))
 
     def linears(self, model: Any, layers: Sequence[int], ends: Sequence[str] = ()) -> list[str]:
-        """Full names of the linear layers in the chosen blocks (0-based).
+        """Full names of the linear layers in the chosen blocks (0-based) that take an adapter.
 
         `ends` keeps the names that end so (`q_proj`); none keeps all.
+
+        The weights of a mixture's experts are fused into three-dimensional parameters, which are no
+        linear layers: the experts and their router stay as they are, and so does what shares their
+        names (see `models.reach.reachable`). Attention is adapted in such models, and what else is
+        dense. `unreached` says what is left out.
 
         Raises:
             ModelError: a block does not exist, or nothing matches.
@@ -43,12 +49,15 @@ class ModelLayout:
                 "Choose other --layers.",
             )
         blocks = self.blocks(model)
-        found = [
-            f"{self.path}.{i}.{name}"
-            for i in layers
-            for name, module in blocks[i].named_modules()
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        ]
+        found = reachable(
+            model,
+            [
+                f"{self.path}.{i}.{name}"
+                for i in layers
+                for name, module in blocks[i].named_modules()
+                if is_linear(module)
+            ],
+        )
         chosen = [name for name in found if not ends or name.endswith(tuple(ends))]
         if not chosen:
             leaves = sorted({name.rsplit(".", 1)[1] for name in found})
@@ -57,6 +66,21 @@ class ModelLayout:
                 f"There are: {', '.join(leaves) or 'none'}. Choose other --modules.",
             )
         return chosen
+
+    def unreached(self, model: Any, layers: Sequence[int]) -> dict[str, int]:
+        """The weights of the chosen blocks that no adapter reaches, and how many numbers each has.
+
+        Matrices and larger tensors alone (experts, routers, convolutions), by full name: norms and
+        biases are left out. For a base model, without an adapter on it.
+        """
+        reached = set(self.linears(model, layers))
+        blocks = self.blocks(model)
+        return {
+            f"{self.path}.{i}.{name}": parameter.numel()
+            for i in layers
+            for name, parameter in blocks[i].named_parameters()
+            if parameter.dim() > 1 and f"{self.path}.{i}.{name.rsplit('.', 1)[0]}" not in reached
+        }
 
 
 def find_layout(model: Any) -> ModelLayout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from retouch.core.errors import ModelError
+from retouch.core.errors import ConfigError, ModelError
 from retouch.core.types import Message
 from retouch.models import ranks
 from retouch.models.intervention import Intervention
 from retouch.models.layout import ModelLayout, find_layout
+from retouch.models.placement import Placement
 from retouch.models.sharding import shard as share_out
+from retouch.models.weights import Quantize, is_quantised, outline, read_weights
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights"
 
@@ -33,6 +35,7 @@ class LoadedModel:
         layout: where its blocks are.
         interventions: what acts on the model besides an adapter: steering, a prompt.
         sharded: whether several processes have a part of the weights each.
+        placement: where the parts of the model are, where the device's memory has a limit.
     """
 
     model: Any
@@ -43,6 +46,7 @@ class LoadedModel:
     layout: ModelLayout
     interventions: list[Intervention] = field(default_factory=list)
     sharded: bool = False
+    placement: Placement | None = None
 
     @property
     def adapted(self) -> bool:
@@ -53,6 +57,16 @@ class LoadedModel:
     def edited(self) -> bool:
         """Whether anything acts on the base model: an adapter or an intervention."""
         return self.adapted or bool(self.interventions)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base model's weights are quantised."""
+        return is_quantised(self.model)
+
+    @property
+    def templated(self) -> bool:
+        """Whether the tokenizer has a chat template; without one chats are written plainly."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -81,6 +95,20 @@ class LoadedModel:
         return prompt
 
     @property
+    def room(self) -> int | None:
+        """Bytes of the device beside the weights, where a limit is set."""
+        return None if self.placement is None else self.placement.room
+
+    def settle(self, blocks: Iterable[int]) -> None:
+        """Let blocks be on the device from now on, since they are to be trained.
+
+        Raises:
+            ModelError: they do not fit into the limit that is set.
+        """
+        if self.placement is not None:
+            self.placement.settle(self.model, blocks)
+
+    @property
     def blocks(self) -> list[torch.nn.Module]:
         """The decoder's blocks, in order."""
         return self.layout.blocks(self.model)
@@ -94,47 +122,85 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    chat_template: Path | str | None = None,
+    quantize: Quantize = "none",
+    device_memory: int | None = None,
     shard: bool = False,
 ) -> LoadedModel:
     """Load a model for inference, frozen, with an adapter on top if one is given.
 
-    With `shard`, every process of the edit keeps a part of the weights (`models.sharding`).
+    Args:
+        name: `pocket`, a local folder, or a hub id.
+        revision: the hub revision.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: of the weights; `auto` is float32 on the CPU and bfloat16 on a GPU.
+        trust_remote_code: run code that comes with the model.
+        adapter: a run directory, or an adapter of PEFT.
+        chat_template: a file whose Jinja template takes the place of the tokenizer's own.
+        quantize: bits of the frozen weights, through bitsandbytes.
+        device_memory: bytes of the device that the model and all else may take; blocks that find
+            no room come when they are needed (`models.placement`).
+        shard: whether every process of the edit keeps a part of the weights (`models.sharding`).
 
     Raises:
-        ModelError: the model, its tokenizer, the adapter or the device is not to be had.
-        ConfigError: it is to be shared out, and there is one process alone.
+        ModelError: the model, its tokenizer, the adapter or the device is not to be had, what
+            quantising needs is not, or the device's memory is too little.
+        ConfigError: the chat template cannot be read, or is none; or options exclude each other.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    if device_memory is not None and (shard or quantize != "none"):
+        raise ConfigError(
+            "`--device-memory` streams whole weights: it goes with neither --shard nor --quantize.",
+            "Leave one of them out.",
+        )
     where = find_device(device)
     kind = find_dtype(dtype, where)
     path = str(POCKET) if name == "pocket" else name
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=kind, use_safetensors=True, **options
-        )
+        placement = _plan(path, kind, where, device_memory, options)
+        model = read_weights(path, kind, where, quantize, options, placement)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The model {name!r} cannot be loaded: {reason}",
             "Give `pocket`, a folder with config.json and safetensors, or a hub id.",
         ) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {name} has no token that ends a turn.",
+            "Set `eos_token` in its tokenizer_config.json.",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    if chat_template is not None:
+        _give_template(tokenizer, Path(chat_template))
     model.requires_grad_(False)
     model.eval()
     layout = find_layout(model)
     if shard:
         share_out(model, layout, where)
-    else:
-        model.to(where)
-    loaded = LoadedModel(model, tokenizer, name, revision, where, layout, sharded=shard)
+    elif (placement is None or placement.whole) and not is_quantised(model):
+        model.to(where)  # the others are where they belong
+    loaded = LoadedModel(
+        model, tokenizer, name, revision, where, layout, sharded=shard, placement=placement
+    )
     if adapter is not None:
         _add_adapter(loaded, adapter)
     return loaded
+
+
+def _plan(
+    path: str, dtype: torch.dtype, device: torch.device, budget: int | None, options: dict[str, Any]
+) -> Placement | None:
+    """Where the parts of a model go within a budget of the device."""
+    if budget is None:
+        return None
+    model = outline(path, dtype, options)
+    return Placement(model, find_layout(model), device, budget, dtype.itemsize)
 
 
 def find_device(name: str) -> torch.device:
@@ -160,6 +226,33 @@ def find_dtype(name: str, where: torch.device) -> torch.dtype:
     auto = "bfloat16" if where.type == "cuda" else "float32"
     kind: torch.dtype = getattr(torch, auto if name == "auto" else name)
     return kind
+
+
+def _give_template(tokenizer: Any, path: Path) -> None:
+    """Give the tokenizer the chat template in a file, once it is seen to work."""
+    from jinja2 import TemplateError
+
+    try:
+        template = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"The chat template {path} cannot be read: {why}.", "Give another --chat-template."
+        ) from None
+    said = "a question"
+    try:
+        tokenizer.chat_template = template
+        turns = [{"role": "user", "content": said}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The chat template {path} does not work: {error}.", "It is to be a Jinja template."
+        ) from None
+    if said not in text:
+        raise ConfigError(
+            f"The chat template {path} does not write what the user says.",
+            "It is to go through `messages`, as those of tokenizers do.",
+        )
 
 
 def _add_adapter(loaded: LoadedModel, folder: Path) -> None:

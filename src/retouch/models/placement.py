@@ -8,8 +8,10 @@ they find no room there, straight out of the checkpoint's files (accelerate's of
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -47,39 +49,45 @@ class Placement:
         self._kind = "disk"
         if device.type == "cuda" and sum(self._blocks) < SHARE * psutil.virtual_memory().available:
             self._kind = "cpu"
-        self._check(())
+        if self.whole:
+            self.resident = frozenset(range(layout.depth))
+        else:
+            self._check(())
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the model finds room."""
+        return self._outside + sum(self._blocks) <= SHARE * self.budget
 
     @property
     def weights(self) -> int:
         """Bytes of weights on the device at the most: what stays, and one block that comes."""
         stay = sum(self._blocks[i] for i in self.resident)
-        come = max((size for i, size in enumerate(self._blocks) if i not in self.resident), default=0)
-        return self._outside + stay + come
+        return self._outside + stay + self._coming(self.resident)
 
     @property
     def room(self) -> int:
         """Bytes of the device for everything else."""
         return max(self.budget - self.weights, 0)
 
-    def device_map(self, model: Any) -> dict[str, Any]:
-        """For transformers: the blocks elsewhere, whatever is outside of them on the device."""
-        where: dict[str, Any] = dict.fromkeys(_around(model, self._layout.path), str(self._device))
-        for i in range(self._layout.depth):
-            where[f"{self._layout.path}.{i}"] = self._kind
-        return where
-
-    def load(self, read: Callable[..., Any], model: Any) -> Any:
-        """The model as `read(device_map=..., offload_folder=...)` gives it, blocks elsewhere.
+    def loading(self, model: Any) -> dict[str, Any]:
+        """Options of transformers by which it is loaded so.
 
         Files that have to be written anew, as fused weights are, go to the system's temporary
         folder, and stay there as long as this object.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="retouch-")
         if self._device.type == "cuda":
             # What would go beyond the budget is an error that can be caught, and halved.
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget / total), self._device)
-        return read(device_map=self.device_map(model), offload_folder=self._folder.name)
+        if self.whole:
+            return {}
+        where: dict[str, Any] = dict.fromkeys(_around(model, self._layout.path), str(self._device))
+        for i in range(self._layout.depth):
+            where[f"{self._layout.path}.{i}"] = self._kind
+        folder = tempfile.mkdtemp(prefix="retouch-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return {"device_map": where, "offload_folder": folder}
 
     def settle(self, model: Any, blocks: Iterable[int]) -> None:
         """Let blocks stay on the device from now on.
@@ -95,17 +103,20 @@ class Placement:
                 _bring(module, self._device)
         self.resident |= wanted
 
+    def _coming(self, stay: Collection[int]) -> int:
+        """Bytes of the largest block that does not stay."""
+        return max((size for i, size in enumerate(self._blocks) if i not in stay), default=0)
+
     def _check(self, blocks: Iterable[int]) -> None:
         """Raise if the blocks do not fit beside what stays."""
         stay = self.resident | set(blocks)
-        come = max((size for i, size in enumerate(self._blocks) if i not in stay), default=0)
-        needs = self._outside + sum(self._blocks[i] for i in stay) + come
+        needs = self._outside + sum(self._blocks[i] for i in stay) + self._coming(stay)
         if needs > SHARE * self.budget:
             least = size_text(int(needs / SHARE))
             raise ModelError(
                 f"--device-memory {size_text(self.budget)} is too little: embeddings and head, "
                 f"{len(stay)} blocks that are trained and one that comes by take "
-                f"{size_text(needs)}, and as much again is needed beside them.",
+                f"{size_text(needs)}, and states and replies need room beside them.",
                 f"Give at least {least}, or adapt fewer blocks (--layers, --taps).",
             )
 
@@ -120,10 +131,8 @@ def _around(model: nn.Module, path: str) -> Iterator[str]:
         above = name.rpartition(".")[0]
         if name == path or path.startswith(f"{name}.") or not name:
             # On the way to the blocks: only what such a module holds itself is outside of them.
-            yield from (
-                f"{name}.{own}".strip(".")
-                for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-            )
+            held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            yield from (f"{name}.{own}".strip(".") for own, _ in held)
         elif (not above or path.startswith(f"{above}.")) and any(True for _ in _tensors(module)):
             yield name
 

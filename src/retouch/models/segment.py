@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from retouch.core.errors import ModelError
 from retouch.models.load import LoadedModel
 
 
@@ -44,6 +45,9 @@ class Caught:
     calls: tuple[Call, ...]
 
 
+_HIDDEN = "hidden_states"  # what the library calls a block's input where it is given by name
+
+
 class _Reached(Exception):
     """The forward pass has come to the end of the segment; nothing above has to run."""
 
@@ -65,7 +69,7 @@ class Segment:
 
         def keep(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             named = dict(named)
-            given = args[0] if args else named.pop("hidden_states")
+            given = args[0] if args else named.pop(_HIDDEN)
             if not calls:
                 hidden.append(given.detach().clone())
             calls.append(Call(args[1:], named))
@@ -98,6 +102,64 @@ class Segment:
             if i in taps:
                 states[i] = hidden
         return states
+
+    @torch.no_grad()
+    def check(self, ids: torch.Tensor) -> None:
+        """Hold the segment against the whole model, on token ids `[rows, tokens]`.
+
+        Running the blocks alone is right only if the hidden state is all that one hands to the
+        next, and if what else they are called with depends on nothing that an edit changes. So the
+        segment's input is pushed by noise of its own size, and the push has to end in the same
+        states both ways. Other tokens run in between, lest the model remember what it should be
+        given.
+
+        Raises:
+            ModelError: it does not, or the states are not `[rows, tokens, hidden]`.
+        """
+        caught = self.catch(ids)
+        if caught.hidden.dim() != 3 or caught.hidden.shape[:2] != ids.shape:
+            raise self._unfit(f"its states are {list(caught.hidden.shape)}")
+        noise = torch.randn(caught.hidden.shape, generator=torch.Generator().manual_seed(0))
+        noise = noise.to(caught.hidden) * caught.hidden.std()
+        pushed = caught.hidden + noise
+        calm, whole = self._through(ids, caught.hidden), self._through(ids, pushed)
+        self.catch(ids.flip(1))
+        alone = self.run(replace(caught, hidden=pushed), (self.last,))[self.last]
+        # The same bits, as a rule. What differs may do so by the rounding of kernels that add up in
+        # another order every time, as some do on GPUs: by a small share of what the push changed.
+        far, moved = (alone - whole).float().norm(), (whole - calm).float().norm()
+        rounding = torch.finfo(whole.dtype).eps ** 0.5
+        if not torch.equal(alone, whole) and not far <= rounding * moved:
+            raise self._unfit("something else than the hidden state flows between its blocks")
+
+    def _through(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The output of the last block in a run of the whole model with another segment input."""
+        found: list[torch.Tensor] = []
+
+        def put(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            return ((hidden, *args[1:]), named) if args else (args, {**named, _HIDDEN: hidden})
+
+        def keep(_: Any, __: Any, out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)
+            raise _Reached
+
+        blocks = self._loaded.blocks
+        first = blocks[self.first].register_forward_pre_hook(put, with_kwargs=True)
+        last = blocks[self.last].register_forward_hook(keep)
+        try:
+            self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            first.remove()
+            last.remove()
+        return found[0]
+
+    def _unfit(self, why: str) -> ModelError:
+        return ModelError(
+            f"{self._loaded.name} cannot be edited: {why} (blocks {self.first} to {self.last}).",
+            "This architecture is not supported yet.",
+        )
 
 
 @contextmanager

@@ -12,11 +12,17 @@ from retouch.models.memory import in_parts
 from retouch.representations.batch import Batch, make_batches
 
 _LOGITS = 2**28  # logits held at a time: 1 GiB in float32
+NUMBER = 4  # bytes of a number in float32
 
 
 def logit_room(loaded: LoadedModel) -> int:
-    """How many tokens' logits may be held at a time."""
-    return _LOGITS // int(loaded.model.config.get_text_config().vocab_size)
+    """How many tokens' logits may be held at a time.
+
+    Where the device has a limit, a quarter of what the weights leave: two models' are compared, and
+    each is there as it is and as probabilities.
+    """
+    most = _LOGITS if loaded.room is None else min(_LOGITS, loaded.room // (4 * NUMBER))
+    return max(1, most // int(loaded.model.config.get_text_config().vocab_size))
 
 
 @torch.no_grad()

@@ -1,0 +1,115 @@
+"""A checkpoint's weights in the class that fits them, whole or quantised."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+
+from retouch.core.errors import ModelError
+from retouch.models.placement import Placement
+
+Quantize = Literal["none", "8bit", "4bit"]
+
+
+def outline(path: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """A checkpoint's model on the meta device: shapes and no numbers, so that none is read.
+
+    Raises:
+        ModelError: the model decodes no text.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, **options)
+    trust = options.get("trust_remote_code", False)
+    with torch.device("meta"):
+        return _of_kind(path, "from_config", config, dtype=dtype, trust_remote_code=trust)
+
+
+def read_weights(
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Quantize,
+    options: dict[str, Any],
+    placement: Placement | None = None,
+) -> Any:
+    """A checkpoint's model, from safetensors in one file or in several.
+
+    Of a model that sees as well the whole is loaded: its text side is what is edited, and pictures
+    may still be given to it.
+
+    Args:
+        path: a folder or a hub id.
+        dtype: of the weights; of a quantised model what is computed in.
+        device: where a quantised model is put at once. Others are on the CPU.
+        quantize: to 8 bits (LLM.int8, Dettmers et al. 2022) or to 4 (NF4 of QLoRA, Dettmers et al.
+            2023) while loading, or not at all.
+        options: more for transformers.
+        placement: where the parts of a model that is larger than the device go.
+
+    Raises:
+        ModelError: quantising needs what is not installed, or the model decodes no text.
+    """
+    options = {"dtype": dtype, "use_safetensors": True, **options}
+    if quantize != "none":
+        options |= {
+            "quantization_config": _bitsandbytes(quantize, dtype),
+            "device_map": {"": device},
+        }
+    if placement is not None:
+        options |= placement.loading(outline(path, dtype, {}))
+    model = _of_kind(path, "from_pretrained", path, **options)
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first inference:
+        # rounded once more, and through a kernel that no gradient flows through.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _of_kind(path: str, maker: str, *given: Any, **options: Any) -> Any:
+    """A model made by a class method of the auto class that knows its kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        try:
+            return getattr(kind, maker)(*given, **options)
+        except ValueError as error:
+            if not _unknown(error):
+                raise
+    raise ModelError(
+        f"The model {path} is of a kind that writes no text, or reads it with an encoder.",
+        "Give a decoder, such as a chat model, or one that sees as well.",
+    )
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether the base model's weights are kept in fewer bits than they are computed in."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(getattr(base, "is_quantized", False))
+
+
+def _unknown(error: ValueError) -> bool:
+    """Whether an auto class says that it has no model for the configuration."""
+    return str(error).startswith("Unrecognized configuration class")
+
+
+def _bitsandbytes(quantize: Quantize, dtype: torch.dtype) -> Any:
+    if quantize not in get_args(Quantize):
+        raise ModelError(
+            f"There is no quantisation {quantize!r}.", f"Take {', '.join(get_args(Quantize))}."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"--quantize {quantize} needs bitsandbytes, which is not installed.",
+            "Install it (`pip install 'retouch[quantized]'`), or load the model unquantised.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
