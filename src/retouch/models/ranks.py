@@ -7,6 +7,7 @@ writes and prints.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ def join() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())
+        atexit.register(leave)
 
 
 def leave() -> None:

@@ -1,0 +1,42 @@
+"""What each process of tests/test_ranks.py does: edit a tiny model, and write down the adapter."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from retouch.models import adapters, ranks
+from retouch.models.generate import generate
+from retouch.models.load import load
+from test_game import play, settings, tiny_concept
+
+# Odd numbers of rows, so that the processes have unlike shares, and one has none of some batch.
+WAYS = {
+    "pairs": ({"labels": 7, "retain": 5, "match_prompt": True, "at_once": 1}, True),
+    "replies": ({"labels": 7, "supervised_weight": 1.0}, False),
+    "pushed": ({"perturb": 0.2, "layers": (0, 1), "taps": (1, 2)}, True),
+}
+
+
+def edited(folder: Path, out: Path, shard: bool) -> None:
+    """Edit in every way, alone or together, and write `WAY-RANK.safetensors`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for way, (more, pairs) in WAYS.items():
+        loaded = load(str(folder), shard=shard)
+        prompts = [[10 + i, 11, 12][: 2 + i % 2] for i in range(5)]
+        before = generate(loaded, prompts, max_new_tokens=4)
+        play(loaded, settings(**more), tiny_concept(pairs))
+        with loaded.reference():
+            assert generate(loaded, prompts, max_new_tokens=4) == before
+        weights = {n: p.detach().clone() for n, p in adapters.parameters(loaded).items()}
+        save_file(weights, out / f"{way}-{ranks.rank()}.safetensors")
+
+
+if __name__ == "__main__":
+    ranks.join()
+    assert ranks.count() == 2
+    for kind in ("shared", "sharded"):
+        edited(Path(sys.argv[1]), Path(sys.argv[2]) / kind, kind == "sharded")
+    ranks.leave()
