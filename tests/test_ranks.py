@@ -17,8 +17,21 @@ from together import WAYS, edited
 HERE = Path(__file__).parent
 
 
-def launch(*command: str) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine, as torchrun and accelerate start them."""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+# `--multi_gpu` is how accelerate is told of several processes on one machine, GPUs or not.
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--num_processes",
+    "2",
+]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def launch(launcher: list[str], *command: str) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine."""
     paths = [str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -26,9 +39,12 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*runner, *command], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", *launcher, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -39,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(path / "model")
     tiny_tokenizer().save_pretrained(path / "model")
     edited(path / "model", path / "alone", shard=False)
-    done = launch(str(HERE / "together.py"), str(path / "model"), str(path))
+    done = launch(TORCHRUN, str(HERE / "together.py"), str(path / "model"), str(path))
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 
@@ -69,11 +85,12 @@ def test_alone_nothing_is_shared_out() -> None:
 @pytest.mark.slow
 def test_the_command_line_writes_one_run_and_speaks_once(tmp_path: Path) -> None:
     small = "--labels 6 --retain 6 --rounds 1 --measure own --measure-rows 2 --drift-guard 9"
-    done = launch("-m", "retouch", "edit", "pocket", *small.split(), "--out", str(tmp_path / "run"))
+    edit = ["-m", "retouch", "edit", "pocket", "--out", str(tmp_path / "run")]
+    done = launch(ACCELERATE, *edit, *small.split())
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("The run:") == 1
     assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
     assert (tmp_path / "run" / "report.html").is_file()
-    again = launch("-m", "retouch", "edit", "pocket", "--out", str(tmp_path / "run"))
+    again = launch(ACCELERATE, *edit)
     assert again.returncode != 0
     assert again.stderr.count("is not empty") == 1
