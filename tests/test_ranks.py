@@ -19,15 +19,9 @@ HERE = Path(__file__).parent
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 # `--multi_gpu` is how accelerate is told of several processes on one machine, GPUs or not.
-ACCELERATE = [
-    "accelerate.commands.launch",
-    "--multi_gpu",
-    "--num_machines",
-    "1",
-    "--num_processes",
-    "2",
-]
-ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+ACCELERATE += ["--main_process_port", "0"]
 
 
 def launch(launcher: list[str], *command: str) -> subprocess.CompletedProcess[str]:
