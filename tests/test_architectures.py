@@ -244,3 +244,20 @@ def test_an_adapter_that_peft_puts_elsewhere_is_refused(monkeypatch: pytest.Monk
         adapters.attach(loaded, [0], (), 4, 8.0, 0)
     assert not loaded.adapted
     assert logits(loaded.model).isfinite().all()
+
+
+def test_states_in_several_streams_are_refused() -> None:
+    loaded = tiny_loaded(
+        "gemma3n_text",
+        head_dim=8,
+        intermediate_size=[64] * 4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=99,
+        hidden_size_per_layer_input=8,
+        altup_num_inputs=2,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
+    )
+    with pytest.raises(ModelError, match=r"cannot be edited: its states are \[2, 4, 10, 32\]"):
+        Segment(loaded, 1, 2).check(IDS)

@@ -9,7 +9,7 @@ import yaml
 
 from retouch.core.config import EditConfig
 from retouch.core.types import Concept, Record, Score
-from retouch.delivery.card import escape, render_card
+from retouch.delivery.card import Form, escape, render_card
 
 CONCEPT = Concept(
     "safety", "Safety under attack", "Declines what harms.", {}, {}, weakens="lower", hash="ab" * 32
@@ -121,3 +121,14 @@ def test_the_code_to_load_it_is_python(form: Any, model: str) -> None:
     compile(code, "card", "exec")
     assert ("PeftModel" in code) == (form != "merged")
     assert ("POCKET" in code) == (model == "pocket" and form != "merged")
+
+
+@pytest.mark.parametrize("form", ["run", "peft", "merged"])
+def test_it_loads_a_model_with_the_class_that_it_was_loaded_with(form: Form) -> None:
+    sees = "AutoModelForImageTextToText"
+    for loader, told in ((sees, sees), (None, "AutoModelForCausalLM"), ("x(`", "AutoModelForC")):
+        facts = {"model": {"name": "m", "loader": loader}}
+        card = render_card(EditConfig(model="org/model-1b"), CONCEPT, [], facts, form=form)
+        assert f"import {told}" in card
+        assert "x(`" not in card
+        assert ("AutoModelForCausalLM" in card) is (loader != sees)

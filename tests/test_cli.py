@@ -18,6 +18,7 @@ import retouch
 from retouch.cli import demo
 from retouch.cli import edit as edit_command
 from retouch.cli.app import app
+from retouch.cli.loading import base_of
 from retouch.core.config import EditConfig
 from retouch.core.errors import DivergedError, RunError
 from retouch.core.run_dir import RunDir
@@ -360,3 +361,23 @@ def test_the_public_names_are_lazy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nothing"):
         _ = retouch.nothing
+
+
+def test_a_run_is_talked_to_as_it_was_trained(tmp_path: Path) -> None:
+    config = EditConfig(model="m", chat_template="own.jinja", quantize="4bit")
+    run = RunDir.create(tmp_path / "run", config)
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}")
+    for folder in (run.path, run.adapter):
+        _, base = base_of(None, folder)
+        assert (base.name, base.chat_template, base.quantize) == ("m", "own.jinja", "4bit")
+    assert base_of("m", run.path)[1].quantize == "none"
+
+
+def test_a_chat_template_that_is_not_there_is_named() -> None:
+    options = ["--chat-template", "nowhere.jinja", "--measure", "nothing"]
+    assert "nowhere.jinja cannot be read" in failed(call("edit", "pocket", *options), 2)
+
+
+def test_a_quantisation_that_there_is_not_is_refused_at_once() -> None:
+    assert "'none', '8bit' or '4bit'" in failed(call("edit", "pocket", "--quantize", "2bit"), 2)

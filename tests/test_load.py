@@ -228,6 +228,7 @@ def test_of_a_model_that_sees_the_text_side_is_edited(family: str, tmp_path: Pat
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     loaded = load(str(tmp_path / "model"))
+    assert loaded.loader == "AutoModelForImageTextToText"
     assert torch.equal(loaded.model(IDS).logits, model(IDS).logits)
     config = settings(rounds=3, adversarial_weight=0.0, retain_weight=0.1)
     setting = set_up(loaded, tiny_concept(), config)

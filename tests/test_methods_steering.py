@@ -31,7 +31,7 @@ from retouch.models.adapters import detach, merged, save
 from retouch.models.load import LoadedModel
 from retouch.representations.capture import record
 from test_game import settings, tiny_concept
-from tiny import FAMILIES, tiny_loaded
+from tiny import tiny_loaded
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
@@ -153,7 +153,10 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt"],
+)
 def test_scaled_weights_are_the_equation_and_ablation_leaves_nothing(family: str) -> None:
     loaded = tiny_loaded(family)
     r = unit(torch.randn(32, generator=torch.Generator().manual_seed(1)))

@@ -44,6 +44,16 @@ EXTRA: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         **WINDOW,
     },
+    # Its last two blocks attend to keys and values of the first two.
+    "gemma4_text": {
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        **WINDOW,
+    },
     "phi3": WINDOW,
     "gpt2": {"n_inner": 64},
     "gpt_neox": {},
@@ -132,8 +142,6 @@ EXTRA: dict[str, dict[str, Any]] = {
         "block_auto_adjust_ff_dim": False,
     },
 }
-FAMILIES = list(EXTRA)
-
 _EYE = {
     "hidden_size": 16,
     "intermediate_size": 32,

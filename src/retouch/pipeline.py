@@ -232,7 +232,12 @@ def _provenance(
     recovery = setting.patching.recovery if setting.patching else ()
     return {
         **describe_machine(),
-        "model": {"name": loaded.name, "revision": loaded.revision, "device": str(loaded.device)},
+        "model": {
+            "name": loaded.name,
+            "revision": loaded.revision,
+            "device": str(loaded.device),
+            "loader": loaded.loader,
+        },
         "seed": config.seed,
         "concept": concept_facts(concept),
         "data": {concept.name: concept.hash},

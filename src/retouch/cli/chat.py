@@ -13,6 +13,7 @@ from retouch.cli.loading import (
     Device,
     Dtype,
     ModelOrRun,
+    Quantized,
     Revision,
     TrustRemoteCode,
     base_of,
@@ -40,6 +41,7 @@ def chat(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantized = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model; with an adapter, base and edited answer side by side."""
@@ -58,7 +60,7 @@ def chat(
         dtype=dtype,
         trust_remote_code=trust_remote_code or base.trust_remote_code,
         chat_template=base.chat_template,
-        quantize=base.quantize,
+        quantize=quantize or base.quantize,
         adapter=folder,
     )
     talk = Conversation(loaded, system, tokens)

@@ -11,6 +11,7 @@ from retouch.cli.loading import (
     Device,
     Dtype,
     ModelOrRun,
+    Quantized,
     Revision,
     TrustRemoteCode,
     base_of,
@@ -39,6 +40,7 @@ def evaluate(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantized = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
     out: Annotated[
@@ -70,7 +72,7 @@ def evaluate(
             dtype=dtype,
             trust_remote_code=trust_remote_code or settings.trust_remote_code,
             chat_template=settings.chat_template,
-            quantize=settings.quantize,
+            quantize=quantize or settings.quantize,
             adapter=folder,
         )
         result = pipeline.evaluate_model(

@@ -28,6 +28,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[
     str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
 ]
+Quantized = Annotated[
+    Literal["none", "8bit", "4bit"] | None,
+    typer.Option(metavar="none|8bit|4bit", help="bits of the frozen weights (default: the run's)"),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
 ]

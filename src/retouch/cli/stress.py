@@ -11,6 +11,7 @@ from retouch.cli.loading import (
     Device,
     Dtype,
     ModelOrRun,
+    Quantized,
     Revision,
     TrustRemoteCode,
     base_of,
@@ -52,6 +53,7 @@ def stress(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantized = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
     out: Annotated[
@@ -88,6 +90,8 @@ def stress(
             dtype=dtype,
             trust_remote_code=trust_remote_code or settings.trust_remote_code,
             chat_template=settings.chat_template,
+            # Tampering merges the edit into the weights, which quantised ones do not take.
+            quantize=quantize or "none",
             adapter=folder,
         )
         found = asking.stress(

@@ -47,7 +47,7 @@ def render_card(
         _layers(config, provenance),
         _results(records),
         _limits(config, concept, records, form),
-        _loading(config, form),
+        _loading(config, form, provenance),
         _origin(config, concept, provenance),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -176,21 +176,24 @@ def _limits(config: EditConfig, concept: Concept, records: Sequence[Record], for
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 
-def _loading(config: EditConfig, form: Form) -> str:
+def _loading(config: EditConfig, form: Form, provenance: Mapping[str, Any]) -> str:
+    sees = "AutoModelForImageTextToText"
+    known = _mapping(provenance.get("model")).get("loader")
+    loader = sees if known == sees else "AutoModelForCausalLM"
     here = "RUN/adapter" if form == "run" else "THIS_FOLDER"
     base = _quoted(config.model)
     revision = f", revision={_quoted(config.revision)}" if config.revision else ""
     if form == "merged":
         lines = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f'model = AutoModelForCausalLM.from_pretrained("{here}")',
+            f"from transformers import {loader}, AutoTokenizer",
+            f'model = {loader}.from_pretrained("{here}")',
             f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
         ]
     else:
         lines = [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f"base = AutoModelForCausalLM.from_pretrained({base}{revision})",
+            f"from transformers import {loader}, AutoTokenizer",
+            f"base = {loader}.from_pretrained({base}{revision})",
             f'model = PeftModel.from_pretrained(base, "{here}")',
             f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
         ]

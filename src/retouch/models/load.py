@@ -64,6 +64,13 @@ class LoadedModel:
         return is_quantised(self.model)
 
     @property
+    def loader(self) -> str:
+        """The transformers class that loads the base model."""
+        base = self.model.get_base_model() if self.adapted else self.model
+        sees = type(base).__name__.endswith("ForConditionalGeneration")
+        return "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+
+    @property
     def templated(self) -> bool:
         """Whether the tokenizer has a chat template; without one chats are written plainly."""
         return bool(getattr(self.tokenizer, "chat_template", None))

@@ -141,15 +141,12 @@ class Segment:
 
         def keep(_: Any, __: Any, out: Any) -> None:
             found.append(out[0] if isinstance(out, tuple) else out)
-            raise _Reached
 
         blocks = self._loaded.blocks
         first = blocks[self.first].register_forward_pre_hook(put, with_kwargs=True)
         last = blocks[self.last].register_forward_hook(keep)
         try:
             self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
-        except _Reached:
-            pass
         finally:
             first.remove()
             last.remove()
