@@ -1,0 +1,142 @@
+"""What the speed benchmarks found: records, rows of the table, figures beside their targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loops import Measured
+from benchmarks.workload import Case
+
+SAME = ("full", "cut", "segment")  # compute the same
+TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of a loss, relative
+HEAD = (
+    "| case | variant | once, s | a round, s | all, s | CPU, s | samples/s | peak, MB "
+    "| x published | x full |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+Record = dict[str, Any]
+
+
+class UnlikeError(Exception):
+    """Variants that should compute the same do not."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that the benchmark is to reach, and whether it may be higher or lower."""
+
+    name: str
+    found: float
+    wanted: float
+    higher: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether it is reached."""
+        return self.found >= self.wanted if self.higher else self.found <= self.wanted
+
+    def line(self) -> str:
+        """A row of the table."""
+        sign, met = "≥" if self.higher else "≤", "yes" if self.met else "NO"
+        return f"| {self.name} | {self.found:.3g} | {sign} {self.wanted:g} | {met} |"
+
+
+def record_of(found: Measured, before: Mapping[str, float], case: Case) -> Record:
+    """The record of a variant.
+
+    Args:
+        found: what was measured.
+        before: seconds of the variants of the same case that came before, by name.
+        case: the case.
+    """
+    best, fine_tuned = found.best, found.variant == "sft-step"
+
+    def ratio(to: str) -> float | None:
+        # Fine-tuning does other work: no ratio.
+        if fine_tuned:
+            return None
+        return (before | {found.variant: best.seconds}).get(to, float("nan")) / best.seconds
+
+    return {
+        "case": found.case,
+        "variant": found.variant,
+        "seconds": best.seconds,
+        "samples_per_second": found.samples / best.seconds,
+        "peak_bytes": found.peak_bytes,
+        "ratio_to_published": ratio("published"),
+        "ratio_to_full": ratio("full") if "full" in before or found.variant == "full" else None,
+        "once_seconds": best.once,
+        "round_seconds": sum(best.rounds) / len(best.rounds),
+        "step_seconds": sum(best.rounds) / case.steps if fine_tuned else None,
+        "cpu_seconds": best.cpu,
+        "rounds": len(best.rounds),
+        "runs": found.runs,
+        "losses": best.losses,
+    }
+
+
+def agreed(records: Sequence[Record], tolerance: float) -> str:
+    """A sentence that the variants which compute the same end in the same losses.
+
+    Raises:
+        UnlikeError: they do not.
+    """
+    losses = {r["variant"]: r["losses"] for r in records if r["variant"] in SAME}
+    if len(losses) < 2:
+        return ""
+    rounds = list(zip(*losses.values(), strict=True))
+    far = max((max(r) - min(r)) / max(abs(max(r)), 1e-12) for r in rounds)
+    if not far <= tolerance:
+        raise UnlikeError(
+            f"{', '.join(losses)} should compute the same, but their losses are up to {far:.2g} "
+            f"apart: {losses}. The figures say nothing until they agree."
+        )
+    last = ", ".join(f"{name} {found[-1]:.6f}" for name, found in losses.items())
+    return f"Same losses within {tolerance:g} (farthest {far:.1g}): {last}.\n"
+
+
+def row(record: Record) -> str:
+    """A row of the table."""
+
+    def shown(key: str, digits: str) -> str:
+        return "" if record[key] is None else format(record[key], digits)
+
+    name = record["variant"]
+    if record["step_seconds"] is not None:
+        name += f" ({record['step_seconds']:.3f} s a step)"
+    cells = [
+        record["case"],
+        name,
+        shown("once_seconds", ".2f"),
+        shown("round_seconds", ".2f"),
+        shown("seconds", ".2f"),
+        shown("cpu_seconds", ".2f"),
+        shown("samples_per_second", ".1f"),
+        f"{record['peak_bytes'] / 1e6:.0f}",
+        shown("ratio_to_published", ".2f"),
+        shown("ratio_to_full", ".2f"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def write(
+    out: Path, where: Mapping[str, Any], records: Sequence[Record], targets: Sequence[Target]
+) -> None:
+    """All figures as JSON."""
+    reached = [
+        {"target": t.name, "found": t.found, "wanted": t.wanted, "met": t.met} for t in targets
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    told = {"machine": dict(where), "records": list(records), "targets": reached}
+    out.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+
+
+def print_targets(targets: Sequence[Target]) -> None:
+    """Figures beside their targets."""
+    print("| figure | found | target | met |\n|---|---|---|---|")
+    for target in targets:
+        print(target.line())

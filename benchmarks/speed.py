@@ -1,0 +1,135 @@
+"""How fast the edit is, beside the published loop and beside runs of the whole model.
+
+    python -m benchmarks.speed [--only pocket,deep,depth] [--out build/bench.json]
+
+`benchmarks/loops.py` says what the variants are. All of a case have the same prompts, rounds and
+steps; `full`, `cut` and `segment` must end in the same losses, or the benchmark stops. Every
+variant runs in a process of its own, one at a time, after a warm-up: three times if a run takes
+under 20 seconds, twice under a minute, and the fastest counts. Memory is what the variant needs
+beyond the loaded model (`benchmarks/peak.py`). Ratios are of figures of one and the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks.depths import DEPTHS, case_of, step_seconds
+from benchmarks.figures import (
+    HEAD,
+    TOLERANCE,
+    Record,
+    Target,
+    agreed,
+    print_targets,
+    record_of,
+    row,
+    write,
+)
+from benchmarks.loops import LOOPS, Measured, measure
+from benchmarks.machine import described, machine
+from benchmarks.workload import Case, llama, middle
+
+# A model larger than the device memory that it is given belongs here as a case of its own,
+# `offload`, once the engine can be told how much memory it has.
+CASES = (
+    Case("pocket", middle(8), middle(8)),
+    Case("deep", middle(24), middle(24), llama(24, 512, 1408, 32000, 8), rounds=2),
+)
+Measure = Callable[[Case, str, str], Measured]
+
+
+def apart(case: Case, variant: str, device: str) -> Measured:
+    """`measure` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, case, variant, device).result()
+
+
+def records_of(
+    case: Case,
+    device: str,
+    measured: Measure = apart,
+    variants: Sequence[str] = tuple(LOOPS),
+    say: Callable[[str], None] = print,
+) -> list[Record]:
+    """All variants of a case, told as they come; the first should be the published loop.
+
+    Raises:
+        UnlikeError: `full`, `cut` and `segment` end in different losses.
+    """
+    records: list[Record] = []
+    seconds: dict[str, float] = {}
+    for variant in variants:
+        found = measured(case, variant, device)
+        record = record_of(found, seconds, case)
+        seconds[variant] = found.best.seconds
+        records.append(record)
+        say(row(record))
+    say(agreed(records, TOLERANCE[case.dtype]))
+    return records
+
+
+def depth_records(device: str, depths: Sequence[int] = DEPTHS) -> list[Record]:
+    """A training step with the same segment in models of different depths."""
+    found = step_seconds(depths, device)
+    return [
+        {
+            "case": "depth",
+            "variant": f"{depth} blocks",
+            "seconds": seconds,
+            "samples_per_second": case_of(depth).batch / seconds,
+            "peak_bytes": None,
+            "ratio_to_published": None,
+        }
+        for depth, seconds in found.items()
+    ]
+
+
+def targets_of(records: Sequence[Record]) -> Iterator[Target]:
+    """What the figures are to reach."""
+    by = {(r["case"], r["variant"]): r for r in records}
+    if deep := by.get(("deep", "segment")):
+        yield Target("deep: segment against published", deep["ratio_to_published"], 25)
+        yield Target("deep: segment against full", deep["ratio_to_full"], 4)
+    shallow, far = by.get(("depth", "16 blocks")), by.get(("depth", "64 blocks"))
+    if shallow and far:
+        times = far["seconds"] / shallow["seconds"]
+        yield Target("a step of 64 blocks against 16", times, 1.1, higher=False)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the options, measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*(case.name for case in CASES), "depth"]
+    parser.add_argument("--only", default="", help=f"of {', '.join(names)}")
+    parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
+    options = parser.parse_args(words)
+    only = [name for name in options.only.split(",") if name] or names
+    if unknown := [name for name in only if name not in names]:
+        parser.error(f"--only: there is no {unknown[0]}; there are {', '.join(names)}")
+    where, records = machine("cpu"), []
+    print(described(where))
+    print(HEAD)
+    for case in CASES:
+        if case.name in only:
+            records += records_of(case, "cpu")
+    if "depth" in only:
+        steps = depth_records("cpu")
+        print("| depth, segment of 4 blocks | a step, s | samples/s |\n|---|---|---|")
+        for one in steps:
+            print(f"| {one['variant']} | {one['seconds']:.4f} | {one['samples_per_second']:.1f} |")
+        print()
+        records += steps
+    targets = list(targets_of(records))
+    print_targets(targets)
+    write(options.out, where, records, targets)
+    print(f"\nWritten to {options.out}.")
+
+
+if __name__ == "__main__":
+    main()
