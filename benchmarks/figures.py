@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,11 @@ def record_of(found: Measured, before: Mapping[str, float], case: Case) -> Recor
         case: the case.
     """
     best, fine_tuned = found.best, found.variant == "sft-step"
+    known = {**before, found.variant: best.seconds}
 
     def ratio(to: str) -> float | None:
         # Fine-tuning does other work: no ratio.
-        if fine_tuned:
-            return None
-        return (before | {found.variant: best.seconds}).get(to, float("nan")) / best.seconds
+        return None if fine_tuned or to not in known else known[to] / best.seconds
 
     return {
         "case": found.case,
@@ -68,7 +68,7 @@ def record_of(found: Measured, before: Mapping[str, float], case: Case) -> Recor
         "samples_per_second": found.samples / best.seconds,
         "peak_bytes": found.peak_bytes,
         "ratio_to_published": ratio("published"),
-        "ratio_to_full": ratio("full") if "full" in before or found.variant == "full" else None,
+        "ratio_to_full": ratio("full"),
         "once_seconds": best.once,
         "round_seconds": sum(best.rounds) / len(best.rounds),
         "step_seconds": sum(best.rounds) / case.steps if fine_tuned else None,
@@ -85,38 +85,38 @@ def agreed(records: Sequence[Record], tolerance: float) -> str:
     Raises:
         UnlikeError: they do not.
     """
+    case = records[0]["case"]
     losses = {r["variant"]: r["losses"] for r in records if r["variant"] in SAME}
     if len(losses) < 2:
         return ""
     rounds = list(zip(*losses.values(), strict=True))
-    far = max((max(r) - min(r)) / max(abs(max(r)), 1e-12) for r in rounds)
-    if not far <= tolerance:
+    far = max((max(one) - min(one)) / max(map(abs, one)) for one in rounds)
+    finite = all(math.isfinite(loss) for one in rounds for loss in one)
+    if not finite or far > tolerance:
         raise UnlikeError(
-            f"{', '.join(losses)} should compute the same, but their losses are up to {far:.2g} "
-            f"apart: {losses}. The figures say nothing until they agree."
+            f"{case}: {', '.join(losses)} should compute the same, but their losses are up to "
+            f"{far:.2g} apart: {losses}. The figures say nothing until they agree."
         )
     last = ", ".join(f"{name} {found[-1]:.6f}" for name, found in losses.items())
-    return f"Same losses within {tolerance:g} (farthest {far:.1g}): {last}.\n"
+    return f"{case}: same losses within {tolerance:g} (farthest {far:.1g}): {last}."
 
 
 def row(record: Record) -> str:
     """A row of the table."""
 
-    def shown(key: str, digits: str) -> str:
-        return "" if record[key] is None else format(record[key], digits)
+    def shown(key: str, digits: str, unit: float = 1) -> str:
+        return "" if record.get(key) is None else format(record[key] / unit, digits)
 
-    name = record["variant"]
-    if record["step_seconds"] is not None:
-        name += f" ({record['step_seconds']:.3f} s a step)"
+    step = shown("step_seconds", ".4f")
     cells = [
         record["case"],
-        name,
+        record["variant"] + (f" ({step} s)" if step else ""),
         shown("once_seconds", ".2f"),
         shown("round_seconds", ".2f"),
         shown("seconds", ".2f"),
         shown("cpu_seconds", ".2f"),
         shown("samples_per_second", ".1f"),
-        f"{record['peak_bytes'] / 1e6:.0f}",
+        shown("peak_bytes", ".0f", 1e6),
         shown("ratio_to_published", ".2f"),
         shown("ratio_to_full", ".2f"),
     ]

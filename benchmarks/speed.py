@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.depths import DEPTHS, case_of, step_seconds
 from benchmarks.figures import (
@@ -29,7 +30,7 @@ from benchmarks.figures import (
     row,
     write,
 )
-from benchmarks.loops import LOOPS, Measured, measure
+from benchmarks.loops import LOOPS, measure
 from benchmarks.machine import described, machine
 from benchmarks.workload import Case, llama, middle
 
@@ -39,19 +40,31 @@ CASES = (
     Case("pocket", middle(8), middle(8)),
     Case("deep", middle(24), middle(24), llama(24, 512, 1408, 32000, 8), rounds=2),
 )
-Measure = Callable[[Case, str, str], Measured]
+Found = TypeVar("Found")
 
 
-def apart(case: Case, variant: str, device: str) -> Measured:
-    """`measure` in a fresh process."""
+class Run(Protocol):
+    """Does a piece of work and hands back what it found."""
+
+    def __call__(self, work: Callable[..., Found], *arguments: Any) -> Found:
+        """What `work(*arguments)` returns."""
+
+
+def alone(work: Callable[..., Found], *arguments: Any) -> Found:
+    """Run it in a fresh process, whose memory no other work has touched."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, case, variant, device).result()
+        return pool.submit(work, *arguments).result()
+
+
+def here(work: Callable[..., Found], *arguments: Any) -> Found:
+    """Run it in this process."""
+    return work(*arguments)
 
 
 def records_of(
     case: Case,
     device: str,
-    measured: Measure = apart,
+    run: Run = alone,
     variants: Sequence[str] = tuple(LOOPS),
     say: Callable[[str], None] = print,
 ) -> list[Record]:
@@ -63,12 +76,12 @@ def records_of(
     records: list[Record] = []
     seconds: dict[str, float] = {}
     for variant in variants:
-        found = measured(case, variant, device)
+        found = run(measure, case, variant, device)
         record = record_of(found, seconds, case)
         seconds[variant] = found.best.seconds
         records.append(record)
         say(row(record))
-    say(agreed(records, TOLERANCE[case.dtype]))
+    agreed(records, TOLERANCE[case.dtype])
     return records
 
 
@@ -80,6 +93,7 @@ def depth_records(device: str, depths: Sequence[int] = DEPTHS) -> list[Record]:
             "case": "depth",
             "variant": f"{depth} blocks",
             "seconds": seconds,
+            "step_seconds": seconds,
             "samples_per_second": case_of(depth).batch / seconds,
             "peak_bytes": None,
             "ratio_to_published": None,
@@ -112,19 +126,19 @@ def main(words: Sequence[str] | None = None) -> None:
     only = [name for name in options.only.split(",") if name] or names
     if unknown := [name for name in only if name not in names]:
         parser.error(f"--only: there is no {unknown[0]}; there are {', '.join(names)}")
-    where, records = machine("cpu"), []
+    where, records, notes = machine("cpu"), [], []
     print(described(where))
     print(HEAD)
     for case in CASES:
         if case.name in only:
-            records += records_of(case, "cpu")
+            found = records_of(case, "cpu")
+            records += found
+            notes.append(agreed(found, TOLERANCE[case.dtype]))
     if "depth" in only:
         steps = depth_records("cpu")
-        print("| depth, segment of 4 blocks | a step, s | samples/s |\n|---|---|---|")
-        for one in steps:
-            print(f"| {one['variant']} | {one['seconds']:.4f} | {one['samples_per_second']:.1f} |")
-        print()
+        print(*map(row, steps), sep="\n")
         records += steps
+    print("\n(In brackets: a training step.)", *notes, "", sep="\n")
     targets = list(targets_of(records))
     print_targets(targets)
     write(options.out, where, records, targets)

@@ -19,7 +19,7 @@ if not NETWORK:
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # torch takes its thread count from these; more threads than cores make small models slower.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("MKL_NUM_THREADS", "2")
+os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 # The same examples on every run, and no deadline that a busy machine could miss.
 settings.register_profile("retouch", deadline=None, derandomize=True)
