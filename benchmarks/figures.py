@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loops import Measured
+from benchmarks.loops import Measured, Outcome
 from benchmarks.workload import Case
 
 SAME = ("full", "cut", "segment")  # compute the same
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of a loss, relative
 HEAD = (
     "| case | variant | once, s | a round, s | all, s | CPU, s | samples/s | peak, MB "
-    "| x published | x full |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| x published (a round) | x full (a round) |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 Record = dict[str, Any]
@@ -46,20 +46,20 @@ class Target:
         return f"| {self.name} | {self.found:.3g} | {sign} {self.wanted:g} | {met} |"
 
 
-def record_of(found: Measured, before: Mapping[str, float], case: Case) -> Record:
+def record_of(found: Measured, before: Mapping[str, Outcome], case: Case) -> Record:
     """The record of a variant.
 
     Args:
         found: what was measured.
-        before: seconds of the variants of the same case that came before, by name.
+        before: the best runs of the variants of the same case that came before, by name.
         case: the case.
     """
     best, fine_tuned = found.best, found.variant == "sft-step"
-    known = {**before, found.variant: best.seconds}
+    known = {**before, found.variant: best}
 
-    def ratio(to: str) -> float | None:
+    def ratio(to: str, read: Callable[[Outcome], float] = lambda run: run.seconds) -> float | None:
         # Fine-tuning does other work: no ratio.
-        return None if fine_tuned or to not in known else known[to] / best.seconds
+        return None if fine_tuned or to not in known else read(known[to]) / read(best)
 
     return {
         "case": found.case,
@@ -69,8 +69,10 @@ def record_of(found: Measured, before: Mapping[str, float], case: Case) -> Recor
         "peak_bytes": found.peak_bytes,
         "ratio_to_published": ratio("published"),
         "ratio_to_full": ratio("full"),
+        "round_ratio_to_published": ratio("published", Outcome.a_round),
+        "round_ratio_to_full": ratio("full", Outcome.a_round),
         "once_seconds": best.once,
-        "round_seconds": sum(best.rounds) / len(best.rounds),
+        "round_seconds": best.a_round(),
         "step_seconds": sum(best.rounds) / case.steps if fine_tuned else None,
         "cpu_seconds": best.cpu,
         "rounds": len(best.rounds),
@@ -107,6 +109,10 @@ def row(record: Record) -> str:
     def shown(key: str, digits: str, unit: float = 1) -> str:
         return "" if record.get(key) is None else format(record[key] / unit, digits)
 
+    def both(name: str) -> str:
+        whole, alone = shown(name, ".2f"), shown(f"round_{name}", ".2f")
+        return f"{whole} ({alone})" if whole else ""
+
     step = shown("step_seconds", ".4f")
     cells = [
         record["case"],
@@ -117,8 +123,7 @@ def row(record: Record) -> str:
         shown("cpu_seconds", ".2f"),
         shown("samples_per_second", ".1f"),
         shown("peak_bytes", ".0f", 1e6),
-        shown("ratio_to_published", ".2f"),
-        shown("ratio_to_full", ".2f"),
+        *(both(name) for name in ("ratio_to_published", "ratio_to_full")),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -40,7 +40,7 @@ from retouch.representations.batch import Batch, make_batches
 from retouch.representations.capture import record, run_whole
 
 SHORT = 20.0  # seconds: what takes less is run three times, and the fastest counts
-LONG = 60.0  # what takes more is run once
+LONG = 40.0  # what takes more is run once
 
 
 class Whole(Segment):
@@ -105,6 +105,10 @@ class Outcome:
     def seconds(self) -> float:
         """Of the whole run."""
         return self.once + sum(self.rounds)
+
+    def a_round(self) -> float:
+        """Seconds of a round, in the mean."""
+        return sum(self.rounds) / len(self.rounds)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import depths, speed, speed_gpu
+from benchmarks import depths, speed, speed_gpu, utilisation
 from benchmarks.figures import Target, UnlikeError, agreed
 from benchmarks.loops import LOOPS, Cut, Whole, fine_tuned, measure, played, published
 from benchmarks.peak import Peak, _lowered
@@ -84,6 +84,7 @@ def test_ratios_are_of_one_run_and_the_losses_agree() -> None:
     by = {r["variant"]: r for r in records}
     for name in ("published", "full", "cut", "segment"):
         own = by[name]
+        assert own["rounds"] == 2
         assert own["ratio_to_published"] == by["published"]["seconds"] / own["seconds"]
         assert own["samples_per_second"] == pytest.approx(2 * 2 * 8 / own["seconds"])
     assert by["segment"]["ratio_to_full"] == by["full"]["seconds"] / by["segment"]["seconds"]
@@ -119,6 +120,7 @@ def test_the_peak_is_what_was_added() -> None:
 
 
 def test_depths_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depths, "ROUNDS", 2)
     monkeypatch.setattr(depths, "llama", lambda depth, *_: llama(depth, 32, 64, 64, 4))
     records = speed.depth_records("cpu", (4, 6))
     assert [r["variant"] for r in records] == ["4 blocks", "6 blocks"]
@@ -135,7 +137,11 @@ def test_targets_are_read_off_the_records() -> None:
     assert not Target("", 1.2, 1.1, higher=False).met
 
 
-def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path: Path) -> None:
+def test_the_gpu_benchmark_runs_small_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed_gpu, "LOG_ROUNDS", 4)
+    monkeypatch.setattr(utilisation, "STEPS", 2)
     out = tmp_path / "deep" / "bench.json"
     speed_gpu.main(["--small", "--device", "cpu", "--only", "llama-7b,log", "--out", str(out)])
     told = json.loads(out.read_text("utf-8"))
@@ -147,5 +153,5 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path: Path) -> None:
     assert steps[1]["flops"] > 1.5 * steps[0]["flops"] > 0
     assert steps[1]["needed_bytes"] > steps[0]["needed_bytes"]
     (log,) = [r for r in told["records"] if r["case"].endswith("-log")]
-    assert log["rounds"] == 36
+    assert log["rounds"] == 4
     assert {target["target"] for target in told["targets"]} >= {"the log's work, s"}
