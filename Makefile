@@ -19,7 +19,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if $$p -c '$(PROBE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pocket bench clean
+.PHONY: help demo test pocket bench targets clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,7 +37,10 @@ test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at t
 pocket: $(STAMP) ## Train the built-in model again from its grammar
 	@$(BIN)/python -m retouch.pocket.train
 
-bench: $(STAMP) ## Measure the edits of the built-in model beside their targets
+bench: $(STAMP) ## Measure how fast the edit is, beside the published loop; under ten minutes
+	@$(BIN)/python -m benchmarks.speed
+
+targets: $(STAMP) ## Measure the edits of the built-in model beside their targets
 	@$(BIN)/python -m benchmarks.targets
 
 clean: ## Remove the environment, builds and caches; runs/ stays

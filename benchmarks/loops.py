@@ -1,0 +1,259 @@
+"""The variants that the speed benchmarks set side by side, on the same prompts and rounds.
+
+published
+    ARE's loop as its repository runs it, by the functions of `methods.are_published`: one prompt at
+    a time through the whole model, fresh discriminators every round, and the states of all prompts
+    read anew, one at a time. The repository's evaluation loss after every epoch is left out, as is
+    its stop rule.
+full, cut, segment
+    The project's own `Board` and `Trainer`, and so the same batches, losses and steps; they differ
+    in how a batch gets to the states that are read. `full` runs the whole model with its head,
+    `cut` stops it at the last tap, `segment` is the engine itself: inputs of the first adapted
+    block computed once, and the blocks of the segment alone from then on.
+sft-step
+    Supervised fine-tuning for scale: a LoRA on all linear layers of all blocks, cross-entropy on
+    every token, as many steps as a round of the others has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.peak import Peak
+from benchmarks.workload import Case, Prompts, draw_prompts
+from retouch.editing.board import Board
+from retouch.editing.judge import Verdict
+from retouch.editing.trainer import Trainer
+from retouch.methods.are_published import accuracy, last_states, learn, prompts, push
+from retouch.models.adapters import attach, detach, parameters
+from retouch.models.load import LoadedModel
+from retouch.models.segment import Caught, Segment
+from retouch.representations.batch import Batch, make_batches
+from retouch.representations.capture import record, run_whole
+
+SHORT = 20.0  # seconds: what takes less is run three times, and the fastest counts
+LONG = 40.0  # what takes more is run once
+
+
+class Whole(Segment):
+    """In the segment's place the whole forward pass, every time, head included."""
+
+    def catch(self, ids: torch.Tensor) -> Caught:
+        """Nothing is computed ahead: the ids `[rows, tokens]` are kept."""
+        return Caught(ids, ())
+
+    def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
+        return run_whole(self._loaded, caught.hidden, taps)[0]
+
+
+class Cut(Whole):
+    """The forward pass from the ids on, stopped at the last tap."""
+
+    def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
+        with record(self._loaded, taps, gradients=True) as states, self._ending():
+            self._loaded.model(input_ids=caught.hidden.to(self._loaded.device), use_cache=False)
+        return states
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Inside, a forward pass ends after the last block, and the `with` with it."""
+
+        def stop(*_: Any) -> None:
+            raise _Reached
+
+        handle = self._loaded.blocks[self.last].register_forward_hook(stop)
+        try:
+            yield
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+
+
+class _Reached(Exception):
+    """The last tap is read."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a variant.
+
+    Attributes:
+        once: seconds before the first round: first states, first batches, the adapter.
+        rounds: seconds of each round.
+        losses: the mean loss of each round.
+        cpu: seconds that the process had of all cores together; beside the others, since a machine
+            that does something else as well stretches only them.
+    """
+
+    once: float
+    rounds: list[float]
+    losses: list[float]
+    cpu: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.once + sum(self.rounds)
+
+    def a_round(self) -> float:
+        """Seconds of a round, in the mean."""
+        return sum(self.rounds) / len(self.rounds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant on a case: the fastest of its runs, and the memory at the most of all of them."""
+
+    case: str
+    variant: str
+    samples: int
+    peak_bytes: int
+    runs: int
+    best: Outcome
+
+
+class Clock:
+    """Seconds since the last look, when all that was asked of the device is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._last, self._began = self._now(), time.process_time()
+
+    def _now(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._last = self._last, self._now()
+        return self._last - before
+
+    def cpu(self) -> float:
+        """Seconds of processor time, all threads together, since the clock was made."""
+        return time.process_time() - self._began
+
+
+Loop = Callable[[LoadedModel, Case, Prompts], Outcome]
+
+
+def published(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
+    """ARE's published loop; every round is played."""
+    clock, taps, settings = Clock(loaded.device), case.taps, case.published
+    shown, labels = prompts(drawn.theirs)
+    tests, known = prompts(drawn.theirs_tested)
+    attach(loaded, case.layers, settings.modules, settings.rank, settings.alpha, 0)
+    reader = learn(last_states(loaded, shown, taps), labels, settings, 0)
+    once, laps, losses = clock.lap(), [], []
+    for number in range(1, case.rounds + 1):
+        losses.append(push(loaded, shown, reader, taps, settings))
+        reader = learn(last_states(loaded, shown, taps), labels, settings, number)
+        accuracy(reader, last_states(loaded, tests, taps), known)
+        laps.append(clock.lap())
+    return Outcome(once, laps, losses, clock.cpu())
+
+
+def played(kind: type[Segment]) -> Loop:
+    """The project's game with this kind of segment."""
+
+    def loop(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
+        clock = Clock(loaded.device)
+        trainer = seat(loaded, case, drawn, kind)
+        once, laps, losses = clock.lap(), [], []
+        for event in trainer.play():
+            laps.append(clock.lap())
+            losses.append(event.losses["adversarial"])
+        return Outcome(once, laps, losses, clock.cpu())
+
+    return loop
+
+
+def seat(loaded: LoadedModel, case: Case, drawn: Prompts, kind: type[Segment] = Segment) -> Trainer:
+    """A trainer on the case's prompts, set up as `editing.edit.lay_out` does."""
+    blocks = (*case.layers, *case.taps)
+    segment = kind(loaded, min(blocks), max(blocks))
+    board = Board(loaded, drawn.ours, segment, case.taps, case.config)
+    # As in the published loop the test prompts are read after every round, and nothing else is
+    # judged.
+    pad = int(loaded.tokenizer.pad_token_id)
+    tested = make_batches([*drawn.tests[0], *drawn.tests[1]], case.batch, pad)
+    caught = [segment.catch(batch.ids) for batch in tested]
+
+    @torch.no_grad()
+    def judge() -> Verdict:
+        for one in caught:
+            segment.run(one, case.taps)
+        return Verdict(0.0, 0.0)
+
+    config = case.config
+    attach(loaded, case.layers, config.modules, config.rank, config.alpha, config.seed)
+    return Trainer(loaded, config, board, segment, case.taps, judge)
+
+
+def fine_tuned(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
+    """As many steps of supervised fine-tuning as a round has."""
+    clock, config = Clock(loaded.device), case.config
+    attach(loaded, range(loaded.layout.depth), (), config.rank, config.alpha, config.seed)
+    optimizer = torch.optim.Adam(parameters(loaded).values(), lr=config.lr)
+    pad = int(loaded.tokenizer.pad_token_id)
+    batches = make_batches(drawn.trained, case.batch, pad)
+    once, total = clock.lap(), 0.0
+    for batch in islice(cycle(batches), case.steps):
+        loss = _next_tokens(loaded, batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item()
+    return Outcome(once, [clock.lap()], [total / case.steps], clock.cpu())
+
+
+def _next_tokens(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+    """The cross-entropy of every token but the first."""
+    _, logits = run_whole(loaded, batch.ids, ())
+    real = batch.real()[:, 1:]
+    return F.cross_entropy(logits[:, :-1][real].float(), batch.ids[:, 1:][real].to(loaded.device))
+
+
+LOOPS: dict[str, Loop] = {
+    "published": published,
+    "full": played(Whole),
+    "cut": played(Cut),
+    "segment": played(Segment),
+    "sft-step": fine_tuned,
+}
+
+
+def measure(case: Case, variant: str, device: str = "cpu") -> Measured:
+    """Load the case's model and run a variant on it: once to warm up, then for the clock."""
+    loaded, loop = case.load(device), LOOPS[variant]
+    drawn = draw_prompts(case, loaded.model.config.vocab_size)
+    runs: list[Outcome] = []
+    with Peak(loaded.device) as peak:
+        few = 8 if variant == "published" else case.batch
+        short = replace(case, prompts=min(few, case.prompts), tests=min(4, case.tests), rounds=1)
+        loop(loaded, short, draw_prompts(short, loaded.model.config.vocab_size))
+        detach(loaded)
+        while len(runs) < _times(runs):
+            runs.append(loop(loaded, case, drawn))
+            detach(loaded)
+    best = min(runs, key=lambda run: run.seconds)
+    samples = len(best.rounds) * case.epochs * case.prompts
+    return Measured(case.name, variant, samples, peak.bytes, len(runs), best)
+
+
+def _times(runs: Sequence[Outcome]) -> int:
+    """How often to run: the first run says how long it takes."""
+    if not runs:
+        return 1
+    return 3 if runs[0].seconds < SHORT else 2 if runs[0].seconds < LONG else 1
