@@ -101,6 +101,9 @@ class Case:
     def load(self, device: str) -> LoadedModel:
         """The model of the case on the device: frozen, and without an adapter."""
         if not self.model:
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # it would stand between the rows of the table
             return load("pocket", device=device, dtype=self.dtype)
         return random_model(self.model, device, self.dtype)
 
