@@ -32,7 +32,7 @@ def edited(
         shutil.rmtree(path, ignore_errors=True)
         words = ["edit", model, "--concept", concept, "--direction", direction]
         words += [w for key, value in options.items() for w in (f"--{key}", str(value))]
-        words += ["--measure", measure, "--quiet", "--out", str(path)]
+        words += ["--measure", measure, "--measure-rows", "0", "--quiet", "--out", str(path)]
         subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
         print(f"made {path}", file=sys.stderr, flush=True)
     return RunDir.open(path)

@@ -1,6 +1,6 @@
 """How fast the edit is, beside the published loop and beside runs of the whole model.
 
-    python -m benchmarks.speed [--only pocket,deep,depth] [--out build/bench.json]
+    python -m benchmarks.speed [--only pocket,deep,depth,larger] [--out build/bench.json]
 
 `benchmarks/loops.py` says what the variants are. All of a case have the same prompts, rounds and
 steps; `full`, `cut` and `segment` must end in the same losses, or the benchmark stops. Every
@@ -30,12 +30,12 @@ from benchmarks.figures import (
     row,
     write,
 )
+from benchmarks.larger import CASE as LARGER
+from benchmarks.larger import fitted
 from benchmarks.loops import LOOPS, Outcome, measure
 from benchmarks.machine import described, machine
 from benchmarks.workload import Case, llama, middle
 
-# A model larger than the device memory that it is given belongs here as a case of its own,
-# `offload`, once the engine can be told how much memory it has.
 CASES = (
     Case("pocket", middle(8), middle(8)),
     Case("deep", middle(24), middle(24), llama(24, 512, 1408, 32000, 8), rounds=3),
@@ -102,12 +102,35 @@ def depth_records(device: str, depths: Sequence[int] = DEPTHS) -> list[Record]:
     ]
 
 
+def larger_records(device: str, run: Run = alone, case: Case = LARGER) -> list[Record]:
+    """A model edited whole, and within half of its own size."""
+    records: list[Record] = []
+    for variant, share in (("whole", None), ("half", 0.5)):
+        found = run(fitted, case, share, device)
+        records.append(
+            {
+                "case": case.name,
+                "variant": variant,
+                "seconds": found.seconds,
+                "samples_per_second": case.rounds * case.epochs * case.prompts / found.seconds,
+                "peak_bytes": found.peak,
+                "ratio_to_published": None,
+                "weight_bytes": found.weights,
+                "limit_bytes": found.limit,
+            }
+        )
+    return records
+
+
 def targets_of(records: Sequence[Record]) -> Iterator[Target]:
     """What the figures are to reach."""
     by = {(r["case"], r["variant"]): r for r in records}
     if deep := by.get(("deep", "segment")):
         yield Target("deep: segment against published", deep["ratio_to_published"], 25)
         yield Target("deep: segment against full", deep["ratio_to_full"], 4)
+    if half := by.get(("larger", "half")):
+        share = half["peak_bytes"] / half["limit_bytes"]
+        yield Target("a model twice its limit: peak over the limit", share, 1, higher=False)
     shallow, far = by.get(("depth", "16 blocks")), by.get(("depth", "64 blocks"))
     if shallow and far:
         times = far["seconds"] / shallow["seconds"]
@@ -119,7 +142,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [*(case.name for case in CASES), "depth"]
+    names = [*(case.name for case in CASES), "depth", LARGER.name]
     parser.add_argument("--only", default="", help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     options = parser.parse_args(words)
@@ -138,6 +161,10 @@ def main(words: Sequence[str] | None = None) -> None:
         steps = depth_records("cpu")
         print(*map(row, steps), sep="\n")
         records += steps
+    if LARGER.name in only:
+        fits = larger_records("cpu")
+        print(*map(row, fits), sep="\n")
+        records += fits
     print("\n(In brackets: a training step.)", *notes, "", sep="\n")
     targets = list(targets_of(records))
     print_targets(targets)

@@ -155,3 +155,12 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu(
     (log,) = [r for r in told["records"] if r["case"].endswith("-log")]
     assert log["rounds"] == 4
     assert {target["target"] for target in told["targets"]} >= {"the log's work, s"}
+
+
+def test_a_model_larger_than_its_limit_is_edited_beside_the_whole_one() -> None:
+    case = replace(TINY, name="larger", model=llama(16, 32, 64, 64, 4))
+    whole, half = speed.larger_records("cpu", speed.here, case)
+    assert whole["limit_bytes"] is None
+    assert half["limit_bytes"] == half["weight_bytes"] // 2
+    (target,) = speed.targets_of([whole, half])
+    assert target.found == half["peak_bytes"] / half["limit_bytes"]

@@ -178,18 +178,20 @@ def _go_on(
         adapters.save(loaded, folder)
     with atomic_folder(run.discriminator) as folder:
         save_jury(setting.trainer.jury, folder)
-    timings = {"edit_seconds": round(time.monotonic() - began, 3)}
+    timings = {"edit_seconds": time.monotonic() - began, **setting.trainer.seconds}
 
     result = Run(run.path, config, model=loaded)
     if config.measure != "nothing":
+        measuring = time.monotonic()
         measured = _measure(loaded, concept, config, say)
         result.metrics, result.samples = measured.records, measured.samples
         run.write_metrics(result.metrics)
         run.write_samples(result.samples)
-    timings["all_seconds"] = round(time.monotonic() - began, 3)
+        timings["measure_seconds"] = time.monotonic() - measuring
+    timings["all_seconds"] = time.monotonic() - began
 
-    say("write", "writing the card and the report")
-    facts = {**run.provenance(), "timings": timings}
+    say("write", f"writing the card and the report; {_split(timings)}")
+    facts = {**run.provenance(), "timings": {k: round(v, 3) for k, v in timings.items()}}
     run.write_provenance(facts)
     _deliver(run, config, concept, result, facts)
     run.mark_finished()
@@ -220,10 +222,18 @@ def _measure(
     return evaluate_concepts(
         loaded,
         concepts,
-        limit=config.measure_rows,
+        limit=config.measure_rows or None,
         progress=lambda what, done, total: say("measure", what, done, total),
         max_new_tokens=config.reply_tokens,
     )
+
+
+def _split(timings: Mapping[str, float]) -> str:
+    """Where the time went, in a sentence."""
+    whole = "the edit took {edit_seconds:.0f} s, {judge_seconds:.0f} s of them for validation"
+    if "measure_seconds" in timings:
+        whole += ", its measurement {measure_seconds:.0f} s"
+    return whole.format_map(timings)
 
 
 def _provenance(

@@ -171,8 +171,8 @@ class EditConfig(BaseModel):
         description="what is measured before and after, on the test splits: all built-in concepts, "
         "the edited one alone with what it uses, or nothing",
     )
-    measure_rows: int | None = Field(
-        None, ge=1, description="rows a metric is measured on; none given: all of the split"
+    measure_rows: int = Field(
+        128, ge=0, description="rows a metric is measured on at the most; 0 is all of the split"
     )
 
 

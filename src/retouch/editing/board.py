@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -17,7 +18,6 @@ from retouch.models.load import LoadedModel
 from retouch.models.memory import give_back, ran_out
 from retouch.models.segment import Segment
 from retouch.models.store import StateStore
-from retouch.representations.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class Board:
         self.groups = _two_groups(rows)
         # The last fifth of the rows is what the discriminators are tested on, never taught.
         self._seen = set(range(_taught(len(rows.source))))
-        self._unseen = set(range(len(self._seen), len(rows.source)))
         while not self._laid():
             self._halve()
 
@@ -112,11 +111,9 @@ class Board:
         self.taught = self.source if rows.twins else []
         if learns:
             self.taught = lay(rows.wanted, self.at_once)
-        taught = _taught(len(rows.target))
         target = self._passing(rows.target)
-        seen = _rows_of(rows.target, range(taught), self._positions)
-        self.target_seen = {tap: states[:seen] for tap, states in target.items()}
-        self.target_unseen = {tap: states[seen:] for tap, states in target.items()}
+        taught = set(range(_taught(len(rows.target))))
+        self.target_seen, self.target_unseen = _parted(target, rows.target, taught, self._positions)
         shown = [row for row, bad in zip(rows.hold, rows.unwanted, strict=True) if bad]
         none = {tap: states[:0] for tap, states in self.target_seen.items()}
         self.hold_shown = self._passing(shown) if shown else none
@@ -127,28 +124,28 @@ class Board:
 
     def _passing(self, rows: Sequence[Rendered]) -> States:
         """The early states of rows that are read once and not kept."""
-        places = self._cutter.pass_by(rows, self.at_once)
-        return self._early(rows, places, range(len(rows)))
+        return self._early(rows, self._cutter.pass_by(rows, self.at_once))
 
-    def _early(
-        self, rows: Sequence[Rendered], places: Iterable[Place], only: Collection[int]
-    ) -> States:
+    def _early(self, rows: Sequence[Rendered], places: Iterable[Place]) -> States:
         """Per tap the states `[n, hidden]` that the discriminators read, in the rows' order.
 
         Every process runs its own rows, and has those of the others afterwards.
         """
-        begins = _begins(rows, only, self._positions)
-        total = _rows_of(rows, only, self._positions)
+        counts = _counts(rows, self._positions)
+        begins = [0, *accumulate(counts)]
         found: States = {}
         for piece in (piece for place in places for piece in place.pieces):
             states = self._cutter.run(piece.caught)
-            to, of = _slots(piece.batch, begins, self._positions)
+            to = torch.tensor(
+                [begins[i] + k for i in piece.batch.index for k in range(counts[i])],
+                device=self._loaded.device,
+            )
             for tap in self._taps:
                 read = states[tap][piece.early]
                 if tap not in found:
-                    found[tap] = read.new_zeros(total, read.shape[-1])
+                    found[tap] = read.new_zeros(begins[-1], read.shape[-1])
                 if not piece.idle:
-                    found[tap][to.to(read.device)] = read[of.to(read.device)]
+                    found[tap][to] = read
         ranks.add_up(found.values())
         return found
 
@@ -158,44 +155,35 @@ class Board:
         The states of the target against those of the source rows and of what else is unwanted; or,
         where a gap between two groups is to close, the source rows of one group against the other.
         """
-        rows = self._rows.source
+        rows, positions = self._rows.source, self._positions
+        states = self._early(rows, self.source)
         if self.groups is not None:
             learn, test = (
-                Pool(*(self._early(rows, self.source, part & group) for group in self.groups))
-                for part in (self._seen, self._unseen)
+                Pool(*(_parted(states, rows, part & group, positions)[0] for group in self.groups))
+                for part in (self._seen, set(range(len(rows))) - self._seen)
             )
             return learn, test
-        seen = self._early(rows, self.source, self._seen)
+        seen, unseen = _parted(states, rows, self._seen, positions)
         unwanted = {t: torch.cat([seen[t], self.hold_shown[t]]) for t in self._taps}
-        unseen = self._early(rows, self.source, self._unseen)
         return Pool(self.target_seen, unwanted), Pool(self.target_unseen, unseen)
 
 
-def _begins(rows: Sequence[Rendered], only: Collection[int], positions: int) -> dict[int, int]:
-    """Where each row's early states begin among those of the rows in `only`, by its number."""
-    begins, total = {}, 0
-    for index in sorted(only):
-        begins[index], total = total, total + _rows_of(rows, [index], positions)
-    return begins
+def _counts(rows: Sequence[Rendered], positions: int) -> list[int]:
+    """How many early states each row has."""
+    return [min(positions, len(row.ids) - row.start) for row in rows]
 
 
-def _rows_of(rows: Sequence[Rendered], only: Collection[int], positions: int) -> int:
-    """How many early states the rows in `only` have."""
-    return sum(min(positions, len(rows[i].ids) - rows[i].start) for i in only)
-
-
-def _slots(
-    batch: Batch, begins: dict[int, int], positions: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the early states of a batch's rows go `[n]`, and which of them these are `[n]`."""
-    to, of, seen = [], [], dict.fromkeys(batch.index, 0)
-    for number, row in enumerate(batch.reply(positions)[0].tolist()):
-        index = batch.index[row]
-        if index in begins:
-            to.append(begins[index] + seen[index])
-            of.append(number)
-            seen[index] += 1
-    return torch.tensor(to, dtype=torch.long), torch.tensor(of, dtype=torch.long)
+def _parted(
+    states: States, rows: Sequence[Rendered], chosen: Collection[int], positions: int
+) -> tuple[States, States]:
+    """The early states of the rows whose numbers are chosen, and those of the others."""
+    inside = torch.tensor([i in chosen for i in range(len(rows))])
+    inside = inside.repeat_interleave(torch.tensor(_counts(rows, positions)))
+    parts = tuple(
+        {tap: found[which.to(found.device)] for tap, found in states.items()}
+        for which in (inside, ~inside)
+    )
+    return parts[0], parts[1]
 
 
 def _two_groups(rows: EditRows) -> tuple[set[int], set[int]] | None:

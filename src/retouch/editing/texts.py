@@ -105,7 +105,7 @@ def measured(
     for spec, concept in {
         (m.suite, m.metric): (m, c) for c in concepts for m in c.metrics
     }.values():
-        rows = concept.select("test", spec.labels)[: config.measure_rows]
+        rows = concept.select("test", spec.labels)[: config.measure_rows or None]
         if spec.scorer in (*REPLY_SCORERS, *KL_SCORERS):
             asked |= {(row.prompt, row.prefill): row for row in rows}
         if spec.scorer in KL_SCORERS:

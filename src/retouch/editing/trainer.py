@@ -24,7 +24,7 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import DivergedError
 from retouch.core.types import StepEvent
 from retouch.editing.average import MovingAverage, put
-from retouch.editing.board import Board
+from retouch.editing.board import Board, Pool
 from retouch.editing.discriminator import Jury
 from retouch.editing.judge import Judge, Verdict
 from retouch.editing.objective import Objective, Turn
@@ -45,6 +45,7 @@ class Trainer:
 
     Attributes:
         board: the rows that are played with.
+        seconds: spent on training and on judging, in this sitting.
         round: rounds that are finished.
     """
 
@@ -64,13 +65,15 @@ class Trainer:
         self._weights = parameters(loaded)
         self._optimizer = torch.optim.Adam(self._weights.values(), lr=config.lr)
         self._average = MovingAverage(self._weights, config.average)
-        self._jury = self._new_jury(0)
+        learn, _ = board.pools()
+        self._jury = self._new_jury(0, learn)
         self._objective = Objective(loaded, config, board, segment, taps, self._jury)
         self._best: dict[str, torch.Tensor] = {}
         self._best_behaviour = float("-inf")
         self._least_drift = float("inf")
         self._stale = 0
         self.round = 0
+        self.seconds = {"train_seconds": 0.0, "judge_seconds": 0.0}
 
     @property
     def jury(self) -> Jury:
@@ -90,11 +93,15 @@ class Trainer:
         """
         began = time.monotonic()
         while not self.finished:
+            round_began = time.monotonic()
             accuracy = self._teach()
             losses = self._answer()
             self.round += 1
+            judged = time.monotonic()
             with self._average.applied():
                 verdict = ranks.from_first(self._judge())
+            self.seconds["train_seconds"] += judged - round_began
+            self.seconds["judge_seconds"] += time.monotonic() - judged
             best = self._keep(verdict)
             yield StepEvent(
                 round=self.round,
@@ -121,7 +128,8 @@ class Trainer:
             )
         put(self._weights, self._best)
 
-    def _new_jury(self, number: int) -> Jury:
+    def _new_jury(self, number: int, learn: Pool) -> Jury:
+        """Discriminators of a round, not yet taught, that expect states such as those to learn."""
         config = self._config
         jury = Jury(
             self._taps,
@@ -130,7 +138,6 @@ class Trainer:
             config.discriminator_lr,
             config.seed * 7919 + number,
         ).to(self._loaded.device)
-        learn, _ = self.board.pools()
         jury.standardise({t: torch.cat([learn.wanted[t], learn.unwanted[t]]) for t in self._taps})
         return jury
 
@@ -140,7 +147,7 @@ class Trainer:
         learn, test = self.board.pools()
         first = self.round == 0 or config.discriminator_fresh
         if config.discriminator_fresh and self.round > 0:
-            self._jury = self._objective.jury = self._new_jury(self.round)
+            self._jury = self._objective.jury = self._new_jury(self.round, learn)
         steps = config.discriminator_first if first else config.discriminator_steps
         self._jury.learn(learn.wanted, learn.unwanted, steps, config.smoothing)
         return self._jury.accuracy(test.wanted, test.unwanted)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from retouch.concepts.render import prompt_ids, render
@@ -82,8 +83,8 @@ def evaluate(
         loaded: the model; an adapter on it is what `after` measures.
         concepts: whose metrics to measure; a (suite, metric) met twice is measured once.
         split: the rows to measure on.
-        limit: at most so many rows a metric, the first of the file; a gap takes half from each
-            group.
+        limit: at most so many rows a metric, the first of the file, as many of each of its labels;
+            a gap takes half from each group.
         progress: called with what is being done, how much is done, and of how much.
         max_new_tokens: where a reply is cut.
         known: the base's replies from an evaluation before, of the same model and
@@ -139,11 +140,15 @@ def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iter
 
 
 def _first(rows: list[Example], spec: MetricSpec, limit: int | None) -> list[Example]:
-    if not spec.groups:
-        return rows[:limit]
-    # A file may hold one group after the other, and both are needed.
-    half = None if limit is None else max(1, math.ceil(limit / 2))
-    return [row for g in spec.groups for row in [r for r in rows if r.group == g][:half]]
+    # A file may hold one group, or one label, after the other, and all are needed.
+    if spec.groups:
+        half = None if limit is None else max(1, math.ceil(limit / 2))
+        return [row for g in spec.groups for row in [r for r in rows if r.group == g][:half]]
+    if limit is None or limit >= len(rows):
+        return rows
+    by_label = [[i for i, row in enumerate(rows) if row.label == name] for name in spec.labels]
+    in_turn = [i for turn in zip_longest(*by_label) for i in turn if i is not None]
+    return [rows[i] for i in sorted(in_turn[:limit])]
 
 
 def _distinct(tasks: Iterable[_Task]) -> list[Asked]:

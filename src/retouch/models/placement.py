@@ -8,10 +8,12 @@ they find no room there, straight out of the checkpoint's files (accelerate's of
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -24,6 +26,7 @@ from retouch.models.layout import ModelLayout
 
 # Of the budget for weights that stay: the rest is for states, activations and replies.
 SHARE = 0.6
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: from which size on a piece is the system's own
 
 
 class Placement:
@@ -82,6 +85,8 @@ class Placement:
             torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget / total), self._device)
         if self.whole:
             return {}
+        if self._device.type == "cpu":
+            _give_back_at_once()
         where: dict[str, Any] = dict.fromkeys(_around(model, self._layout.path), str(self._device))
         for i in range(self._layout.depth):
             where[f"{self._layout.path}.{i}"] = self._kind
@@ -119,6 +124,16 @@ class Placement:
                 f"{size_text(needs)}, and states and replies need room beside them.",
                 f"Give at least {least}, or adapt fewer blocks (--layers, --taps).",
             )
+
+
+def _give_back_at_once() -> None:
+    """Have the C library return large pieces to the system as they are freed.
+
+    Otherwise glibc keeps what a block took that came and went, and the process grows by nearly the
+    whole model, though nobody holds it. Where the library is another one, nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
 
 
 def _numbers(module: nn.Module) -> int:
