@@ -31,8 +31,7 @@ from retouch.models.load import POCKET
 from retouch.models.placement import Placement
 from retouch.pipeline import configure
 
-SIZE, FLOAT = 2, 4  # bytes of a number in bfloat16, and in float32
-NF4 = 0.5 + FLOAT / 64  # as bitsandbytes keeps it: a float32 scale for each 64 numbers
+SIZE, FLOAT, NF4 = 2, 4, 0.5 + 4 / 64  # bytes a number: bfloat16, float32, four bits with scales
 PROMPTS, TESTS, LENGTH, TAPS = 256, 100, 30, 2  # the published repository's log; taps by default
 REPLY = int(EditConfig.model_fields["reply_tokens"].default)
 SHAPES = {
@@ -79,15 +78,15 @@ def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) ->
     counts = footprint.count(model, layout := find_layout(model))
     first = max(0, layout.depth // 2 - blocks)
     trained = list(range(first, min(first + blocks, layout.depth)))
-    names = layout.linears(model, trained)
-    numbers = footprint.adapter_numbers(model, names, 8)
+    numbers = footprint.adapter_numbers(model, names := layout.linears(model, trained), 8)
     whole, outside, block = (SIZE * n for n in (counts.total, counts.outside, counts.blocks[0]))
     segment = SIZE * sum(counts.blocks[i] for i in trained)
     modules = [module for one in layout.blocks(model) for module in one.modules()]
     linear = sum(module.weight.numel() for module in modules if footprint.is_linear(module))
+    small = whole - round((SIZE - NF4) * linear)
     # The inputs of source and retain rows, the base's states of the latter, the twins' at the taps.
     positions = texts.source.tokens + 2 * texts.hold.tokens + TAPS * sum(texts.source.replies)
-    hidden, longest = int(model.config.hidden_size), max(texts.source.longest, texts.hold.longest)
+    hidden, longest = model.config.hidden_size, max(texts.source.longest, texts.hold.longest)
 
     def step(many: int) -> int:
         return footprint.activation_bytes(model, layout, trained, set(names), many, longest, SIZE)
@@ -99,12 +98,11 @@ def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) ->
     # Each process keeps a part of the blocks and one block whole, and has its share of the rows.
     part = outside + (whole - outside) // processes + block
     part += cached // processes + adapter + step(-(-rows // processes))
-    fewer = round((SIZE - NF4) * linear)
     # A batch of either set goes through the segment and back; its own part a process has already.
     gathered = 4 * segment * (processes - 1) // processes
     return {
         "weights": whole,
-        "weights, --quantize 4bit": whole - fewer,
+        "weights, --quantize 4bit": small,
         "embeddings, last norm and head": outside,
         "one block": block,
         f"segment of {len(trained)} blocks": segment,
@@ -114,7 +112,7 @@ def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) ->
         f"activations, piece of {rows} rows": step(rows),
         "activations, piece of 1 row": step(1),
         "training: whole model": whole + beside,
-        "training: --quantize 4bit": whole - fewer + beside,
+        "training: --quantize 4bit": small + beside,
         "training: --device-memory": outside + segment + block + beside,
         f"training: --shard, {processes} processes": part,
         f"replies: keys and values of {TOGETHER} rows": replies,
@@ -130,9 +128,8 @@ def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) ->
 
 def main(words: Sequence[str] | None = None) -> None:
     """Print one table, a column a shape."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--shape", action="append", default=[])
     for name, default in (("blocks", 4), ("rows", 24), ("processes", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
