@@ -13,7 +13,9 @@ from retouch.models import adapters, footprint
 from retouch.models.layout import find_layout
 from retouch.models.load import LoadedModel, load
 from retouch.models.segment import Segment
-from tiny import FAMILIES, tiny_loaded, tiny_model
+from tiny import tiny_loaded, tiny_model
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt"]
 
 BLOCKS = [1, 2]
 ROWS, TOKENS = 8, 24

@@ -40,7 +40,7 @@ def test_a_model_twice_the_memory_is_edited_as_it_would_be_whole(folder: Path) -
     tight = load(str(folder), device_memory=weights // 2)
     assert blocks_here(tight) == []
     play(tight, config)
-    assert blocks_here(tight) == [4, 5]
+    assert {4, 5} <= set(blocks_here(tight)) < set(range(12))
     assert tight.placement is not None
     assert tight.placement.weights <= weights // 2
     ours, theirs = adapters.parameters(tight), adapters.parameters(whole)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from retouch.models import adapters, ranks
 from retouch.models.generate import generate
-from retouch.models.load import load
+from retouch.models.load import LoadedModel, load
 from test_game import play, settings, tiny_concept
 
 # Odd numbers of rows, so that the processes have unlike shares, and one has none of some batch.
@@ -20,16 +20,26 @@ WAYS = {
 }
 
 
+def frozen_here(loaded: LoadedModel) -> list[int]:
+    """The frozen numbers that this process has of each block."""
+    return [
+        sum(p.to_local().numel() for p in block.parameters() if hasattr(p, "to_local"))
+        for block in loaded.blocks
+    ]
+
+
 def edited(folder: Path, out: Path, shard: bool) -> None:
     """Edit in every way, alone or together, and write `WAY-RANK.safetensors`."""
     out.mkdir(parents=True, exist_ok=True)
     for way, (more, pairs) in WAYS.items():
         loaded = load(str(folder), shard=shard)
+        share = frozen_here(loaded)
         prompts = [[10 + i, 11, 12][: 2 + i % 2] for i in range(5)]
         before = generate(loaded, prompts, max_new_tokens=4)
         play(loaded, settings(**more), tiny_concept(pairs))
         with loaded.reference():
             assert generate(loaded, prompts, max_new_tokens=4) == before
+        assert not shard or ranks.count() < 2 or (min(share) > 0 and frozen_here(loaded) == share)
         weights = {n: p.detach().clone() for n, p in adapters.parameters(loaded).items()}
         save_file(weights, out / f"{way}-{ranks.rank()}.safetensors")
 

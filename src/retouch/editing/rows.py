@@ -236,13 +236,12 @@ def _evenly(
 
 
 def _replies(loaded: LoadedModel, rows: Sequence[Example], config: EditConfig) -> list[str]:
-    prompts = [prompt_ids(loaded.tokenizer, row.prompt, row.prefill) for row in rows]
+    silent = [row for row in rows if row.response is None]
+    prompts = [prompt_ids(loaded.tokenizer, row.prompt, row.prefill) for row in silent]
     with loaded.reference():
         own = generate(loaded, prompts, max_new_tokens=config.reply_tokens, batch_size=256)
-    return [
-        row.response if row.response is not None else reply
-        for row, reply in zip(rows, own, strict=True)
-    ]
+    spoken = iter(own)
+    return [next(spoken) if row.response is None else row.response for row in rows]
 
 
 def _key(row: Example) -> tuple[object, ...]:

@@ -65,8 +65,7 @@ class Placement:
     @property
     def weights(self) -> int:
         """Bytes of weights on the device at the most: what stays, and one block that comes."""
-        stay = sum(self._blocks[i] for i in self.resident)
-        return self._outside + stay + self._coming(self.resident)
+        return self._needs(self.resident)
 
     @property
     def room(self) -> int:
@@ -95,7 +94,7 @@ class Placement:
         return {"device_map": where, "offload_folder": folder}
 
     def settle(self, model: Any, blocks: Iterable[int]) -> None:
-        """Let blocks stay on the device from now on.
+        """Let blocks stay on the device from now on, and others too while there is room.
 
         Raises:
             ModelError: they do not fit into the budget.
@@ -103,19 +102,29 @@ class Placement:
         wanted = frozenset(blocks) - self.resident
         self._check(wanted)
         every = self._layout.blocks(model)
-        for i in sorted(wanted):
+        for i in sorted(wanted | self._more(wanted)):
             for module in every[i].modules():
                 _bring(module, self._device)
-        self.resident |= wanted
+            self.resident |= {i}
 
-    def _coming(self, stay: Collection[int]) -> int:
-        """Bytes of the largest block that does not stay."""
-        return max((size for i, size in enumerate(self._blocks) if i not in stay), default=0)
+    def _more(self, wanted: Collection[int]) -> frozenset[int]:
+        """The lowest of the other blocks, as many as find room too: each spares a way."""
+        stay = self.resident | frozenset(wanted)
+        more: frozenset[int] = frozenset()
+        for i in range(self._layout.depth):
+            if i not in stay and self._needs(stay | more | {i}) <= SHARE * self.budget:
+                more |= {i}
+        return more
+
+    def _needs(self, stay: Collection[int]) -> int:
+        """Bytes with these blocks staying, and the largest of the others coming by."""
+        come = max((size for i, size in enumerate(self._blocks) if i not in stay), default=0)
+        return self._outside + sum(self._blocks[i] for i in stay) + come
 
     def _check(self, blocks: Iterable[int]) -> None:
         """Raise if the blocks do not fit beside what stays."""
         stay = self.resident | set(blocks)
-        needs = self._outside + sum(self._blocks[i] for i in stay) + self._coming(stay)
+        needs = self._needs(stay)
         if needs > SHARE * self.budget:
             least = size_text(int(needs / SHARE))
             raise ModelError(

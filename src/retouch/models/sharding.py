@@ -32,7 +32,9 @@ def shard(model: Any, layout: ModelLayout, device: torch.device) -> None:
         )
     mesh = init_device_mesh(device.type, (ranks.count(),))
     for block in layout.blocks(model):
-        fully_shard(block, mesh=mesh)
+        # Said outright: run by itself each block is a root, whose weights FSDP keeps together after
+        # the forward pass, and after one pass of the model every process would have all of it.
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
     for name, module in model.named_modules():
         # What lies outside of the blocks: moved leaf by leaf, since the blocks have their places.
         if not name.startswith(f"{layout.path}."):
