@@ -66,6 +66,7 @@ def test_the_built_in_concepts_are_there() -> None:
     assert builtin_names() == [
         "everyday",
         "gender-bias",
+        "one-attack",
         "prefill",
         "safety",
         "tampering",
