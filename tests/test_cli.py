@@ -156,7 +156,10 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return play(path, RunDir.open(path).config(), on_event)
 
     stand_in = type(sys)("retouch.pipeline")
-    vars(stand_in).update(configure=configure, edit=edit, resume=resume)
+    path = Path("runs/safety-raise-1")
+    vars(stand_in).update(
+        configure=configure, edit=edit, resume=resume, choose_path=lambda config: path
+    )
     monkeypatch.setitem(sys.modules, "retouch.pipeline", stand_in)
     monkeypatch.setattr(retouch, "pipeline", stand_in, raising=False)
     monkeypatch.chdir(tmp_path)
