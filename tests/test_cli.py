@@ -21,7 +21,7 @@ from retouch.cli.app import app
 from retouch.cli.loading import base_of
 from retouch.core.config import EditConfig
 from retouch.core.errors import DivergedError, RunError
-from retouch.core.run_dir import RunDir
+from retouch.core.run_dir import RunDir, next_free
 from retouch.core.types import (
     Concept,
     Message,
@@ -156,9 +156,13 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return play(path, RunDir.open(path).config(), on_event)
 
     stand_in = type(sys)("retouch.pipeline")
-    path = Path("runs/safety-raise-1")
     vars(stand_in).update(
-        configure=configure, edit=edit, resume=resume, choose_path=lambda config: path
+        configure=configure,
+        edit=edit,
+        resume=resume,
+        choose_path=lambda config: next_free(
+            Path("runs"), f"{Path(config.concept).stem}-{config.direction}"
+        ),
     )
     monkeypatch.setitem(sys.modules, "retouch.pipeline", stand_in)
     monkeypatch.setattr(retouch, "pipeline", stand_in, raising=False)
