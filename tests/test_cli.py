@@ -97,6 +97,22 @@ def test_help_is_light() -> None:
     assert float(done.stdout.split()[-1]) < 1
 
 
+def test_what_speaks_up_is_not_loaded_before_it_is_hushed() -> None:
+    # PEFT brings bitsandbytes along, which says at once that it would rather have one more package.
+    code = (
+        "import sys\n"
+        "import retouch.pipeline, retouch.diagnosis, retouch.comparison.compare\n"
+        "import retouch.comparison.workers, retouch.evaluation.stress\n"
+        "print('loaded:', sorted({'peft', 'bitsandbytes'} & set(sys.modules)))\n"
+        "from retouch.cli.loading import hush_libraries\n"
+        "hush_libraries()\n"
+        "import peft\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "loaded: []\n"
+    assert done.stderr == ""
+
+
 def test_the_options_of_edit_are_the_fields_of_its_configuration() -> None:
     own = {"config", "out", "resume", "quiet", "as_json"}
     names = set(inspect.signature(edit_command.edit).parameters)

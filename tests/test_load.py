@@ -41,6 +41,25 @@ def test_a_missing_model_names_what_can_be_given(tmp_path: Path) -> None:
         load(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"hidden_size": "wide"}, "'hidden_size'.*expected int"),
+        ({"hidden_size": 33}, "multiple"),
+        ({"hidden_size": -32}, "negative"),
+        ({"num_attention_heads": 0}, "zero"),
+        ({"intermediate_size": 80}, "other shapes"),
+    ],
+)
+def test_an_impossible_configuration_is_named(
+    folder: Path, value: dict[str, Any], told: str
+) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | value))
+    with pytest.raises(ModelError, match=rf"cannot be loaded: .*{told}"):
+        load(str(folder))
+
+
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
@@ -71,6 +90,18 @@ def test_saving_an_adapter_names_no_path_of_this_machine_for_pocket(tmp_path: Pa
     adapters.save(loaded, tmp_path / "adapter")
     facts = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert facts["base_model_name_or_path"] == "pocket"
+
+
+def test_what_is_saved_is_an_adapter_and_no_form(tmp_path: Path) -> None:
+    loaded = load("pocket")
+    adapters.attach(loaded, [1], (), 2, 4.0, 0)
+    adapters.save(loaded, tmp_path / "adapter")
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    own = tmp_path / "adapter" / "README.md"
+    own.write_text("Mine.")
+    adapters.save(loaded, tmp_path / "adapter")
+    assert own.read_text() == "Mine."
 
 
 def test_a_detached_adapter_leaves_the_base(folder: Path) -> None:

@@ -80,5 +80,7 @@ def test_too_little_memory_says_how_much_is_needed(folder: Path) -> None:
 def test_options_that_exclude_each_other(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--quantize"):
         load(str(folder), device_memory=10**8, quantize="4bit")
+    with pytest.raises(ConfigError, match=r"`--shard`.*--quantize.*Leave one"):
+        load(str(folder), shard=True, quantize="4bit")
     with pytest.raises(ConfigError, match="one alone"):
         load(str(folder), shard=True)

@@ -98,7 +98,8 @@ def hush_libraries() -> None:
     if shown:
         enable_progress_bars()
     logging.set_verbosity_error()
-    # It says at every call of every layer that it computes in 16 bits.
+    # It says at every call of every layer that it computes in 16 bits, and once, when PEFT imports
+    # it, that it would know a faster way with one more package.
     getLogger("bitsandbytes").setLevel(ERROR)
     for library in ("transformers", "peft", "torch"):
         for category in (FutureWarning, UserWarning, DeprecationWarning):

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from logging import ERROR, getLogger
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -113,6 +114,7 @@ class Worker:
         # What libraries say would come once for every process; errors still come.
         logging.disable_progress_bar()
         warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b")
+        getLogger("bitsandbytes").setLevel(ERROR)
         torch.set_num_threads(threads)
         self._plan = plan
         self._bench: Bench | None = None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 
 from retouch.core.errors import ModelError
 from retouch.models.copy import merged_copy
@@ -28,6 +27,9 @@ def attach(
         ModelError: a block does not exist, no linear layer matches `modules`, or PEFT would adapt
             others than those.
     """
+    # Not before it is needed: what it brings along speaks up, and takes seconds to load.
+    from peft import LoraConfig, get_peft_model
+
     names = loaded.layout.linears(loaded.model, layers, modules)
     loaded.settle(layers)
     with torch.random.fork_rng(devices=[]):
@@ -69,12 +71,21 @@ def parameters(loaded: LoadedModel) -> dict[str, torch.nn.Parameter]:
 def save(loaded: LoadedModel, folder: Path) -> None:
     """Write the adapter as a plain PEFT folder, safetensors only.
 
+    PEFT's card is left out: it is a form that nobody has filled in, and names the folder that the
+    base model was loaded from.
+
     Raises:
         ModelError: an intervention acts on the model too, and would be lost.
     """
     _check_alone(loaded)
     # Said outright, since PEFT would otherwise ask the hub whether the vocabulary was resized.
+    card = folder / "README.md"
+    known = card.read_bytes() if card.exists() else None
     loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
+    if known is None:
+        card.unlink(missing_ok=True)
+    else:
+        card.write_bytes(known)  # PEFT adds to a card that is there
 
 
 def merged(loaded: LoadedModel) -> Any:

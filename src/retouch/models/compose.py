@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.run_dir import find_adapter
@@ -40,6 +38,8 @@ def scaled(loaded: LoadedModel, strength: float) -> Iterator[None]:
             f"Nothing acts on {loaded.name} whose strength could be set.",
             "Give an --adapter.",
         )
+    from peft.tuners.lora import LoraLayer
+
     scalings = [m.scaling for m in loaded.model.modules() if isinstance(m, LoraLayer)]
     steering = [one for one in loaded.interventions if isinstance(one, Steering)]
     # In place, since the hooks hold these very tensors.
@@ -100,7 +100,7 @@ def compose(loaded: LoadedModel, folders: Sequence[Path], weights: Sequence[floa
 
 
 def _load(loaded: LoadedModel, folder: Path, name: str) -> None:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
     with fitting(loaded, folder):
         config = PeftConfig.from_pretrained(str(folder))
@@ -126,6 +126,8 @@ def _plain(config: Any) -> bool:
 @torch.no_grad()
 def _add_up(model: Any, names: Sequence[str], weights: Sequence[float]) -> None:
     """Leave one adapter, `default`, which is what PEFT saves into a folder itself."""
+    from peft.tuners.lora import LoraLayer
+
     if len(names) == 1:  # PEFT concatenates two adapters at least
         for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
             layer.lora_B["default"].weight.mul_(weights[0])

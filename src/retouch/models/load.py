@@ -15,9 +15,18 @@ from retouch.core.types import Message
 from retouch.models import ranks
 from retouch.models.intervention import Intervention
 from retouch.models.layout import ModelLayout, find_layout
+from retouch.models.memory import ran_out
 from retouch.models.placement import Placement
 from retouch.models.sharding import shard as share_out
-from retouch.models.weights import Quantize, is_quantised, outline, read_weights
+from retouch.models.template import give_template
+from retouch.models.weights import (
+    UNREADABLE,
+    Quantize,
+    first_words,
+    is_quantised,
+    outline,
+    read_weights,
+)
 
 POCKET = Path(__file__).parent.parent / "pocket" / "weights"
 
@@ -156,11 +165,7 @@ def load(
     """
     from transformers import AutoTokenizer
 
-    if device_memory is not None and (shard or quantize != "none"):
-        raise ConfigError(
-            "`--device-memory` streams whole weights: it goes with neither --shard nor --quantize.",
-            "Leave one of them out.",
-        )
+    check_options(device_memory=device_memory, quantize=quantize, shard=shard)
     where = find_device(device)
     kind = find_dtype(dtype, where)
     path = str(POCKET) if name == "pocket" else name
@@ -169,10 +174,11 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         placement = _plan(path, kind, where, device_memory, options)
         model = read_weights(path, kind, where, quantize, options, placement)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except UNREADABLE as error:
+        if ran_out(error):
+            raise
         raise ModelError(
-            f"The model {name!r} cannot be loaded: {reason}",
+            f"The model {name!r} cannot be loaded: {first_words(error)}.",
             "Give `pocket`, a folder with config.json and safetensors, or a hub id.",
         ) from None
     if tokenizer.eos_token_id is None:
@@ -184,7 +190,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     if chat_template is not None:
-        _give_template(tokenizer, Path(chat_template))
+        give_template(tokenizer, Path(chat_template))
     model.requires_grad_(False)
     model.eval()
     layout = find_layout(model)
@@ -198,6 +204,24 @@ def load(
     if adapter is not None:
         _add_adapter(loaded, adapter)
     return loaded
+
+
+def check_options(*, device_memory: int | None, quantize: Quantize, shard: bool) -> None:
+    """Look at those options of `load` of which one excludes the other.
+
+    Raises:
+        ConfigError: two of them are given.
+    """
+    if device_memory is not None and (shard or quantize != "none"):
+        raise ConfigError(
+            "`--device-memory` streams whole weights: it goes with neither --shard nor --quantize.",
+            "Leave one of them out.",
+        )
+    if shard and quantize != "none":
+        raise ConfigError(
+            "`--shard` shares whole weights out over processes: it does not go with --quantize.",
+            "Leave one of them out.",
+        )
 
 
 def _plan(
@@ -233,33 +257,6 @@ def find_dtype(name: str, where: torch.device) -> torch.dtype:
     auto = "bfloat16" if where.type == "cuda" else "float32"
     kind: torch.dtype = getattr(torch, auto if name == "auto" else name)
     return kind
-
-
-def _give_template(tokenizer: Any, path: Path) -> None:
-    """Give the tokenizer the chat template in a file, once it is seen to work."""
-    from jinja2 import TemplateError
-
-    try:
-        template = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"The chat template {path} cannot be read: {why}.", "Give another --chat-template."
-        ) from None
-    said = "a question"
-    try:
-        tokenizer.chat_template = template
-        turns = [{"role": "user", "content": said}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The chat template {path} does not work: {error}.", "It is to be a Jinja template."
-        ) from None
-    if said not in text:
-        raise ConfigError(
-            f"The chat template {path} does not write what the user says.",
-            "It is to go through `messages`, as those of tokenizers do.",
-        )
 
 
 def _add_adapter(loaded: LoadedModel, folder: Path) -> None:

@@ -6,11 +6,28 @@ from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from retouch.core.errors import ModelError
 from retouch.models.placement import Placement
 
 Quantize = Literal["none", "8bit", "4bit"]
+
+# What reading a checkpoint or its tokenizer raises where something is wrong with the files.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError),
+    ArithmeticError,  # a model without heads divides by nothing
+    StrictDataclassError,  # a value in config.json that transformers does not take
+)
+
+
+def first_words(error: Exception) -> str:
+    """Why a checkpoint cannot be read, in the library's words: a sentence without its end."""
+    if "ignore_mismatched_sizes" in str(error):  # the library's words are for who calls it
+        return "its weights have other shapes than its config.json says"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # The first line is the sentence; where it ends in a colon, the next one is what it is about.
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
 
 
 def outline(path: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
