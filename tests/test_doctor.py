@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import time
@@ -21,12 +22,16 @@ from typer.testing import CliRunner, Result
 from retouch import diagnosis
 from retouch.cli.app import app
 from retouch.core.config import EditConfig
+from retouch.core.size import size_text
 from retouch.diagnosis import Diagnosis, examine
 from retouch.editing.fit import memory_fits
 from retouch.editing.room import Memory
 from retouch.models import sketch as sketching
+from retouch.models.layout import find_layout
+from retouch.models.load import load
 from retouch.models.machine import Machine
 from retouch.models.shards import look_at_folder, look_at_listing
+from test_placement import BLOCK
 from tiny import tiny_model, tiny_tokenizer
 
 CPU = Machine(torch.device("cpu"), "cpu (1 thread)", 2**33, 2**33, 1e11, 1e10)
@@ -61,6 +66,25 @@ def look(model: Path | str, **settings: Any) -> Diagnosis:
     return examine(EditConfig(model=str(model), measure="nothing", **settings))
 
 
+def held(found: Diagnosis) -> Memory:
+    assert found.outlook is not None
+    return found.outlook.memory
+
+
+def roomy(monkeypatch: pytest.MonkeyPatch, free: int, device: str = "cpu", ram: int = 0) -> None:
+    """Let the machine's device have so many bytes."""
+    label = torch.device(device)
+    there = replace(CPU, device=label, label=device, free=free, ram=ram or free)
+    monkeypatch.setattr(diagnosis, "measure", lambda where, kind: there)
+
+
+def said(found: Diagnosis, about: str, level: str = "note") -> str:
+    """What was found about something, of one level."""
+    return " ".join(
+        f"{f.what} {f.mend}" for f in found.findings if (f.about, f.level) == (about, level)
+    )
+
+
 def stopped(found: Diagnosis, about: str) -> str:
     """The one thing that stops the edit, with its mend."""
     (stop,) = found.stops
@@ -79,9 +103,8 @@ def test_a_good_folder_would_run(folder: Path) -> None:
     assert found.layers is not None
     assert (found.layers.adapted, found.layers.tapped) == ((0, 1, 2, 3), (2, 3))
     assert "patching once the weights are loaded" in found.layers.why
-    assert found.memory is not None
-    assert found.memory.weights == 4 * found.numbers
-    assert found.memory.peak < 2**30
+    assert held(found).weights == 4 * found.numbers
+    assert held(found).peak < 2**30
     assert found.seconds is not None
 
 
@@ -279,12 +302,49 @@ def test_a_template_that_refuses_the_chats_stops(folder: Path) -> None:
     assert "No turns." in stopped(look(folder), "tokenizer")
 
 
-def test_fused_experts_are_a_note(tmp_path: Path) -> None:
-    tiny_model("mixtral", num_local_experts=4).save_pretrained(tmp_path)
+def test_what_no_adapter_reaches_is_counted(folder: Path, tmp_path: Path) -> None:
+    assert "reach" not in said(look(folder), "layers")
+    mixture = tiny_model("mixtral", num_local_experts=4)
+    mixture.save_pretrained(tmp_path / "mixture")
+    tiny_tokenizer().save_pretrained(tmp_path / "mixture")
+    found = look(tmp_path / "mixture", layers=(1, 2), taps=(2,))
+    assert not found.stops
+    blocks = find_layout(mixture).blocks(mixture)[1:3]
+    every = sum(p.numel() for block in blocks for p in block.parameters())
+    experts = 2 * (4 * 3 * 32 * 64 + 4 * 32)  # with their routers
+    told = said(found, "layers")
+    assert f"{experts:,} of the {every:,} numbers" in told
+    assert "mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate." in told
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_of_a_model_that_sees_the_text_side_is_looked_at(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     found = look(tmp_path)
     assert not found.stops
-    assert any("experts" in f.what and f.level == "note" for f in found.findings)
+    assert found.architecture.endswith("ForConditionalGeneration")
+    assert found.blocks == 4
+    assert found.numbers == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_that_writes_no_text_stops(folder: Path) -> None:
+    from transformers import CLIPVisionConfig
+
+    CLIPVisionConfig(hidden_size=16, num_attention_heads=2).save_pretrained(folder)
+    assert "writes no text" in look(folder).stops[0].what
+
+
+def test_a_chat_template_of_ones_own_is_tried(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ raise_exception('Nothing.') }}")
+    assert "does not work" in stopped(look(folder, chat_template=str(own)), "tokenizer")
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    assert "--chat-template" in said(look(folder), "tokenizer")
+    own.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    assert not said(look(folder, chat_template=str(own)), "tokenizer")
 
 
 # The edit.
@@ -292,9 +352,7 @@ def test_fused_experts_are_a_note(tmp_path: Path) -> None:
 
 def test_forced_rows_and_an_adversary_are_reckoned_with(folder: Path) -> None:
     plain, forced = look(folder), look(folder, forced=4, forced_rows=2)
-    assert plain.memory is not None
-    assert forced.memory is not None
-    assert forced.memory.cached > 1.5 * plain.memory.cached
+    assert held(forced).cached > 1.5 * held(plain).cached
     assert any("--tamper" in f.what for f in look(folder, tamper=3).findings)
 
 
@@ -328,38 +386,177 @@ def test_a_type_that_the_device_does_not_compute_in_stops(
     assert "--dtype" in stopped(look(folder, dtype="float16"), "device")
 
 
-def test_too_little_memory_stops_and_says_what_would_make_room(folder: Path) -> None:
-    result = call(folder, "--device-memory", "1MiB")
-    assert result.exit_code == 1
-    assert "--batch" in result.output
-    replying = Memory(1000, 900, 100, 100, 500, 10)
-    (stop,) = memory_fits(replying, 1500, CPU, wide=True)
-    assert "--reply-tokens" in stop.mend
-    found = examine(EditConfig(model=str(folder), measure="nothing"), device_memory=1000)
-    told = stopped(found, "memory")
+def test_too_little_memory_stops_and_says_what_would_make_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = held(look(folder))
+    roomy(monkeypatch, whole.peak + 1)
+    (close,) = [f for f in look(folder).findings if f.about == "memory"]
+    assert close.level == "note"
+    roomy(monkeypatch, whole.weights + whole.beside // 4)
+    told = stopped(look(folder), "memory")
+    rows = int(re.findall(r"with --at-once (\d+) \(", told)[0])
+    # What it names is what then fits.
+    assert rows < 32
+    assert not look(folder, at_once=rows).stops
+    roomy(monkeypatch, 1000)
+    told = stopped(look(folder), "memory")
     assert "weights alone" in told
-    assert "--dtype bfloat16" in told
-    roomy = look(folder)
-    assert roomy.memory is not None
-    close = examine(roomy.config, device_memory=roomy.memory.peak + 1)
-    assert [f.level for f in close.findings if f.about == "memory"] == ["note"]
+    assert "a smaller model" in told
+    replying = Memory(1000, 900, 100, 100, 500, 10)
+    assert "--reply-tokens" in memory_fits(replying, 1500).mend
+
+
+def test_a_gpu_halves_what_runs_at_once_by_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = held(look(folder))
+    roomy(monkeypatch, whole.weights + whole.beside // 4, "cuda:0", 2**33)
+    found = look(folder)
+    assert not found.stops
+    assert "fewer rows at once by itself" in said(found, "memory")
+    assert "--at-once" in said(found, "memory")
 
 
 def test_a_smaller_batch_takes_less(folder: Path) -> None:
-    def step(batch: int) -> int:
-        held = look(folder, batch=batch).memory
-        assert held is not None
-        return held.activations
+    def step(batch: int, **more: Any) -> int:
+        return held(look(folder, batch=batch, **more)).activations
 
     assert step(32) == pytest.approx(4 * step(8), rel=0.01)
+    assert step(32, at_once=8) == step(8)
 
 
 def test_weights_for_a_gpu_pass_the_machines_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = replace(CPU, device=torch.device("cuda:0"), label="cuda:0", ram=1000)
-    monkeypatch.setattr(diagnosis, "measure", lambda where, kind: gpu)
+    roomy(monkeypatch, 2**33, "cuda:0", 1000)
     assert "machine's memory first" in stopped(look(folder), "memory")
+    # Quantised weights go straight to the device.
+    assert not look(folder, quantize="4bit").stops
+
+
+def test_states_beyond_the_memory_lie_on_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert held(look(folder)).on_disk == 0
+    small = look(folder, cache_memory="100KB")
+    assert held(small).cached == 100_000
+    assert held(small).on_disk == held(look(folder)).cached - 100_000
+    assert "of states lie in a file" in said(small, "disk")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage(10**9, 0, 10**9 * ("tmp" not in str(path)))
+    )
+    roomy(monkeypatch, 2**33, "cuda:0")
+    assert held(look(folder, cache_memory="100KB")).in_memory == 100_000
+
+
+def test_options_that_exclude_each_other_stop(folder: Path) -> None:
+    told = stopped(look(folder, device_memory="1GiB", quantize="8bit"), "options")
+    assert "Leave one of them out." in told
+    assert "memory and time are those of one" in said(look(folder, shard=True), "memory")
+
+
+# Blocks that come by, and weights in fewer bits.
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """A model of which most lies in its twelve blocks, 37,120 bytes each."""
+    tiny_model(num_hidden_layers=12).save_pretrained(tmp_path / "deep")
+    tiny_tokenizer().save_pretrained(tmp_path / "deep")
+    return tmp_path / "deep"
+
+
+def test_what_comes_by_is_what_the_edit_loads_so(deep: Path) -> None:
+    config = EditConfig(
+        model=str(deep), layers=(4, 5), taps=(5,), device_memory="300KB", measure="nothing"
+    )
+    found = examine(config)
+    assert found.outlook is not None
+    streaming = found.outlook.streaming
+    assert streaming is not None
+    loaded = load(str(deep), device="cpu", device_memory=300_000)
+    loaded.settle([4, 5])
+    assert loaded.placement is not None
+    assert held(found).weights == loaded.placement.weights
+    assert streaming.stay == tuple(sorted(loaded.placement.resident))
+    assert {4, 5} <= set(streaming.stay) < set(range(12))
+    assert streaming.origin == loaded.placement.origin == "disk"
+    assert streaming.size == (12 - len(streaming.stay)) * BLOCK
+    assert f"{len(streaming.stay)} of 12 blocks stay" in said(found, "memory")
+    assert "the checkpoint's files" in said(found, "memory")
+
+
+def test_how_much_comes_by_is_what_the_forward_passes_take(deep: Path) -> None:
+    def parts(**more: Any) -> dict[str, int]:
+        ahead = look(deep, device_memory="300KB", **more).outlook
+        assert ahead is not None
+        return {part.phase.name: part.phase.streamed for part in ahead.phases}
+
+    fixed = {"layers": (4, 5), "taps": (5,), "labels": 8, "retain": 8, "batch": 8, "rounds": 3}
+    found = parts(**fixed)
+    assert found["discriminators"] == found["adapter"] == 0
+    # Source, their twins, target and what is held run up to the segment; and the check of it.
+    assert found["board"] == (4 + 2) * 4 * BLOCK + 2 * 10 * BLOCK
+    assert found["base replies"] % (33 * 12 * BLOCK) == 0  # a pass for each token of a batch
+    assert parts(**fixed | {"rounds": 6})["judge"] == 2 * found["judge"]
+    assert parts(**fixed | {"reply_tokens": 65})["base replies"] >= 2 * found["base replies"]
+    patched = parts(labels=8, retain=8)
+    assert patched["causal patching"] == 14 * 12 * BLOCK
+    assert found["adapter"] < parts(**fixed, supervised_weight=1.0)["adapter"]
+    whole = look(deep).outlook
+    assert whole is not None
+    assert not any(part.phase.streamed for part in whole.phases)
+
+
+def test_the_time_of_what_comes_by_is_added(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from retouch.editing import outlook
+
+    settings: dict[str, Any] = {"device_memory": "300KB", "layers": (4, 5), "taps": (5,)}
+    fast = look(deep, **settings)
+    monkeypatch.setattr(outlook, "FROM_DISK", outlook.FROM_DISK / 1000)
+    slow = look(deep, **settings)
+    assert fast.outlook is not None
+    assert fast.outlook.streaming is not None
+    assert fast.seconds is not None
+    assert slow.seconds is not None
+    taken = fast.outlook.streaming.all / fast.outlook.streaming.speed
+    assert slow.seconds - fast.seconds == pytest.approx(999 * taken)
+    assert "an assumption" in said(fast, "memory")
+    assert "base replies" in said(slow, "memory")  # what takes most of it
+
+
+def test_a_limit_in_which_not_even_the_segment_fits_stops(deep: Path) -> None:
+    told = stopped(look(deep, device_memory="9KiB"), "memory")
+    assert "9.0 KiB is too little" in told
+    assert "at least" in told
+    everything = look(deep, device_memory="300KB", layers=tuple(range(12)), taps=(11,))
+    assert "12 blocks that are trained" in stopped(everything, "memory")
+
+
+def test_a_limit_in_which_all_fits_brings_nothing_by(folder: Path) -> None:
+    found = look(folder, device_memory="1GiB")
+    assert found.outlook is not None
+    assert found.outlook.streaming is None
+    assert found.outlook.budget == 2**30
+    assert held(found).weights == 4 * found.numbers
+
+
+def test_weights_in_fewer_bits_are_foreseen(folder: Path) -> None:
+    whole, eight, four = (look(folder, quantize=q) for q in ("none", "8bit", "4bit"))
+    assert held(four).weights < held(eight).weights < held(whole).weights
+    assert "export --format merged" in said(four, "quantised")
+    assert "In 4 bits the weights take" in said(four, "quantised")
+
+
+def test_without_bitsandbytes_quantising_stops(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retouch.models import weights
+
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    assert "bitsandbytes" in stopped(look(folder, quantize="4bit"), "quantised")
 
 
 def test_a_full_disk_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,11 +630,14 @@ def hollow(folder: Path, shards: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_seventy_billion_parameters_are_answered_for_in_seconds(seventy: Path) -> None:
+def test_seventy_billion_parameters_are_answered_for_in_seconds(
+    seventy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = time.process_time()
     hollow(seventy, 4)
     config = EditConfig(model=str(seventy), dtype="bfloat16", measure="nothing")
-    found = examine(config, device_memory=80 * 2**30)
+    roomy(monkeypatch, 80 * 2**30)
+    found = examine(config)
     assert time.process_time() - began < 30
     assert found.numbers == 70_553_706_496
     assert found.layers is not None
@@ -446,18 +646,27 @@ def test_seventy_billion_parameters_are_answered_for_in_seconds(seventy: Path) -
     assert "131 GiB" in told
     assert "80.0 GiB" in told
     assert "--dtype" not in told
-    roomy = examine(config, device_memory=320 * 2**30)
-    assert not roomy.stops
-    assert roomy.seconds is not None
-    assert roomy.seconds > 3600
+    # Each way out is one, and takes what is said.
+    for option in ({"quantize": "4bit"}, {"device_memory": "80GiB"}):
+        ((name, value),) = option.items()
+        way = examine(config.model_copy(update=option))
+        assert not way.stops
+        assert f"with --{name.replace('_', '-')} {value} ({size_text(held(way).peak)}" in told
+    roomy(monkeypatch, 320 * 2**30)
+    found = examine(config)
+    assert not found.stops
+    assert found.seconds is not None
+    assert found.seconds > 3600
 
 
-def test_without_its_shards_the_rest_is_still_foreseen(seventy: Path) -> None:
+def test_without_its_shards_the_rest_is_still_foreseen(
+    seventy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy(monkeypatch, 2**40)
     config = EditConfig(model=str(seventy), dtype="bfloat16", measure="own")
-    found = examine(config, device_memory=2**40)
+    found = examine(config)
     assert "no weights" in stopped(found, "weights")
-    assert found.memory is not None
-    assert found.memory.weights == 2 * 70_553_706_496
+    assert held(found).weights == 2 * 70_553_706_496
 
 
 def test_both_tables_fit_a_terminal(folder: Path) -> None:
@@ -465,7 +674,9 @@ def test_both_tables_fit_a_terminal(folder: Path) -> None:
 
     console = Console(width=80, highlight=False)
     with console.capture() as shown:
-        console.print(doctor._foreseen(look(folder)))
+        found = look(folder)
+        assert found.outlook is not None
+        console.print(doctor._foreseen(found.outlook, found.seconds))
     lines = shown.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert any("weights" in line and "base replies" in line for line in lines)

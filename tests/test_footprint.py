@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from retouch.models import adapters, footprint
 from retouch.models.layout import find_layout
 from retouch.models.load import LoadedModel, load
 from retouch.models.segment import Segment
-from tiny import tiny_loaded, tiny_model
+from retouch.models.weights import Quantize
+from tiny import tiny_loaded, tiny_model, tiny_tokenizer
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt"]
 
@@ -162,3 +164,28 @@ def test_of_a_routers_experts_a_token_passes_the_chosen_ones() -> None:
     assert counts.passed[0] == others + experts // 4
     assert counts.blocks[0] > others + experts
     assert sorted(footprint.fused(block)) == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_quantised_weights_are_as_many_bytes_as_foreseen(
+    family: str, kind: Quantize, tmp_path: Path
+) -> None:
+    model = tiny_model(family, hidden_size=64, intermediate_size=128, n_inner=128)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    real = load(str(tmp_path), quantize=kind, device="cpu").model
+    real(torch.arange(6, 16)[None])  # some are packed at the first use
+    size = 0
+    for name, parameter in real.named_parameters():
+        size += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        size += 0 if state is None else state.absmax.numel() * 4
+        scale = getattr(parameter, "SCB", None)
+        scale = (
+            getattr(real.get_submodule(name.rpartition(".")[0]).state, "SCB", scale)
+            if (kind == "8bit" and parameter.dtype == torch.int8)
+            else None
+        )
+        size += 0 if scale is None else scale.numel() * 4
+    assert footprint.quantised_bytes(on_meta(model), kind, 4) == pytest.approx(size, rel=0.01)

@@ -19,16 +19,19 @@ from retouch.core.errors import RetouchError
 from retouch.core.finding import LEVELS, Finding
 from retouch.core.types import Concept
 from retouch.delivery.gate import check_weakening
-from retouch.editing.fit import disk_fits, download_fits, memory_fits
+from retouch.editing.fit import download_fits
 from retouch.editing.layers import Layers, choose_layers
-from retouch.editing.room import Memory, disk_bytes, memory
+from retouch.editing.options import Situation
+from retouch.editing.outlook import Outlook, look_ahead
+from retouch.editing.room import Frame
 from retouch.editing.rows import Drawn, draw, first_draw
 from retouch.editing.texts import measured, sides_of
-from retouch.editing.workload import Foreseen, Workload, foresee, phases
-from retouch.models.footprint import adapter_numbers, cache_bytes, count, fused
-from retouch.models.load import find_device, find_dtype
+from retouch.editing.workload import Workload
+from retouch.models.footprint import Counts, adapter_numbers, cache_bytes, count
+from retouch.models.load import check_options, find_device, find_dtype
 from retouch.models.machine import Machine, measure
 from retouch.models.sketch import Sketch, sketch
+from retouch.models.weights import bitsandbytes_options
 
 Result = TypeVar("Result")
 
@@ -47,10 +50,7 @@ class Diagnosis:
         layers: the blocks of the edit, as far as they can be foreseen.
         adapter: trainable numbers.
         machine: what was measured; None where there is no such device.
-        memory: bytes on the device; None where something that it rests on is not known.
-        budget: bytes of the device that the edit may take.
-        phases: the parts of the edit with their seconds.
-        disk: bytes of the run directory.
+        outlook: memory, time and disk; None where something that they rest on is not known.
     """
 
     config: EditConfig
@@ -62,10 +62,7 @@ class Diagnosis:
     layers: Layers | None = None
     adapter: int = 0
     machine: Machine | None = None
-    memory: Memory | None = None
-    budget: int | None = None
-    phases: tuple[Foreseen, ...] = ()
-    disk: int = 0
+    outlook: Outlook | None = None
 
     @property
     def stops(self) -> tuple[Finding, ...]:
@@ -75,11 +72,15 @@ class Diagnosis:
     @property
     def seconds(self) -> float | None:
         """The edit's, with what is measured after it; None where they are not foreseen."""
-        return sum(part.seconds for part in self.phases) if self.phases else None
+        parts = self.outlook.phases if self.outlook else ()
+        return sum(part.seconds for part in parts) if parts else None
 
     def plain(self) -> dict[str, Any]:
         """The same as plain JSON values."""
-        machine, layers, held = self.machine, self.layers, self.memory
+        machine, layers, ahead = self.machine, self.layers, self.outlook
+        held = ahead.memory if ahead else None
+        streaming = ahead.streaming if ahead else None
+        parts = ahead.phases if ahead else ()
         return {
             "runs": not self.stops,
             "model": self.config.model,
@@ -93,22 +94,20 @@ class Diagnosis:
             "adapter_numbers": self.adapter,
             "machine": None if machine is None else asdict(machine) | {"device": machine.label},
             "memory": None if held is None else asdict(held) | {"peak": held.peak},
-            "memory_budget": self.budget,
+            "memory_budget": ahead.budget if ahead else None,
+            "streaming": None if streaming is None else asdict(streaming),
             "seconds": self.seconds,
-            "phases": [asdict(part.phase) | {"seconds": part.seconds} for part in self.phases],
-            "disk": self.disk,
+            "phases": [asdict(part.phase) | {"seconds": part.seconds} for part in parts],
+            "disk": ahead.disk if ahead else 0,
             "findings": [asdict(finding) for finding in self.findings],
         }
 
 
-def examine(
-    config: EditConfig, *, device_memory: int | None = None, out: Path = Path("runs")
-) -> Diagnosis:
+def examine(config: EditConfig, *, out: Path = Path("runs")) -> Diagnosis:
     """Look at everything that an edit needs, and load no weights.
 
     Args:
         config: the edit.
-        device_memory: bytes of the device that it may take; none given: what is free.
         out: where the run directory would be.
 
     Raises:
@@ -117,25 +116,39 @@ def examine(
     concept = load_concept(config.concept)
     found: list[Finding] = []
     _tried(found, "safety", lambda: check_weakening(config, concept))
+    _options(found, config)
     where = _tried(found, "device", lambda: find_device(config.device))
     kind = find_dtype(config.dtype, where or torch.device("cpu"))
+    if config.quantize != "none":
+        _tried(found, "quantised", lambda: bitsandbytes_options(config.quantize, kind))
     machine = None if where is None else _tried(found, "device", lambda: measure(where, kind))
     seen = sketch(
         config.model,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
+        chat_template=config.chat_template,
         dtype=kind,
     )
     found += seen.findings
-    diagnosis = Diagnosis(
-        config,
-        (),
-        dtype=str(kind).removeprefix("torch."),
-        machine=machine,
-        budget=device_memory or (machine.free if machine else None),
-    )
+    diagnosis = Diagnosis(config, (), dtype=str(kind).removeprefix("torch."), machine=machine)
     diagnosis = _foresee(diagnosis, seen, concept, kind, found, out)
     return replace(diagnosis, findings=tuple(sorted(found, key=lambda f: LEVELS.index(f.level))))
+
+
+def _options(found: list[Finding], config: EditConfig) -> None:
+    """What is said of the options alone."""
+
+    def check() -> None:
+        memory = config.device_bytes
+        check_options(device_memory=memory, quantize=config.quantize, shard=config.shard)
+
+    _tried(found, "options", check)
+    if config.shard:
+        what = "What several processes share out is not foreseen: memory and time are those of one."
+        found.append(Finding("note", "memory", what))
+    if config.tamper:
+        what = "What the adversary of --tamper computes and holds is not foreseen: it comes on top."
+        found.append(Finding("note", "time", what))
 
 
 def _tried(found: list[Finding], about: str, do: Callable[[], Result]) -> Result | None:
@@ -175,10 +188,7 @@ def _foresee(
     names = _tried(found, "layers", lambda: layout.linears(model, layers.adapted, config.modules))
     if names is None:
         return replace(diagnosis, layers=layers)
-    found += _unreached(seen, layers)
-    if config.tamper:
-        what = "What the adversary of --tamper computes and holds is not foreseen: it comes on top."
-        found.append(Finding("note", "time", what))
+    found += _unreached(seen, counts, layers)
     adapter = adapter_numbers(model, names, config.rank)
     diagnosis = replace(diagnosis, layers=layers, adapter=adapter)
     texts = (
@@ -188,35 +198,18 @@ def _foresee(
     )
     if texts is None:
         return diagnosis
-    hidden = int(model.config.get_text_config().hidden_size)
-    token = cache_bytes(model.config, 1, 1, kind.itemsize)
-    work = Workload(config, counts, layers, adapter, hidden, token, paired, *texts)
-    return _reckoned(diagnosis, seen, work, set(names), kind, found, out)
-
-
-def _reckoned(
-    diagnosis: Diagnosis,
-    seen: Sketch,
-    work: Workload,
-    adapted: set[str],
-    kind: torch.dtype,
-    found: list[Finding],
-    out: Path,
-) -> Diagnosis:
-    """Memory, disk and time of a workload, and whether there is room for it."""
-    model, layout = seen.model, seen.layout
-    assert layout is not None
-    weights = seen.shards.size if seen.quantized else work.counts.total * kind.itemsize
-    held = memory(work, model, layout, adapted, weights, kind.itemsize)
-    diagnosis = replace(diagnosis, memory=held, disk=disk_bytes(work))
-    found += disk_fits(diagnosis.disk, out)
     if seen.local is None and seen.shards.size:
         found.append(download_fits(seen.shards.size))
-    machine, budget = diagnosis.machine, diagnosis.budget
-    if machine is None or budget is None:
-        return diagnosis
-    found += memory_fits(held, budget, machine, wide=kind.itemsize == 4)
-    return replace(diagnosis, phases=tuple(foresee(phases(work, kind.itemsize), machine)))
+    text = model.config.get_text_config()
+    work = Workload(
+        *(config, counts, layers, adapter, int(text.hidden_size), int(text.vocab_size)),
+        *(kind.itemsize, cache_bytes(model.config, 1, 1, kind.itemsize), paired, *texts),
+    )
+    checkpoint = seen.shards.size if seen.quantized else 0
+    frame = Frame(model, layout, set(names))
+    outlook = look_ahead(Situation(work, frame, diagnosis.machine, checkpoint), out)
+    found += outlook.findings
+    return replace(diagnosis, outlook=outlook)
 
 
 def _rows(found: list[Finding], concept: Concept, config: EditConfig) -> tuple[Drawn, Drawn] | None:
@@ -246,14 +239,20 @@ def _layers(found: list[Finding], config: EditConfig, depth: int, paired: bool) 
     return replace(layers, why=why)
 
 
-def _unreached(seen: Sketch, layers: Layers) -> list[Finding]:
-    """Experts that are fused get no adapter: the rest of the block has to do the work."""
+def _unreached(seen: Sketch, counts: Counts, layers: Layers) -> list[Finding]:
+    """Weights of the adapted blocks that get no adapter: what is reached has to do the work."""
     assert seen.layout is not None
-    blocks = seen.layout.blocks(seen.model)
-    names = sorted({name for i in layers.adapted for name in fused(blocks[i])})
-    if not names:
+    missed = seen.layout.unreached(seen.model, layers.adapted)
+    if not missed:
         return []
-    what = f"The experts are fused tensors ({', '.join(names)}) and get no adapter; attention does."
+    beyond, every = sum(missed.values()), sum(counts.blocks[i] for i in layers.adapted)
+    start = len(seen.layout.path) + 1
+    kinds = sorted({name[start:].partition(".")[2].removesuffix(".weight") for name in missed})
+    named = ", ".join(kinds[:4]) + (f" and {len(kinds) - 4} more" if len(kinds) > 4 else "")
+    what = (
+        f"{beyond:,} of the {every:,} numbers of the adapted blocks ({beyond / every:.0%}) are in "
+        f"no adapter's reach: {named}."
+    )
     return [Finding("note", "layers", what)]
 
 

@@ -14,12 +14,14 @@ from retouch.cli.loading import (
     TrustRemoteCode,
     hush_libraries,
 )
-from retouch.core.size import parse_size, size_text
+from retouch.core.duration import time_text
+from retouch.core.size import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from retouch.diagnosis import Diagnosis
+    from retouch.editing.outlook import Outlook
 
 STYLES = {"stop": "red", "note": "yellow", "fine": "green"}
 Blocks = Annotated[str | None, typer.Option(metavar="N,...", help="as of `retouch edit`")]
@@ -48,7 +50,17 @@ def doctor(
     ] = None,
     device_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="the device's memory to judge by, such as 24GiB"),
+        typer.Option(metavar="SIZE", help="as of `retouch edit`: blocks beyond it come by"),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="none|8bit|4bit", help="bits of the frozen weights")
+    ] = None,
+    at_once: Number = None,
+    cache_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="as of `retouch edit`")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="as of `retouch edit`")
     ] = None,
     revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
@@ -85,6 +97,11 @@ def doctor(
         "batch": batch,
         "rounds": rounds,
         "measure": measure,
+        "device_memory": device_memory,
+        "quantize": quantize,
+        "at_once": at_once,
+        "cache_memory": cache_memory,
+        "chat_template": chat_template,
         "revision": revision,
         "device": device,
         "dtype": dtype,
@@ -92,14 +109,13 @@ def doctor(
         "allow_weakening": allow_weakening,
     }
     given |= {name: value for name, value in asked.items() if value is not None}
-    budget = None if device_memory is None else parse_size(device_memory)
     # What is wrong with the options is said before the seconds that the libraries take to load.
     resolve(given, where="the options")
     hush_libraries()
     from retouch.diagnosis import examine
     from retouch.pipeline import configure
 
-    found = examine(configure(given, config), device_memory=budget, out=out)
+    found = examine(configure(given, config), out=out)
     if as_json:
         typer.echo(plain.to_json(found.plain(), indent=2))
     else:
@@ -119,8 +135,8 @@ def _show(found: Diagnosis, console: Console) -> None:
     console.print(Text(_recognised(found), style="bold"), soft_wrap=True)
     if found.layers is not None:
         console.print(Text(_blocks(found)), soft_wrap=True)
-    if found.memory is not None:
-        console.print(_foreseen(found))
+    if found.outlook is not None:
+        console.print(_foreseen(found.outlook, found.seconds))
     for finding in found.findings:
         line = Text(f"{finding.level:>5}  ", style=STYLES[finding.level])
         line.append(f"{finding.about}: {finding.what}", style="default")
@@ -151,14 +167,13 @@ def _blocks(found: Diagnosis) -> str:
     return f"adapt {_range(layers.adapted)}, read {_range(layers.tapped)}{adapter} ({layers.why})"
 
 
-def _foreseen(found: Diagnosis) -> RenderableType:
+def _foreseen(ahead: Outlook, seconds: float | None) -> RenderableType:
     """Memory and time, estimates both."""
     from rich.columns import Columns
 
     from retouch.cli import tables
 
-    held = found.memory
-    assert held is not None
+    held = ahead.memory
     memory = [
         ("weights", held.weights),
         ("replying", held.generation),
@@ -167,24 +182,18 @@ def _foreseen(found: Diagnosis) -> RenderableType:
         ("a step's activations", held.activations),
         ("judging", held.judging),
         ("most at one time", held.peak),
-        ("to be had", found.budget),
-        ("on disk", found.disk),
+        ("to be had", ahead.budget),
+        ("blocks that come by", ahead.streaming.size if ahead.streaming else None),
+        ("states in memory", held.in_memory or None),
+        ("states on disk", held.on_disk or None),
+        ("run on disk", ahead.disk),
     ]
     shown = [(name, size_text(size)) for name, size in memory if size is not None]
     parts = [tables.rows(("memory, about", ""), shown)]
-    if found.seconds is not None:
-        times = [(part.phase.name, _time(part.seconds)) for part in found.phases]
-        parts.append(tables.rows(("time, about", ""), [*times, ("all", _time(found.seconds))]))
+    if seconds is not None:
+        times = [(part.phase.name, time_text(part.seconds)) for part in ahead.phases]
+        parts.append(tables.rows(("time, about", ""), [*times, ("all", time_text(seconds))]))
     return Columns(parts, padding=(0, 4))
-
-
-def _time(seconds: float) -> str:
-    """Seconds for people: an estimate needs no more than two figures."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            value = seconds / size
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def _count(number: int) -> str:

@@ -3,30 +3,75 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from retouch.core.config import EditConfig
 from retouch.core.finding import Finding
 from retouch.core.size import size_text
 from retouch.editing.room import Memory
-from retouch.models.machine import Machine
 
 CLOSE = 0.85  # of what is free: what is foreseen is an estimate, and more than this may not fit
 
 
-def memory_fits(held: Memory, budget: int, machine: Machine, wide: bool) -> list[Finding]:
-    """Whether the device, given `budget` bytes of it, and the machine hold what the edit holds.
+def memory_fits(
+    held: Memory, budget: int, ways: Sequence[str] = (), halved: int | None = None
+) -> Finding:
+    """Whether the device, given `budget` bytes of it, holds what the edit holds.
 
-    `wide` says that the weights are in float32, so that they could be halved.
+    Args:
+        held: what is foreseen.
+        budget: bytes of the device that are to be had.
+        ways: options with which it would fit, each with its result.
+        halved: the rows at once at which it would fit, where the edit finds that by itself.
     """
-    found = [_on_device(held, budget, wide)]
-    if machine.device.type != "cpu" and held.weights > machine.ram:
-        what = (
-            f"The weights are loaded into the machine's memory first: {size_text(held.weights)}, "
-            f"and {size_text(machine.ram)} are free."
-        )
-        found.append(Finding("stop", "memory", what, _smaller_weights(wide)))
-    return found
+    needs = f"{size_text(held.peak)} foreseen, {size_text(budget)} to be had"
+    if held.peak <= CLOSE * budget:
+        return Finding("fine", "memory", f"It fits: {needs}.")
+    if held.peak <= budget:
+        return Finding("note", "memory", f"It may just fit: {needs}.", "Free some beforehand.")
+    if halved is not None:
+        what = f"Not all fits at once: {needs}. The edit runs fewer rows at once by itself."
+        return Finding("note", "memory", what, f"Foreseen to fit with --at-once {halved}.")
+    alone = held.weights > budget
+    if alone:
+        what = f"The weights alone take {size_text(held.weights)}: {needs}."
+        mend = "Take a machine with more, or a smaller model"
+    else:
+        what = f"It does not fit: {needs}."
+        mend = "Take fewer --labels and --retain, or a lower --reply-tokens"
+        # Up to 256 rows reply together, whatever the batch.
+        if held.beside != held.generation:
+            mend = "Take a smaller --at-once, fewer --labels and --retain, or fewer --layers"
+    return Finding("stop", "memory", what, "; or it fits ".join([mend, *ways]) + ".")
+
+
+def loading_fits(weights: int, ram: int, wide: bool) -> list[Finding]:
+    """Whether the machine's memory holds the weights, through which they come to a device.
+
+    `wide` says that they are in float32, so that they could be halved.
+    """
+    if weights <= ram:
+        return []
+    what = (
+        f"The weights are loaded into the machine's memory first: {size_text(weights)}, "
+        f"and {size_text(ram)} are free."
+    )
+    half = ", --dtype bfloat16" if wide else ""
+    return [Finding("stop", "memory", what, f"Take a --device-memory below that{half}.")]
+
+
+def states_fit(held: Memory) -> list[Finding]:
+    """Whether there is room for the states that lie in a file."""
+    if not held.on_disk:
+        return []
+    where = tempfile.gettempdir()
+    free = shutil.disk_usage(where).free
+    what = f"{size_text(held.on_disk)} of states lie in a file in {where}"
+    if held.on_disk > free:
+        mend = "Set TMPDIR to a larger disk, raise --cache-memory or lower --retain."
+        return [Finding("stop", "disk", f"{what}, where {size_text(free)} are free.", mend)]
+    return [Finding("note", "disk", f"{what}, and are read from there at every step.")]
 
 
 def disk_fits(needed: int, out: Path) -> list[Finding]:
@@ -36,38 +81,6 @@ def disk_fits(needed: int, out: Path) -> list[Finding]:
         return []
     what = f"The run takes {size_text(needed)} of disk, {size_text(free)} are free."
     return [Finding("stop", "disk", what, "Free some, or give another --out.")]
-
-
-def _on_device(held: Memory, budget: int, wide: bool) -> Finding:
-    needs = f"{size_text(held.peak)} foreseen, {size_text(budget)} to be had"
-    if held.weights > budget:
-        what = f"The weights alone take {size_text(held.weights)}: {needs}."
-        return Finding("stop", "memory", what, _smaller_weights(wide))
-    if held.peak > budget:
-        # Up to 256 rows reply together, whatever the batch.
-        mend = "Take fewer --labels and --retain, or a lower --reply-tokens"
-        if held.beside != held.generation:
-            mend = "Take a smaller --batch, fewer --labels and --retain, or fewer --layers"
-        mend += f"; or {more}." if (more := _options()) else "."
-        return Finding("stop", "memory", f"It does not fit: {needs}.", mend)
-    if held.peak > CLOSE * budget:
-        return Finding("note", "memory", f"It may just fit: {needs}.", "Free some beforehand.")
-    return Finding("fine", "memory", f"It fits: {needs}.")
-
-
-def _options() -> str:
-    """The options of this version that make room, in words."""
-    known = {
-        "device_memory": "--device-memory SIZE, which streams the blocks",
-        "quantize": "--quantize 4bit",
-    }
-    return " or ".join(words for name, words in known.items() if name in EditConfig.model_fields)
-
-
-def _smaller_weights(wide: bool) -> str:
-    half = "--dtype bfloat16" if wide else ""
-    choices = ["a machine with more", "a smaller model", half, _options()]
-    return f"Take {' or '.join(choice for choice in choices if choice)}."
 
 
 def download_fits(size: int) -> Finding:

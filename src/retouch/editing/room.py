@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from retouch.editing.workload import JUDGED, TOGETHER, Workload
+from retouch.editing.texts import Texts
+from retouch.editing.workload import Workload
 from retouch.models.footprint import (
     activation_bytes,
     cache_bytes,
@@ -15,8 +16,9 @@ from retouch.models.footprint import (
     widest,
 )
 from retouch.models.layout import ModelLayout
-
-LOGITS = 2**28  # numbers of logits that are held at a time
+from retouch.models.machine import Machine
+from retouch.models.store import SHARE
+from retouch.representations.likelihood import logit_tokens
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Memory:
         adapter: its weights, gradients, Adam's moments, averages.
         activations: what autograd saves of one step.
         judging: logits of one batch that is judged.
+        in_memory: states that lie in the machine's memory beside the device.
+        on_disk: states that lie in a memory-mapped file.
     """
 
     weights: int
@@ -38,6 +42,8 @@ class Memory:
     adapter: int
     activations: int
     judging: int
+    in_memory: int = 0
+    on_disk: int = 0
 
     @property
     def beside(self) -> int:
@@ -51,45 +57,86 @@ class Memory:
         return self.weights + self.beside
 
 
-def memory(
-    work: Workload,
-    model: Any,
-    layout: ModelLayout,
-    adapted: Collection[str],
-    weights: int,
-    itemsize: int,
-) -> Memory:
-    """What an edit holds on the device; `weights` bytes are the model's own."""
-    config, train = work.config, work.train
-    vocabulary = int(model.config.get_text_config().vocab_size)
+@dataclass(frozen=True)
+class Frame:
+    """A model before its weights, as an edit goes about it.
+
+    Attributes:
+        model: the architecture on the meta device.
+        layout: where its blocks are.
+        adapted: the full names of the linear layers that get adapters.
+    """
+
+    model: Any
+    layout: ModelLayout
+    adapted: Collection[str]
+
+
+def memory(work: Workload, frame: Frame, weights: int, machine: Machine | None) -> Memory:
+    """What an edit holds on the device; `weights` bytes are the model's own.
+
+    Without a machine all states are counted as if they lay on the device.
+    """
+    train, model = work.train, frame.model
     every = train.every + work.asked
-    rows = min(TOGETHER, every.rows)
-    generation = cache_bytes(model.config, rows, every.longest, itemsize)
-    generation += 2 * widest(model, layout) * rows * every.longest * itemsize
-    states = train.source.tokens + 2 * train.hold.tokens
-    if work.paired:
-        states += len(work.layers.tapped) * sum(train.source.replies)
-    # The losses of both sets are added up before the backward pass.
-    top = work.depth - 1 if config.supervised_weight else work.last
-    trained_blocks = range(min(work.layers.adapted), top + 1)
-    activations = 0
-    for texts in (train.source, train.hold):
-        held = min(config.batch, texts.rows)
-        activations += activation_bytes(
-            model, layout, trained_blocks, adapted, held, texts.longest, itemsize
-        )
-    if config.supervised_weight:
-        held = min(config.batch, train.source.rows)
-        activations += held * train.source.longest * vocabulary * (itemsize + 8)
-    longest = max(work.validation.source.longest, work.validation.hold.longest)
+    rows = min(work.together(every), every.rows)
+    generation = cache_bytes(model.config, rows, every.longest, work.itemsize)
+    generation += 2 * widest(model, frame.layout) * rows * every.longest * work.itemsize
+    held = work.validation.source + work.validation.hold
+    logits = 2 * work.judged(held) * held.longest * work.vocabulary
+    judging = min(logits, work.vocabulary * logit_tokens(work.room, work.vocabulary))
+    near, far, filed = _kept(work, weights, machine)
     return Memory(
         weights=weights,
         generation=generation,
-        cached=state_bytes(work.hidden, states, itemsize),
+        cached=near,
         adapter=training_bytes(work.adapter),
-        activations=activations,
-        judging=min(LOGITS, 2 * JUDGED * longest * vocabulary) * itemsize,
+        activations=_activations(work, frame),
+        judging=judging * work.itemsize,
+        in_memory=far,
+        on_disk=filed,
     )
+
+
+def _kept(work: Workload, weights: int, machine: Machine | None) -> tuple[int, int, int]:
+    """Bytes of the states that are kept: on the device, in memory beside it, in a file.
+
+    As `models.store.StateStore` lays them.
+    """
+    positions = work.train.source.tokens + 2 * work.train.hold.tokens
+    if work.paired:
+        positions += len(work.layers.tapped) * sum(work.train.source.replies)
+    size = state_bytes(work.hidden, positions, work.itemsize)
+    if machine is None:
+        return size, 0, 0
+    on_gpu = machine.device.type != "cpu"
+    given = work.config.cache_bytes or (None if work.room is None else work.room // 2)
+    left = max(machine.free - weights, 0)
+    near = min(size, given or int(SHARE * left)) if on_gpu else 0
+    far = min(size - near, given or int(SHARE * (machine.ram if on_gpu else left)))
+    filed = size - near - far
+    return (near, far, filed) if on_gpu else (far, 0, filed)
+
+
+def _activations(work: Workload, frame: Frame) -> int:
+    """What autograd saves of a piece of a batch: of source rows or of the retain set."""
+    config, train = work.config, work.train
+
+    def saved(texts: Texts, top: int) -> int:
+        blocks = range(min(work.layers.adapted), top + 1)
+        return activation_bytes(
+            *(frame.model, frame.layout, blocks, frame.adapted),
+            *(min(work.at_once, texts.rows), texts.longest, work.itemsize),
+        )
+
+    segment = max(saved(texts, work.last) for texts in (train.source, train.hold))
+    if not config.supervised_weight:
+        return segment
+    rows = min(work.at_once, train.source.rows)
+    logits = rows * train.source.longest * work.vocabulary * (work.itemsize + 8)
+    # Blocks that came for it are held on to until the gradients have come back through them.
+    coming = sum(work.streamed[work.last + 1 :])
+    return max(segment, saved(train.source, work.depth - 1) + logits + coming)
 
 
 def disk_bytes(work: Workload) -> int:

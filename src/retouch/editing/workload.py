@@ -10,10 +10,12 @@ from retouch.editing.layers import Layers
 from retouch.editing.task import TRACED
 from retouch.editing.texts import Sides, Texts
 from retouch.models.footprint import Counts, forward, trained
+from retouch.models.generate import row_bytes, rows_together
 from retouch.models.machine import Machine
+from retouch.representations.likelihood import logit_tokens
 
 TOGETHER = 256  # rows that are generated together
-JUDGED = 32  # rows that are judged together
+JUDGED = 32  # rows that are judged together, at the most
 # The share of the rate of a large matrix product that an edit's many small ones reach, and the
 # seconds that starting one block's operations takes: assumptions, held against edits of pocket.
 UTILISATION = 0.3
@@ -30,12 +32,17 @@ class Workload:
         layers: the blocks that are adapted and read.
         adapter: trainable numbers of the adapter.
         hidden: the width of a hidden state.
+        vocabulary: how many tokens there are logits of.
+        itemsize: bytes of a number that is computed with.
         cache: bytes of keys and values that a token leaves.
         paired: whether source rows have partners.
         train: the rows that are learned from.
         validation: the rows that are chosen by.
         asked: what is asked when the edit is measured.
         compared: the texts that drift is measured on then.
+        streamed: bytes of each block that comes whenever it runs, 0 where a block stays while it is
+            trained; empty where all stay.
+        room: bytes of the device beside the weights, where a limit is set.
     """
 
     config: EditConfig
@@ -43,12 +50,16 @@ class Workload:
     layers: Layers
     adapter: int
     hidden: int
+    vocabulary: int
+    itemsize: int
     cache: int
     paired: bool
     train: Sides
     validation: Sides
     asked: Texts
     compared: Texts
+    streamed: tuple[int, ...] = ()
+    room: int | None = None
 
     @property
     def first(self) -> int:
@@ -65,6 +76,21 @@ class Workload:
         """How many blocks the model has."""
         return len(self.counts.blocks)
 
+    @property
+    def at_once(self) -> int:
+        """How many rows of a batch run at once in training."""
+        return min(self.config.at_once or self.config.batch, self.config.batch)
+
+    def together(self, texts: Texts) -> int:
+        """How many of the texts are replied to at once."""
+        shape = (self.depth, self.hidden, self.vocabulary, texts.longest, self.itemsize)
+        return rows_together(self.room, TOGETHER, row_bytes(*shape))
+
+    def judged(self, texts: Texts, models: int = 1) -> int:
+        """How many of the texts are judged at once, by the logits of so many models."""
+        tokens = logit_tokens(self.room, self.vocabulary) // models
+        return max(1, min(JUDGED, tokens // max(texts.longest, 1)))
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -75,45 +101,62 @@ class Phase:
         operations: multiplications and additions.
         calls: how often a block is run, one after the other.
         read: bytes of weights, and of keys and values, that these runs read or write.
+        streamed: bytes of weights that come to the device for them.
     """
 
     name: str
     operations: float
     calls: int
     read: int
+    streamed: int = 0
 
 
-def phases(work: Workload, itemsize: int) -> list[Phase]:
+def phases(work: Workload) -> list[Phase]:
     """The parts of an edit in their order, and the measurement after it."""
-    block = itemsize * sum(work.counts.blocks) // work.depth
+    every = work.itemsize * sum(work.counts.blocks)
+    # No block stays before it is known which are trained.
+    before, after = every if any(work.streamed) else 0, sum(work.streamed)
 
-    def phase(name: str, operations: float, calls: int, read: int = 0) -> Phase:
-        return Phase(name, operations, calls, calls * block + read)
+    def phase(name: str, operations: float, calls: int, read: int = 0, streamed: int = 0) -> Phase:
+        return Phase(name, operations, calls, calls * every // work.depth + read, streamed)
 
     whole = sum(work.counts.passed) + work.counts.head
     train, validation, config = work.train, work.validation, work.config
-    found = [phase("base replies", *_generation(work, train.every + validation.every))]
+    asked = [_generation(work, texts) for texts in (train.every, validation.every)]
+    operations, forwards, read = (sum(parts) for parts in zip(*asked, strict=True))
+    found = [
+        phase("base replies", operations, forwards * work.depth, read, forwards * before),
+    ]
     if work.paired and (config.taps is None or config.layers is None):
         tokens = train.source.tokens * min(TRACED, train.source.rows) // train.source.rows
         runs = work.depth + 2
-        found.append(phase("causal patching", runs * forward(whole, tokens), runs * work.depth))
+        operations = runs * forward(whole, tokens)
+        found.append(phase("causal patching", operations, runs * work.depth, 0, runs * before))
     found.append(phase("board", *_board(work)))
     found.append(phase("discriminators", *_teaching(work)))
-    found.append(phase("adapter", *_answering(work)))
+    operations, calls, forwards = _answering(work)
+    found.append(phase("adapter", operations, calls, 0, forwards * after))
     tokens = validation.source.tokens + 2 * validation.hold.tokens
-    batches = validation.source.batches(JUDGED) + 2 * validation.hold.batches(JUDGED)
-    runs = config.rounds * work.depth * batches
-    found.append(phase("judge", config.rounds * forward(whole, tokens), runs))
+    forwards = config.rounds * (
+        validation.source.batches(work.judged(validation.source))
+        + 2 * validation.hold.batches(work.judged(validation.hold, 2))
+    )
+    operations = config.rounds * forward(whole, tokens)
+    found.append(phase("judge", operations, forwards * work.depth, 0, forwards * after))
     if work.asked.rows:
-        operations, calls, read = _generation(work, work.asked)
+        operations, forwards, read = _generation(work, work.asked)
         operations += forward(whole, work.compared.tokens)
-        calls += work.depth * work.compared.batches(JUDGED)
-        found.append(phase("measurement", 2 * operations, 2 * calls, 2 * read))
+        forwards += work.compared.batches(work.judged(work.compared, 2))
+        calls = 2 * forwards * work.depth
+        found.append(phase("measurement", 2 * operations, calls, 2 * read, 2 * forwards * after))
     return found
 
 
 def _generation(work: Workload, texts: Texts) -> tuple[float, int, int]:
-    """Every token passes the blocks once, and the reply's the head besides.
+    """Operations, passes through all blocks, and bytes of keys and values.
+
+    Every token passes the blocks once, and the reply's the head besides. A batch takes a pass for
+    each token of its longest reply.
 
     Each new token reads the keys and values of all before it once to look at them, and once more to
     write them anew with its own at the end.
@@ -122,37 +165,49 @@ def _generation(work: Workload, texts: Texts) -> tuple[float, int, int]:
     operations = forward(inside, texts.tokens) + forward(work.counts.head, sum(texts.replies))
     passes = zip(texts.prompts, texts.replies, strict=True)
     looked_at = sum(reply * (prompt + reply // 2) for prompt, reply in passes)
-    return operations, texts.batches(TOGETHER) * longest * work.depth, 3 * work.cache * looked_at
+    return operations, texts.batches(work.together(texts)) * longest, 3 * work.cache * looked_at
 
 
 def _segment(work: Workload) -> int:
     return sum(work.counts.passed[work.first : work.last + 1])
 
 
-def _board(work: Workload) -> tuple[float, int]:
-    """Every text runs up to the end of the segment once."""
-    train, config = work.train, work.config
+def _board(work: Workload) -> tuple[float, int, int, int]:
+    """Every text runs up to the end of the segment once.
+
+    Before that, one row runs twice through all blocks and twice up to the segment, to see whether
+    the segment can run alone.
+    """
+    train = work.train
     texts = train.every + train.target if work.paired else train.every
     below = sum(work.counts.passed[: work.last + 1])
-    return forward(below, texts.tokens), texts.batches(config.batch) * (work.last + 1)
+    pieces = texts.batches(work.at_once)
+    coming = (pieces + 2) * sum(work.streamed[: work.first]) + 2 * sum(work.streamed)
+    return forward(below, texts.tokens), pieces * (work.last + 1), 0, coming
 
 
 def _teaching(work: Workload) -> tuple[float, int]:
-    """The source rows run through the segment twice a round; discriminators learn from states."""
+    """The source rows run through the segment once a round, and once before the first.
+
+    Discriminators learn from the states.
+    """
     config, source = work.config, work.train.source
+    passes = config.rounds + 1
     states = sum(min(n, config.reply_positions) for n in source.replies + work.train.target.replies)
     steps = config.discriminator_first + (config.rounds - 1) * config.discriminator_steps
     if config.discriminator_fresh:
         steps = config.rounds * config.discriminator_first
     width = work.hidden * max(config.discriminator_width, 1)
-    operations = 2.0 * config.rounds * forward(_segment(work), source.tokens)
+    operations = float(passes) * forward(_segment(work), source.tokens)
     operations += 6.0 * width * states * steps * len(work.layers.tapped)
-    calls = 2 * config.rounds * source.batches(config.batch) * (work.last - work.first + 1)
+    calls = passes * source.batches(work.at_once) * (work.last - work.first + 1)
     return operations, calls + steps * len(work.layers.tapped)
 
 
-def _answering(work: Workload) -> tuple[float, int]:
-    """A step takes a batch of source rows and one of the retain set through the segment and back.
+def _answering(work: Workload) -> tuple[float, int, int]:
+    """Operations, runs of a block, and passes through all blocks.
+
+    A step takes a batch of source rows and one of the retain set through the segment and back.
 
     With `supervised_weight` the source goes through the whole model instead; a push found in
     `perturb_steps` gradient steps takes the source so many times more.
@@ -164,13 +219,15 @@ def _answering(work: Workload) -> tuple[float, int]:
         for name, texts in (("source", work.train.source), ("hold", work.train.hold))
     }
     step = trained(_segment(work), work.adapter, pushes * tokens["source"] + tokens["hold"])
-    calls = 3 * long * (pushes + (tokens["hold"] > 0))
+    pieces = -(-config.batch // work.at_once)
+    calls, forwards = 3 * long * pieces * (pushes + (tokens["hold"] > 0)), 0
     if config.supervised_weight:
         whole = sum(work.counts.passed) + work.counts.head
         step += trained(whole, work.adapter, tokens["source"])
-        calls += 3 * work.depth
+        calls += 3 * work.depth * pieces
+        forwards = pieces
     steps = config.rounds * config.steps
-    return steps * step, steps * calls
+    return steps * step, steps * calls, steps * forwards
 
 
 @dataclass(frozen=True)
@@ -181,9 +238,9 @@ class Foreseen:
     seconds: float
 
 
-def foresee(parts: Iterable[Phase], machine: Machine) -> list[Foreseen]:
-    """The phases with their seconds on a machine."""
-    return [Foreseen(part, _seconds(part, machine)) for part in parts]
+def foresee(parts: Iterable[Phase], machine: Machine, speed: float) -> list[Foreseen]:
+    """The phases with their seconds where `speed` bytes of weights come in a second."""
+    return [Foreseen(part, _seconds(part, machine) + part.streamed / speed) for part in parts]
 
 
 def _seconds(phase: Phase, machine: Machine) -> float:

@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 
 from retouch.models.layout import ModelLayout
+from retouch.models.reach import is_linear
+from retouch.models.weights import Quantize
 
 # What one trainable number of an adapter takes while it is trained, all in float32, as PEFT keeps
 # it: weight, gradient, Adam's two moments, moving average, best so far, and a copy while the
@@ -22,6 +24,8 @@ TRAINED = 7 * 4
 # Saved tensors a token, over the widths of what goes into a block's linear layers and comes out:
 # measured 0.8 to 1.6 over nine families (tests/test_footprint.py holds it within a factor of two).
 SAVED = 1.25
+# Bytes of a number of a quantised weight. Of 64 numbers in 4 bits there is one scale in float32.
+QUANTISED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,6 @@ class Counts:
     def total(self) -> int:
         """All of the weights."""
         return sum(self.blocks) + self.outside
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can be put on a module."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def fused(block: nn.Module) -> dict[str, nn.Parameter]:
@@ -96,6 +95,24 @@ def widths(module: nn.Module) -> tuple[int, int]:
     """How many numbers a token brings into a linear layer, and takes out."""
     shape = [int(n) for n in module.weight.shape]  # type: ignore[union-attr]
     return (shape[1], shape[0]) if isinstance(module, nn.Linear) else (shape[0], shape[1])
+
+
+def quantised_bytes(model: Any, kind: Quantize, itemsize: int) -> int:
+    """Bytes of a model whose linear layers are held in 8 or 4 bits, as bitsandbytes does it.
+
+    The head, embeddings, norms and fused experts stay as they are.
+    """
+    head, numbers, size = model.get_output_embeddings(), 0, 0.0
+    for module in model.modules():
+        linear = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+        if linear and module is not head:
+            into, out = widths(module)
+            numbers += into * out
+            size += into * out * QUANTISED[kind]
+            if kind == "8bit":
+                size += 4 * out  # a scale for every number that comes out
+    every = sum(int(p.numel()) for p in model.parameters())
+    return round(size) + itemsize * (every - numbers)
 
 
 def widest(model: Any, layout: ModelLayout) -> int:

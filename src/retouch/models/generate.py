@@ -28,7 +28,8 @@ def generate(
     """
     if loaded.room is not None:
         longest = max(map(len, prompts), default=0) + max_new_tokens
-        batch_size = max(1, min(batch_size, loaded.room // (2 * _row_bytes(loaded, longest))))
+        row = _row_bytes(loaded, longest)
+        batch_size = rows_together(loaded.room, batch_size, row)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     # Those that have a part of the model each must all run every batch.
     ours = order if loaded.sharded else ranks.mine(order)
@@ -47,11 +48,20 @@ def generate(
     return [replies[i] for i in range(len(prompts))]
 
 
-def _row_bytes(loaded: LoadedModel, tokens: int) -> int:
+def rows_together(room: int | None, most: int, row: int) -> int:
+    """How many rows reply together: at most `most`, and `row` bytes each in half of the room."""
+    return most if room is None else max(1, min(most, room // (2 * row)))
+
+
+def row_bytes(blocks: int, hidden: int, vocabulary: int, tokens: int, itemsize: int) -> int:
     """What a row takes while it replies, at the most: keys, values, and logits in float32."""
+    return 2 * blocks * hidden * tokens * itemsize + 3 * 4 * vocabulary
+
+
+def _row_bytes(loaded: LoadedModel, tokens: int) -> int:
     config = loaded.model.config.get_text_config()
-    kept = 2 * config.num_hidden_layers * config.hidden_size * tokens * loaded.model.dtype.itemsize
-    return int(kept + 3 * 4 * config.vocab_size)
+    shape = (int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
+    return row_bytes(*shape, tokens, loaded.model.dtype.itemsize)
 
 
 def _replies(

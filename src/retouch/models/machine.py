@@ -27,6 +27,8 @@ class Machine:
         ram: bytes of the machine's memory that are free; the same on the CPU.
         rate: operations a second of a matrix product, measured.
         bandwidth: bytes a second that are read or written, measured.
+        upload: bytes a second that come to the device from the machine's memory, measured; 0 on the
+            CPU, where there is no such way.
     """
 
     device: torch.device
@@ -35,6 +37,7 @@ class Machine:
     ram: int
     rate: float
     bandwidth: float
+    upload: float = 0.0
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -48,6 +51,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     try:
         rate = _matrix_rate(device, dtype, 4096 if on_gpu else 512)
         bandwidth = _bandwidth(device, 2**28 if on_gpu else 2**27)
+        upload = _upload(device, 2**27) if on_gpu else 0.0
     except RuntimeError as error:
         raise ModelError(
             f"{device} does not compute in {str(dtype).removeprefix('torch.')}: "
@@ -61,7 +65,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
         threads = torch.get_num_threads()
         label = f"{device} ({threads} thread{'s' if threads > 1 else ''})"
         free = ram
-    return Machine(device, label, free, ram, rate, bandwidth)
+    return Machine(device, label, free, ram, rate, bandwidth, upload)
 
 
 def free_memory() -> int:
@@ -88,6 +92,13 @@ def _bandwidth(device: torch.device, size: int) -> float:
     source = torch.zeros(size, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return 2.0 * size / _fastest(lambda: target.copy_(source), device)
+
+
+def _upload(device: torch.device, size: int) -> float:
+    """Bytes a second that a copy of `size` bytes takes from the machine's memory to a device."""
+    source = torch.zeros(size, dtype=torch.uint8)
+    target = torch.empty(size, device=device, dtype=torch.uint8)
+    return size / _fastest(lambda: target.copy_(source), device)
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:

@@ -35,6 +35,7 @@ class Placement:
     Attributes:
         budget: bytes of the device that the edit may take.
         resident: the blocks that stay on the device.
+        origin: where the others come from: `cpu`, the machine's memory, or `disk`.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class Placement:
         self._layout, self._device = layout, device
         self._blocks = [itemsize * _numbers(block) for block in layout.blocks(model)]
         self._outside = itemsize * _numbers(model) - sum(self._blocks)
-        self._kind = "disk"
+        self.origin = "disk"
         if device.type == "cuda" and sum(self._blocks) < SHARE * psutil.virtual_memory().available:
-            self._kind = "cpu"
+            self.origin = "cpu"
         if self.whole:
             self.resident = frozenset(range(layout.depth))
         else:
@@ -61,6 +62,11 @@ class Placement:
     def whole(self) -> bool:
         """Whether all of the model finds room."""
         return self._outside + sum(self._blocks) <= SHARE * self.budget
+
+    @property
+    def coming(self) -> tuple[int, ...]:
+        """Bytes of each block that comes whenever it runs; 0 where a block stays."""
+        return tuple(0 if i in self.resident else n for i, n in enumerate(self._blocks))
 
     @property
     def weights(self) -> int:
@@ -88,7 +94,7 @@ class Placement:
             _give_back_at_once()
         where: dict[str, Any] = dict.fromkeys(_around(model, self._layout.path), str(self._device))
         for i in range(self._layout.depth):
-            where[f"{self._layout.path}.{i}"] = self._kind
+            where[f"{self._layout.path}.{i}"] = self.origin
         folder = tempfile.mkdtemp(prefix="retouch-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return {"device_map": where, "offload_folder": folder}

@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from retouch.core.errors import ModelError
+from retouch.core.errors import ConfigError, ModelError
 from retouch.core.finding import Finding
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
 from retouch.models.shards import Shards, look_at_folder, look_at_listing, sizes
+from retouch.models.template import give_template
+from retouch.models.weights import UNREADABLE, first_words, outline
 
-UNREADABLE = (
-    *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError),
-    StrictDataclassError,  # a value in config.json that transformers does not take
-)
 NOWHERE = Shards(0, 0, None, ())
 TIMEOUT = 10.0  # seconds that the hub is waited for
 
@@ -53,7 +50,12 @@ class Sketch:
 
 
 def sketch(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    dtype: torch.dtype,
 ) -> Sketch:
     """Look at `pocket`, a local folder or a hub id as `load` would, and load no weights."""
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -76,7 +78,7 @@ def sketch(
         except ModelError as error:
             findings.append(Finding("stop", "blocks", error.what, error.mend))
         findings += _fitting(model, shards, quantized)
-    tokenizer, found = _tokenizer(path, options, model)
+    tokenizer, found = _tokenizer(path, options, model, chat_template)
     return Sketch(name, model, layout, tokenizer, shards, local, quantized, (*findings, *found))
 
 
@@ -123,38 +125,30 @@ def _architecture(
     path: str, options: dict[str, Any], dtype: torch.dtype
 ) -> tuple[Any, str, list[Finding]]:
     """The model on the meta device, how it is quantised, and what was found."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     try:
-        config = AutoConfig.from_pretrained(path, **options)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=options["trust_remote_code"]
-            )
+        model = outline(path, dtype, options)
+    except ModelError as error:
+        return None, "", [Finding("stop", "architecture", error.what, error.mend)]
     except UNREADABLE as error:
         return None, "", [_unreadable("architecture", error)]
-    quantized, findings = _quantization(config)
+    quantized, findings = _quantization(model.config)
     return model.eval().requires_grad_(False), quantized, findings
 
 
 def _unreadable(what: str, error: Exception) -> Finding:
-    text = str(error).strip()
-    if "trust_remote_code" in text:
+    if "trust_remote_code" in str(error):
         return Finding(
             "stop",
             what,
             f"The {what} is code that comes with the model, and it is not run unasked.",
             "Read that code, then --trust-remote-code.",
         )
-    lines = text.splitlines() or [type(error).__name__]
-    # The first line is the sentence; where it ends in a colon, the next one is what it is about.
-    reason = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
     mends = {
         "architecture": "Give the folder of a causal language model that transformers knows, with "
         "its config.json, or upgrade transformers.",
         "tokenizer": "Put the tokenizer's files beside the weights, or install what it asks for.",
     }
-    return Finding("stop", what, f"The {what} cannot be read: {reason}.", mends[what])
+    return Finding("stop", what, f"The {what} cannot be read: {first_words(error)}.", mends[what])
 
 
 def _quantization(config: Any) -> tuple[str, list[Finding]]:
@@ -172,7 +166,7 @@ def _quantization(config: Any) -> tuple[str, list[Finding]]:
     try:
         AutoHfQuantizer.from_config(dict(facts), pre_quantized=True).validate_environment()
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_words(error)
         what = f"The weights are quantised ({named}), and this machine cannot load them: {reason}."
         return named, [Finding("stop", "quantised", what, "Install it, or take the unquantised.")]
     what = f"The weights are quantised ({named}); which layers take adapters shows on loading."
@@ -195,7 +189,9 @@ def _fitting(model: Any, shards: Shards, quantized: str) -> list[Finding]:
     ]
 
 
-def _tokenizer(path: str, options: dict[str, Any], model: Any) -> tuple[Any, list[Finding]]:
+def _tokenizer(
+    path: str, options: dict[str, Any], model: Any, template: str | None
+) -> tuple[Any, list[Finding]]:
     from transformers import AutoTokenizer
 
     try:
@@ -203,6 +199,11 @@ def _tokenizer(path: str, options: dict[str, Any], model: Any) -> tuple[Any, lis
     except UNREADABLE as error:
         return None, [_unreadable("tokenizer", error)]
     findings = []
+    if template is not None:
+        try:
+            give_template(tokenizer, Path(template))
+        except ConfigError as error:
+            return None, [Finding("stop", "tokenizer", error.what, error.mend)]
     if tokenizer.eos_token_id is None:
         what = "The tokenizer has no end token, and a reply has to end."
         findings.append(Finding("stop", "tokenizer", what, "Set eos_token in its configuration."))
@@ -212,7 +213,8 @@ def _tokenizer(path: str, options: dict[str, Any], model: Any) -> tuple[Any, lis
         findings.append(Finding("stop", "tokenizer", what, "Take the model's own tokenizer."))
     if not getattr(tokenizer, "chat_template", None):
         what = "There is no chat template: prompts are written `User: ...`, `Assistant:`."
-        findings.append(Finding("note", "tokenizer", what, "Edit the chat model, if there is one."))
+        mend = "Edit the chat model, if there is one, or give it a --chat-template."
+        findings.append(Finding("note", "tokenizer", what, mend))
     if not findings:
         pad = (
             "a padding token" if tokenizer.pad_token_id is not None else "padding by its end token"

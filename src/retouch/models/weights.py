@@ -72,7 +72,7 @@ def read_weights(
     options = {"dtype": dtype, "use_safetensors": True, **options}
     if quantize != "none":
         options |= {
-            "quantization_config": _bitsandbytes(quantize, dtype),
+            "quantization_config": bitsandbytes_options(quantize, dtype),
             "device_map": {"": device},
         }
     if placement is not None:
@@ -113,7 +113,12 @@ def _unknown(error: ValueError) -> bool:
     return str(error).startswith("Unrecognized configuration class")
 
 
-def _bitsandbytes(quantize: Quantize, dtype: torch.dtype) -> Any:
+def bitsandbytes_options(quantize: Quantize, dtype: torch.dtype) -> Any:
+    """How transformers is told to quantise to 8 or 4 bits.
+
+    Raises:
+        ModelError: there is no such quantisation, or bitsandbytes is not installed.
+    """
     if quantize not in get_args(Quantize):
         raise ModelError(
             f"There is no quantisation {quantize!r}.", f"Take {', '.join(get_args(Quantize))}."

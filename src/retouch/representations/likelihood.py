@@ -16,13 +16,18 @@ NUMBER = 4  # bytes of a number in float32
 
 
 def logit_room(loaded: LoadedModel) -> int:
-    """How many tokens' logits may be held at a time.
+    """How many tokens' logits may be held at a time."""
+    return logit_tokens(loaded.room, int(loaded.model.config.get_text_config().vocab_size))
+
+
+def logit_tokens(room: int | None, vocabulary: int) -> int:
+    """The same for so many bytes of room, and for as many as one likes.
 
     Where the device has a limit, a quarter of what the weights leave: two models' are compared, and
     each is there as it is and as probabilities.
     """
-    most = _LOGITS if loaded.room is None else min(_LOGITS, loaded.room // (4 * NUMBER))
-    return max(1, most // int(loaded.model.config.get_text_config().vocab_size))
+    most = _LOGITS if room is None else min(_LOGITS, room // (4 * NUMBER))
+    return max(1, most // vocabulary)
 
 
 @torch.no_grad()
