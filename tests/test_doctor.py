@@ -394,11 +394,15 @@ def test_too_little_memory_stops_and_says_what_would_make_room(
     (close,) = [f for f in look(folder).findings if f.about == "memory"]
     assert close.level == "note"
     roomy(monkeypatch, whole.weights + whole.beside // 4)
-    told = stopped(look(folder), "memory")
+    assert "with --device-memory" in stopped(look(folder), "memory")
+    few: dict[str, Any] = {"labels": 32, "retain": 32}  # so that replying is not what takes most
+    whole = held(look(folder, **few))
+    roomy(monkeypatch, whole.weights + whole.beside // 2)
+    told = stopped(look(folder, **few), "memory")
     rows = int(re.findall(r"with --at-once (\d+) \(", told)[0])
     # What it names is what then fits.
     assert rows < 32
-    assert not look(folder, at_once=rows).stops
+    assert not look(folder, at_once=rows, **few).stops
     roomy(monkeypatch, 1000)
     told = stopped(look(folder), "memory")
     assert "weights alone" in told
@@ -490,15 +494,20 @@ def test_what_comes_by_is_what_the_edit_loads_so(deep: Path) -> None:
 
 def test_how_much_comes_by_is_what_the_forward_passes_take(deep: Path) -> None:
     def parts(**more: Any) -> dict[str, int]:
-        ahead = look(deep, device_memory="300KB", **more).outlook
+        ahead = look(deep, device_memory="400KB", **more).outlook
         assert ahead is not None
         return {part.phase.name: part.phase.streamed for part in ahead.phases}
 
     fixed = {"layers": (4, 5), "taps": (5,), "labels": 8, "retain": 8, "batch": 8, "rounds": 3}
     found = parts(**fixed)
     assert found["discriminators"] == found["adapter"] == 0
+    ahead = look(deep, device_memory="400KB", **fixed).outlook
+    assert ahead is not None
+    assert ahead.streaming is not None
+    away = {*range(12)} - {*ahead.streaming.stay}
+    below = sum(i < 4 for i in away)
     # Source, their twins, target and what is held run up to the segment; and the check of it.
-    assert found["board"] == (4 + 2) * 4 * BLOCK + 2 * 10 * BLOCK
+    assert found["board"] == ((4 + 2) * below + 2 * len(away)) * BLOCK
     assert found["base replies"] % (33 * 12 * BLOCK) == 0  # a pass for each token of a batch
     assert parts(**fixed | {"rounds": 6})["judge"] == 2 * found["judge"]
     assert parts(**fixed | {"reply_tokens": 65})["base replies"] >= 2 * found["base replies"]
@@ -540,7 +549,7 @@ def test_a_limit_in_which_all_fits_brings_nothing_by(folder: Path) -> None:
     assert found.outlook is not None
     assert found.outlook.streaming is None
     assert found.outlook.budget == 2**30
-    assert held(found).weights == 4 * found.numbers
+    assert held(found).weights == pytest.approx(4 * found.numbers, rel=0.001)  # and its buffers
 
 
 def test_weights_in_fewer_bits_are_foreseen(folder: Path) -> None:
@@ -647,7 +656,7 @@ def test_seventy_billion_parameters_are_answered_for_in_seconds(
     assert "80.0 GiB" in told
     assert "--dtype" not in told
     # Each way out is one, and takes what is said.
-    for option in ({"quantize": "4bit"}, {"device_memory": "80GiB"}):
+    for option in ({"quantize": "8bit"}, {"device_memory": "80GiB"}):
         ((name, value),) = option.items()
         way = examine(config.model_copy(update=option))
         assert not way.stops

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from retouch.concepts.catalog import builtin_names, load_concept
 from retouch.core.config import EditConfig
-from retouch.core.errors import RetouchError
+from retouch.core.errors import ModelError, RetouchError
 from retouch.core.finding import LEVELS, Finding
 from retouch.core.types import Concept
 from retouch.delivery.gate import check_weakening
@@ -273,6 +273,9 @@ def _texts(
     try:
         train, validation = (sides_of(seen.tokenizer, drawn, config) for drawn in rows)
         asked, compared = measured(seen.tokenizer, concepts, config)
+    except ModelError as error:
+        found.append(Finding("stop", "tokenizer", error.what, error.mend))
+        return None
     except (TemplateError, ValueError) as error:
         what = f"The chat template refuses the concept's chats: {error}."
         mend = "Leave out what it refuses, such as system turns, or take another chat template."
