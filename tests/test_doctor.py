@@ -508,9 +508,9 @@ def test_how_much_comes_by_is_what_the_forward_passes_take(deep: Path) -> None:
     below = sum(i < 4 for i in away)
     # Source, their twins, target and what is held run up to the segment; and the check of it.
     assert found["board"] == ((4 + 2) * below + 2 * len(away)) * BLOCK
-    assert found["base replies"] % (33 * 12 * BLOCK) == 0  # a pass for each token of a batch
+    assert found["base replies"] % (32 * 12 * BLOCK) == 0  # a pass for each token of a batch
     assert parts(**fixed | {"rounds": 6})["judge"] == 2 * found["judge"]
-    assert parts(**fixed | {"reply_tokens": 65})["base replies"] >= 2 * found["base replies"]
+    assert parts(**fixed | {"reply_tokens": 64})["base replies"] >= 2 * found["base replies"]
     patched = parts(labels=8, retain=8)
     assert patched["causal patching"] == 14 * 12 * BLOCK
     assert found["adapter"] < parts(**fixed, supervised_weight=1.0)["adapter"]

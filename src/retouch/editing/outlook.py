@@ -84,7 +84,9 @@ def look_ahead(here: Situation, out: Path) -> Outlook:
         return Outlook(held.memory, None, disk, (), None, tuple(found))
     if not found or found[0].about != "memory":
         found += _fits(here, held, budget)
-    found += states_fit(held.memory) + _quantising(here, held)
+    if not any(finding.level == "stop" for finding in found):
+        found += states_fit(held.memory)  # where they lie hangs on what is left beside the rest
+    found += _quantising(here, held)
     parts, streaming = phases(held.work), None
     if held.streams:
         streaming = _streaming(here, held, sum(part.streamed for part in parts))

@@ -161,7 +161,8 @@ def _generation(work: Workload, texts: Texts) -> tuple[float, int, int]:
     Each new token reads the keys and values of all before it once to look at them, and once more to
     write them anew with its own at the end.
     """
-    inside, longest = sum(work.counts.passed), max(texts.replies, default=0)
+    inside = sum(work.counts.passed)
+    longest = min(work.config.reply_tokens, max(texts.replies, default=0))
     operations = forward(inside, texts.tokens) + forward(work.counts.head, sum(texts.replies))
     passes = zip(texts.prompts, texts.replies, strict=True)
     looked_at = sum(reply * (prompt + reply // 2) for prompt, reply in passes)
