@@ -58,6 +58,9 @@ def test_an_adapter_of_a_streamed_model_is_saved_and_read(folder: Path, tmp_path
     edited = tight.model(input_ids=IDS).logits
     again = load(str(folder), adapter=tmp_path / "adapter")
     assert torch.equal(again.model(input_ids=IDS).logits, edited)
+    streamed = load(str(folder), adapter=tmp_path / "adapter", device_memory=6 * BLOCK)
+    assert torch.equal(streamed.model(input_ids=IDS).logits, edited)
+    assert 3 in blocks_here(streamed)
     with pytest.raises(ModelError, match="without --device-memory"):
         adapters.merged(tight)
 

@@ -11,6 +11,7 @@ import typer
 
 from retouch.cli.loading import (
     Device,
+    DeviceMemory,
     Dtype,
     ModelOrRun,
     Quantized,
@@ -42,6 +43,7 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantized = None,
+    device_memory: DeviceMemory = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model; with an adapter, base and edited answer side by side."""
@@ -61,6 +63,7 @@ def chat(
         trust_remote_code=trust_remote_code or base.trust_remote_code,
         chat_template=base.chat_template,
         quantize=quantize or base.quantize,
+        device_memory=base.device_bytes(device_memory),
         adapter=folder,
     )
     talk = Conversation(loaded, system, tokens)

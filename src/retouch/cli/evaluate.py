@@ -9,6 +9,7 @@ import typer
 
 from retouch.cli.loading import (
     Device,
+    DeviceMemory,
     Dtype,
     ModelOrRun,
     Quantized,
@@ -41,6 +42,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantized = None,
+    device_memory: DeviceMemory = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the records as JSON")] = False,
     out: Annotated[
@@ -73,6 +75,7 @@ def evaluate(
             trust_remote_code=trust_remote_code or settings.trust_remote_code,
             chat_template=settings.chat_template,
             quantize=quantize or settings.quantize,
+            device_memory=settings.device_bytes(device_memory),
             adapter=folder,
         )
         result = pipeline.evaluate_model(

@@ -12,6 +12,7 @@ import typer
 
 from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, find_adapter
+from retouch.core.size import parse_size
 from retouch.core.types import DIRECTIONS, Direction
 
 BareModel = Annotated[
@@ -32,6 +33,12 @@ Quantized = Annotated[
     Literal["none", "8bit", "4bit"] | None,
     typer.Option(metavar="none|8bit|4bit", help="bits of the frozen weights (default: the run's)"),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="how much of the device the model may take (default: the run's)"
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that comes with the model")
 ]
@@ -49,6 +56,12 @@ class Base:
     trust_remote_code: bool = False
     chat_template: str | None = None
     quantize: Literal["none", "8bit", "4bit"] = "none"
+    device_memory: str | None = None
+
+    def device_bytes(self, given: str | None) -> int | None:
+        """The limit on the command line, else the run's, in bytes."""
+        text = given or self.device_memory
+        return None if text is None else parse_size(text)
 
 
 def base_of(
@@ -72,6 +85,7 @@ def base_of(
                     config.trust_remote_code,
                     config.chat_template,
                     config.quantize,
+                    config.device_memory,
                 )
     return folder, Base(revision=revision)
 

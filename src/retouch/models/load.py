@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -270,10 +271,23 @@ def _add_adapter(loaded: LoadedModel, folder: Path) -> None:
             f"{folder} is no adapter: it has no adapter_config.json.",
             "Give a run directory or a PEFT adapter folder.",
         )
+    if loaded.placement is not None:
+        loaded.settle(_adapted_blocks(folder, loaded.layout))
+        # PEFT would place the whole model anew, by a plan of its own.
+        vars(loaded.model).pop("hf_device_map", None)
     with fitting(loaded, folder):
         loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
     loaded.model.requires_grad_(False)
     loaded.model.eval()
+
+
+def _adapted_blocks(folder: Path, layout: ModelLayout) -> set[int]:
+    """The blocks that an adapter's configuration names; all of them where it names only layers."""
+    named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("target_modules")
+    inside = f"{layout.path}."
+    names = [name for name in named or () if isinstance(named, list) and inside in name]
+    numbers = {name.split(inside, 1)[1].split(".")[0] for name in names}
+    return {int(number) for number in numbers if number.isdigit()} or set(range(layout.depth))
 
 
 @contextmanager
