@@ -217,7 +217,10 @@ def resolve(*layers: Mapping[str, Any], where: str = "the configuration") -> Edi
                 unknown = True
                 lines.append(f"unknown key `{key}`")
             else:
-                lines.append(f"`{key}`: {problem['msg']}, not {problem['input']!r}")
+                # What our own validators say is a sentence that has the value in it.
+                own = problem["msg"].removeprefix("Value error, ")
+                told = own if own != problem["msg"] else f"{own}, not {problem['input']!r}"
+                lines.append(f"`{key}`: {told.rstrip('.')}")
         mend = f"The keys are: {known}." if unknown else ""
         raise ConfigError(f"In {where}: {'; '.join(lines)}.", mend) from None
 

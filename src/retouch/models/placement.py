@@ -135,8 +135,8 @@ class Placement:
             least = size_text(int(needs / SHARE))
             raise ModelError(
                 f"--device-memory {size_text(self.budget)} is too little: embeddings and head, "
-                f"{len(stay)} blocks that are trained and one that comes by take "
-                f"{size_text(needs)}, and states and replies need room beside them.",
+                f"{f'{len(stay)} blocks that are trained' if stay else 'no block at all'} and one "
+                f"that comes by take {size_text(needs)}, and the rest of the edit needs room too.",
                 f"Give at least {least}, or adapt fewer blocks (--layers, --taps).",
             )
 
