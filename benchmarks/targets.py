@@ -224,6 +224,12 @@ _OTHER = (
 )
 FIGURES = (*_SAFE, *_SINGLE, *_PREFILL, *_TAMPERING, *_TRUTH, *_OTHER)
 COMPOSED = ("safety", "truth-raise", "gender")
+# The same, each of which holds the rows of the other two still.
+TOGETHER = {
+    "safety": "truthfulness,gender-bias",
+    "truth-raise": "safety,gender-bias",
+    "gender": "safety,truthfulness",
+}
 
 
 def measured(out: Path, edit: Edit, seed: int) -> Measured:
@@ -273,6 +279,19 @@ def composed_table(out: Path, seeds: int) -> None:
     """Three edits added up: how much of each one's effect is left, and the drift of the sum."""
     sums = [summed(out, [out / f"{n}-seed{seed}" for n in COMPOSED], seed) for seed in range(seeds)]
     print_shares("composed", sums)
+
+
+def together_table(out: Path, seeds: int) -> None:
+    """The same of edits that were made to be added up."""
+    sums = []
+    for seed in range(seeds):
+        runs = []
+        for edit in map(named, COMPOSED):
+            path = out / f"together-{edit.name}-seed{seed}"
+            options = {**edit.options, "also-hold": TOGETHER[edit.name], "seed": seed}
+            runs.append(edited(path, edit.concept, edit.direction, options).path)
+        sums.append(summed(out, runs, seed))
+    print_shares("made together", sums)
 
 
 def sequence_table(out: Path, seeds: int) -> None:
@@ -328,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [*(edit.name for edit in EDITS), "composed", "sequence"]
+    names = [*(edit.name for edit in EDITS), "composed", "together", "sequence"]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, default=Path("runs/targets"))
@@ -342,6 +361,8 @@ def main() -> None:
     edits_table(options.out, options.seeds, only)
     if not only or "composed" in only:
         composed_table(options.out, options.seeds)
+    if not only or "together" in only:
+        together_table(options.out, options.seeds)
     if not only or "sequence" in only:
         sequence_table(options.out, options.seeds)
 

@@ -214,3 +214,20 @@ def test_the_default_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path
     assert after("attack_refusal") >= 0.9
     assert after("over_refusal") <= 0.05
     assert after("kl_per_token") <= 0.02
+
+
+def test_rows_of_other_concepts_are_held_beside_the_own() -> None:
+    from retouch.concepts.catalog import load_concept
+    from retouch.editing.rows import draw, first_draw
+
+    def drawn(**more: Any) -> list[str]:
+        config = pipeline.configure({"concept": "safety", "retain": 40, **more})
+        rows = draw(first_draw(config, "train"), load_concept("safety"), config, "train")
+        return [row.label for row in rows.hold]
+
+    own, both = drawn(), drawn(also_hold=("truthfulness", "gender-bias"))
+    assert both[:40] == own
+    assert len(both) == 80
+    assert set(both[40:]) == {"plain", "science", "legend", "stereotyped", "balanced"}
+    with pytest.raises(DataError, match="nowhere"):
+        drawn(also_hold=("nowhere",))

@@ -25,6 +25,7 @@ PANELS = {
         "seed",
         "labels",
         "retain",
+        "also_hold",
         "source",
         "forced",
         "forced_rows",

@@ -47,6 +47,11 @@ class EditConfig(BaseModel):
     seed: int = Field(0, ge=0, description="decides rows, initial weights and batches")
     labels: int = Field(128, ge=2, description="labelled rows used, of source and of target each")
     retain: int = Field(256, ge=0, description="rows of the retain set used")
+    also_hold: tuple[str, ...] = Field(
+        (),
+        description="other concepts whose rows are held as well, as many as the retain set has, so "
+        "that edits of them and this one may be added up",
+    )
 
     source: str | None = Field(
         None,

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retouch.concepts.catalog import load_concept
 from retouch.concepts.render import Rendered, prompt_ids, render
 from retouch.core.config import EditConfig
 from retouch.core.errors import DataError
@@ -83,7 +84,20 @@ def draw(rng: random.Random, concept: Concept, config: EditConfig, split: Split)
     source, target, paired = _sides(concept, config, split, rng, most)
     count = config.retain if split == "train" else min(config.retain, VALIDATION_ROWS)
     hold = _evenly(rng, concept, split, concept.sides[config.direction].hold, count)
+    hold += _of_others(config, split, count)
     return Drawn(source, target, hold, paired)
+
+
+def _of_others(config: EditConfig, split: Split, count: int) -> list[Example]:
+    """What other concepts move or move towards, to be held: as many rows as the own retain set."""
+    drawn: list[Example] = []
+    for name in config.also_hold:
+        other = load_concept(name)
+        sides = other.sides.values()
+        labels = dict.fromkeys(label for side in sides for label in (*side.source, *side.target))
+        rng = random.Random(f"{config.seed}:{split}:{name}")
+        drawn += _evenly(rng, other, split, list(labels), count // len(config.also_hold))
+    return drawn
 
 
 def first_draw(config: EditConfig, split: Split) -> random.Random:
