@@ -3,8 +3,8 @@
 published
     ARE's loop as its repository runs it, by the functions of `methods.are_published`: one prompt at
     a time through the whole model, fresh discriminators every round, and the states of all prompts
-    read anew, one at a time. The repository's evaluation loss after every epoch is left out, as is
-    its stop rule.
+    read anew, one at a time. After every epoch the test prompts are run as well, for a loss
+    that is printed (train.py: `peft_model_finetune`). The stop rule is left out.
 full, cut, segment
     The project's own `Board` and `Trainer`, and so the same batches, losses and steps; they differ
     in how a batch gets to the states that are read. `full` runs the whole model with its head,
@@ -32,7 +32,15 @@ from benchmarks.workload import Case, Prompts, draw_prompts
 from retouch.editing.board import Board
 from retouch.editing.judge import Verdict
 from retouch.editing.trainer import Trainer
-from retouch.methods.are_published import accuracy, last_states, learn, prompts, push
+from retouch.methods.are_published import (
+    Reader,
+    accuracy,
+    last_state,
+    last_states,
+    learn,
+    prompts,
+    push,
+)
 from retouch.models.adapters import attach, detach, parameters
 from retouch.models.load import LoadedModel
 from retouch.models.segment import Caught, Segment
@@ -158,10 +166,28 @@ def published(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
     once, laps, losses = clock.lap(), [], []
     for number in range(1, case.rounds + 1):
         losses.append(push(loaded, shown, reader, taps, settings))
+        for _ in range(settings.epochs):
+            _tested(loaded, tests, known, reader, taps)
         reader = learn(last_states(loaded, shown, taps), labels, settings, number)
         accuracy(reader, last_states(loaded, tests, taps), known)
         laps.append(clock.lap())
     return Outcome(once, laps, losses, clock.cpu())
+
+
+@torch.no_grad()
+def _tested(
+    loaded: LoadedModel,
+    tests: Sequence[torch.Tensor],
+    known: torch.Tensor,
+    reader: Reader,
+    taps: Sequence[int],
+) -> float:
+    """The published loop's loss on the test prompts, one at a time."""
+    losses = [
+        F.cross_entropy(reader(last_state(loaded, ids, taps)), label[None].to(loaded.device))
+        for ids, label in zip(tests, known, strict=True)
+    ]
+    return float(torch.stack(losses).mean())
 
 
 def played(kind: type[Segment]) -> Loop:
