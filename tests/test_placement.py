@@ -33,7 +33,7 @@ def blocks_here(loaded: LoadedModel) -> list[int]:
 
 
 def test_a_model_twice_the_memory_is_edited_as_it_would_be_whole(folder: Path) -> None:
-    config = settings(layers=(4, 5), taps=(5,))
+    config = settings(layers=(4, 5), taps=(5,), at_once=1)
     whole = load(str(folder))
     play(whole, config)
     weights = sum(p.numel() * 4 for p in whole.model.parameters())
@@ -63,6 +63,13 @@ def test_an_adapter_of_a_streamed_model_is_saved_and_read(folder: Path, tmp_path
     assert 3 in blocks_here(streamed)
     with pytest.raises(ModelError, match="without --device-memory"):
         adapters.merged(tight)
+
+
+def test_within_a_limit_fewer_rows_run_at_once(folder: Path) -> None:
+    config = settings(layers=(4, 5), taps=(5,))
+    whole, tight = load(str(folder)), load(str(folder), device_memory=6 * BLOCK)
+    assert set_up(whole, tiny_concept(), config).trainer.board.at_once == config.batch
+    assert set_up(tight, tiny_concept(), config).trainer.board.at_once < config.batch
 
 
 def test_a_model_that_fits_is_loaded_whole(folder: Path) -> None:

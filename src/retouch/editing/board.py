@@ -14,6 +14,7 @@ from retouch.core.errors import ModelError
 from retouch.editing.pieces import Cutter, Place, States
 from retouch.editing.rows import EditRows
 from retouch.models import ranks
+from retouch.models.footprint import activation_bytes
 from retouch.models.load import LoadedModel
 from retouch.models.memory import give_back, ran_out
 from retouch.models.segment import Segment
@@ -32,7 +33,8 @@ class Board:
     """All batches of an edit, prepared with the base model.
 
     Attributes:
-        at_once: the rows that run at once; halved when memory runs out.
+        at_once: the rows that run at once: as many as a limit of the device lets, or the batch;
+            halved when memory runs out.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class Board:
         self._store = StateStore(loaded.device, config.cache_bytes or limit)
         pad = int(loaded.tokenizer.pad_token_id)
         self._cutter = Cutter(segment, taps, config, self._store, loaded.device, pad)
-        self.at_once = min(config.at_once or config.batch, config.batch)
+        fit = _rows_that_fit(loaded, rows, segment)
+        self.at_once = min(config.at_once or config.batch, config.batch, fit or config.batch)
         self.groups = _two_groups(rows)
         # The last fifth of the rows is what the discriminators are tested on, never taught.
         self._seen = set(range(_taught(len(rows.source))))
@@ -166,6 +169,22 @@ class Board:
         seen, unseen = _parted(states, rows, self._seen, positions)
         unwanted = {t: torch.cat([seen[t], self.hold_shown[t]]) for t in self._taps}
         return Pool(self.target_seen, unwanted), Pool(self.target_unseen, unseen)
+
+
+def _rows_that_fit(loaded: LoadedModel, rows: EditRows, segment: Segment) -> int | None:
+    """How many rows may run at once where the device has a limit; None where it has none.
+
+    Half of what the weights leave is for the steps, and what autograd keeps is known within a
+    factor of two. A CPU would not say that the limit is passed, and a GPU would waste a try.
+    """
+    if loaded.room is None:
+        return None
+    longest = max(len(row.ids) for row in (*rows.source, *rows.hold))
+    layers = range(segment.first, segment.last + 1)
+    names = loaded.layout.linears(loaded.model, layers)
+    size = loaded.model.dtype.itemsize
+    row = activation_bytes(loaded.model, loaded.layout, layers, names, 1, longest, size)
+    return max(1, loaded.room // 4 // row)
 
 
 def _counts(rows: Sequence[Rendered], positions: int) -> list[int]:
