@@ -67,7 +67,7 @@ def test_an_adapter_of_a_streamed_model_is_saved_and_read(folder: Path, tmp_path
 
 def test_within_a_limit_fewer_rows_run_at_once(folder: Path) -> None:
     config = settings(layers=(4, 5), taps=(5,))
-    whole, tight = load(str(folder)), load(str(folder), device_memory=6 * BLOCK)
+    whole, tight = load(str(folder)), load(str(folder), device_memory=7 * BLOCK)
     assert set_up(whole, tiny_concept(), config).trainer.board.at_once == config.batch
     assert set_up(tight, tiny_concept(), config).trainer.board.at_once < config.batch
 
