@@ -38,7 +38,7 @@ from benchmarks.workload import Case, llama, middle
 
 CASES = (
     Case("pocket", middle(8), middle(8)),
-    Case("deep", middle(24), middle(24), llama(24, 512, 1408, 32000, 8), rounds=3),
+    Case("deep", middle(24), middle(24), llama(24, 512, 1408, 32000, 8), rounds=6),
 )
 Found = TypeVar("Found")
 
