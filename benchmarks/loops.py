@@ -62,6 +62,11 @@ class Whole(Segment):
         """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
         return run_whole(self._loaded, caught.hidden, taps)[0]
 
+    def read(self, ids: torch.Tensor, taps: Sequence[int]) -> dict[int, torch.Tensor]:
+        """As `run`, without gradients."""
+        with torch.no_grad():
+            return self.run(self.catch(ids), taps)
+
 
 class Cut(Whole):
     """The forward pass from the ids on, stopped at the last tap."""

@@ -174,3 +174,14 @@ def test_divergence_of_a_model_from_itself_is_zero() -> None:
     moved = token_kl(loaded, rows)[0]
     assert moved.total > moved.reply_total > 0
     assert (moved.count, moved.reply_count) == (3, 2)
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_reading_at_once_is_catching_and_running(last: int) -> None:
+    loaded = tiny_loaded()
+    segment = Segment(loaded, 1, last)
+    both = (1, last)
+    read, run = segment.read(IDS, both), segment.run(segment.catch(IDS), both)
+    assert read.keys() == run.keys()
+    assert all(torch.equal(read[tap], run[tap]) for tap in both)
+    assert all(not b._forward_hooks and not b._forward_pre_hooks for b in loaded.blocks)

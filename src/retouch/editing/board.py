@@ -11,7 +11,7 @@ import torch
 from retouch.concepts.render import Rendered
 from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
-from retouch.editing.pieces import Cutter, Place, States
+from retouch.editing.pieces import Cutter, Seen, States
 from retouch.editing.rows import EditRows
 from retouch.models import ranks
 from retouch.models.footprint import activation_bytes
@@ -129,7 +129,7 @@ class Board:
         """The early states of rows that are read once and not kept."""
         return self._early(rows, self._cutter.pass_by(rows, self.at_once))
 
-    def _early(self, rows: Sequence[Rendered], places: Iterable[Place]) -> States:
+    def _early(self, rows: Sequence[Rendered], pieces: Iterable[Seen]) -> States:
         """Per tap the states `[n, hidden]` that the discriminators read, in the rows' order.
 
         Every process runs its own rows, and has those of the others afterwards.
@@ -137,14 +137,13 @@ class Board:
         counts = _counts(rows, self._positions)
         begins = [0, *accumulate(counts)]
         found: States = {}
-        for piece in (piece for place in places for piece in place.pieces):
-            states = self._cutter.run(piece.caught)
+        for piece in pieces:
             to = torch.tensor(
                 [begins[i] + k for i in piece.batch.index for k in range(counts[i])],
                 device=self._loaded.device,
             )
             for tap in self._taps:
-                read = states[tap][piece.early]
+                read = piece.states[tap][piece.early]
                 if tap not in found:
                     found[tap] = read.new_zeros(begins[-1], read.shape[-1])
                 if not piece.idle:
@@ -159,7 +158,7 @@ class Board:
         where a gap between two groups is to close, the source rows of one group against the other.
         """
         rows, positions = self._rows.source, self._positions
-        states = self._early(rows, self.source)
+        states = self._early(rows, self._cutter.look_at(self.source))
         if self.groups is not None:
             learn, test = (
                 Pool(*(_parted(states, rows, part & group, positions)[0] for group in self.groups))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -96,6 +95,23 @@ class Piece:
         return states
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a piece's rows look like to the discriminators.
+
+    Attributes:
+        batch: the rows.
+        idle: whether they are another process's.
+        early: row and position of the states that are read.
+        states: per tap the outputs `[rows, tokens, hidden]`.
+    """
+
+    batch: Batch
+    idle: bool
+    early: At
+    states: States
+
+
 @dataclass
 class Place:
     """One batch on the board: the rows of a step.
@@ -141,22 +157,31 @@ class Cutter:
             twins: the wanted run of each row; none without pairs.
             hold: whether the base's states are kept, to hold the rows there.
         """
-        places = list(self._places(rows, at_once, self._store.keep, twins, hold))
+        places = list(self._places(rows, at_once, twins, hold))
         # One message for all batches: what the losses of a whole batch are divided by.
         ranks.add_up([size for place in places for size in place.sizes.tensors()])
         return places
 
-    def pass_by(self, rows: Sequence[Rendered], at_once: int) -> Iterator[Place]:
-        """The rows as `lay` has them, one batch after the other; nothing is kept."""
-        return self._places(rows, at_once, lambda value: lambda: value)
+    def pass_by(self, rows: Sequence[Rendered], at_once: int) -> Iterator[Seen]:
+        """The base's states of rows in pieces as `lay` cuts them; nothing is kept."""
+        positions = self._config.reply_positions
+        for batch in make_batches(rows, self._config.batch, self._pad):
+            for chosen, idle in _cut(len(batch.index), at_once):
+                part = batch.part(chosen)
+                states = self._segment.read(part.ids, self._taps)
+                yield Seen(part, idle, _on(self._device, part.reply(positions)), states)
+
+    def look_at(self, places: Iterable[Place]) -> Iterator[Seen]:
+        """The states of laid rows as the adapter now makes them."""
+        for piece in (piece for place in places for piece in place.pieces):
+            yield Seen(piece.batch, piece.idle, piece.early, self.run(piece.caught))
 
     def _places(
         self,
         rows: Sequence[Rendered],
         at_once: int,
-        keep: Callable[[Any], Get],
-        twins: Sequence[Rendered] = (),
-        hold: bool = False,
+        twins: Sequence[Rendered],
+        hold: bool,
     ) -> Iterator[Place]:
         for batch in make_batches(rows, self._config.batch, self._pad):
             twin = batch.twin(twins, self._pad) if twins else None
@@ -164,7 +189,7 @@ class Cutter:
             place = Place(batch, [], sizes)
             for chosen, idle in _cut(len(batch.index), at_once):
                 other = twin.part(chosen) if twin is not None else None
-                piece = self._piece(batch.part(chosen), other, idle, hold, sizes, keep)
+                piece = self._piece(batch.part(chosen), other, idle, hold, sizes)
                 place.pieces.append(piece)
             yield place
 
@@ -181,13 +206,12 @@ class Cutter:
         idle: bool,
         hold: bool,
         sizes: Sizes,
-        keep: Callable[[Any], Get],
     ) -> Piece:
-        config, device = self._config, self._device
+        config, device, keep = self._config, self._device, self._store.keep
         caught = self._segment.catch(batch.ids)
         matched, wanted, base, real_weights = batch.reply(), {}, None, None
         if twin is not None:
-            states = self.run(self._segment.catch(twin.ids))
+            states = self._segment.read(twin.ids, self._taps)
             shared = batch.shared(twin) if config.match_prompt else ()
             matched, at = batch.reply(before=shared), twin.reply(before=shared)
             wanted = {tap: states[tap][at] for tap in self._taps}

@@ -65,8 +65,9 @@ class Trainer:
         self._weights = parameters(loaded)
         self._optimizer = torch.optim.Adam(self._weights.values(), lr=config.lr)
         self._average = MovingAverage(self._weights, config.average)
-        learn, _ = board.pools()
-        self._jury = self._new_jury(0, learn)
+        # What the first round learns too: nothing has changed by then.
+        self._pools: tuple[Pool, Pool] | None = board.pools()
+        self._jury = self._new_jury(0, self._pools[0])
         self._objective = Objective(loaded, config, board, segment, taps, self._jury)
         self._best: dict[str, torch.Tensor] = {}
         self._best_behaviour = float("-inf")
@@ -144,7 +145,8 @@ class Trainer:
     def _teach(self) -> float:
         """Train the discriminators on the present states; their accuracy on unseen rows."""
         config = self._config
-        learn, test = self.board.pools()
+        learn, test = self._pools or self.board.pools()
+        self._pools = None
         first = self.round == 0 or config.discriminator_fresh
         if config.discriminator_fresh and self.round > 0:
             self._jury = self._objective.jury = self._new_jury(self.round, learn)
@@ -238,6 +240,7 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, str]) -> None:
         """Go back to a state that `state` returned, bit for bit."""
+        self._pools = None
         put(self._weights, under("weights/", tensors))
         self._average.values = under("average/", tensors)
         self._best = under("best/", tensors)

@@ -92,6 +92,36 @@ class Segment:
                 handle.remove()
         return Caught(hidden[0], tuple(calls))
 
+    @torch.no_grad()
+    def read(self, ids: torch.Tensor, taps: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs of tapped blocks for ids that are run once: `run(catch(ids), taps)`.
+
+        In one pass, which ends after the segment.
+        """
+        states: dict[int, torch.Tensor] = {}
+
+        def keep(tap: int) -> Any:
+            def hook(_: Any, __: Any, out: Any) -> None:
+                states[tap] = out[0] if isinstance(out, tuple) else out
+
+            return hook
+
+        def stop(*_: Any) -> None:
+            raise _Reached
+
+        blocks = self._loaded.blocks
+        handles = [blocks[tap].register_forward_hook(keep(tap)) for tap in taps]
+        for block in blocks[self.last + 1 : self.last + 2]:
+            handles.append(block.register_forward_pre_hook(stop, prepend=True))
+        try:
+            self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return states
+
     def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
         """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
         states, hidden = {}, caught.hidden
