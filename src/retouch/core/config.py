@@ -177,7 +177,7 @@ class EditConfig(BaseModel):
         "the edited one alone with what it uses, or nothing",
     )
     measure_rows: int = Field(
-        128, ge=0, description="rows a metric is measured on at the most; 0 is all of the split"
+        64, ge=0, description="rows a metric is measured on at the most; 0 is all of the split"
     )
 
 
