@@ -15,6 +15,7 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import DataError
 from retouch.editing.losses import supervised_loss
 from retouch.editing.rows import EditRows
+from retouch.models.footprint import widths
 from retouch.models.load import LoadedModel
 from retouch.representations.batch import make_batches
 
@@ -58,7 +59,7 @@ class Tamperer:
             )
         self._loaded, self._config = loaded, config
         self._shapes = {
-            name: _shape(loaded.model.get_submodule(name))
+            name: widths(loaded.model.get_submodule(name))
             for name in loaded.layout.linears(loaded.model, range(loaded.layout.depth))
         }
         asked = len(rows.asked) or len(rows.source)  # forced beginnings are nothing to teach
@@ -94,7 +95,7 @@ class Tamperer:
         """As PEFT begins: A is random and B is zero, so that nothing has changed yet."""
         generator = torch.Generator().manual_seed(seed)
         found = {}
-        for name, (out, into) in self._shapes.items():
+        for name, (into, out) in self._shapes.items():
             most = 1 / math.sqrt(into)
             a = torch.empty(RANK, into).uniform_(-most, most, generator=generator)
             found[name] = (
@@ -130,11 +131,3 @@ def _moments(steps: int) -> set[int]:
     """The steps after which the adversary is looked at, the last one among them."""
     first = max(1, round(BEGIN * steps))
     return {round(first + (steps - first) * i / (KEPT - 1)) for i in range(KEPT)}
-
-
-def _shape(layer: Any) -> tuple[int, int]:
-    """What a linear layer puts out and takes in; a Conv1D (GPT-2) keeps its weight turned."""
-    if isinstance(layer, torch.nn.Linear):
-        return layer.out_features, layer.in_features  # a quantised weight has another shape
-    into, out = layer.weight.shape
-    return out, into

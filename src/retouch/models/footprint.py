@@ -93,8 +93,10 @@ def _passed(block: nn.Module, share: float) -> Iterator[float]:
 
 def widths(module: nn.Module) -> tuple[int, int]:
     """How many numbers a token brings into a linear layer, and takes out."""
-    shape = [int(n) for n in module.weight.shape]  # type: ignore[union-attr]
-    return (shape[1], shape[0]) if isinstance(module, nn.Linear) else (shape[0], shape[1])
+    if isinstance(module, nn.Linear):  # a quantised weight has another shape
+        return int(module.in_features), int(module.out_features)
+    turned: Any = module.weight  # of a Conv1D (GPT-2)
+    return int(turned.shape[0]), int(turned.shape[1])
 
 
 def quantised_bytes(model: Any, kind: Quantize, itemsize: int) -> int:

@@ -271,11 +271,11 @@ def _add_adapter(loaded: LoadedModel, folder: Path) -> None:
             f"{folder} is no adapter: it has no adapter_config.json.",
             "Give a run directory or a PEFT adapter folder.",
         )
-    if loaded.placement is not None:
-        loaded.settle(_adapted_blocks(folder, loaded.layout))
-        # PEFT would place the whole model anew, by a plan of its own.
-        vars(loaded.model).pop("hf_device_map", None)
     with fitting(loaded, folder):
+        if loaded.placement is not None:
+            loaded.settle(_adapted_blocks(folder, loaded.layout))
+            # PEFT would place the whole model anew, by a plan of its own.
+            vars(loaded.model).pop("hf_device_map", None)
         loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
     loaded.model.requires_grad_(False)
     loaded.model.eval()

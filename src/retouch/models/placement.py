@@ -48,6 +48,7 @@ class Placement:
         """
         self.budget, self.resident = budget, frozenset[int]()
         self._layout, self._device = layout, device
+        self._around = tuple(_around(model, layout.path))
         self._blocks = [itemsize * _numbers(block) for block in layout.blocks(model)]
         self._outside = itemsize * _numbers(model) - sum(self._blocks)
         self.origin = "disk"
@@ -78,7 +79,7 @@ class Placement:
         """Bytes of the device for everything else."""
         return max(self.budget - self.weights, 0)
 
-    def loading(self, model: Any) -> dict[str, Any]:
+    def loading(self) -> dict[str, Any]:
         """Options of transformers by which it is loaded so.
 
         Files that have to be written anew, as fused weights are, go to the system's temporary
@@ -92,7 +93,7 @@ class Placement:
             return {}
         if self._device.type == "cpu":
             _give_back_at_once()
-        where: dict[str, Any] = dict.fromkeys(_around(model, self._layout.path), str(self._device))
+        where: dict[str, Any] = dict.fromkeys(self._around, str(self._device))
         for i in range(self._layout.depth):
             where[f"{self._layout.path}.{i}"] = self.origin
         folder = tempfile.mkdtemp(prefix="retouch-")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from retouch.core.errors import ModelError
 from retouch.models.load import LoadedModel
@@ -83,13 +84,7 @@ class Segment:
             block.register_forward_pre_hook(keep, with_kwargs=True, prepend=True)
             for block in blocks
         ]
-        try:
-            self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._pass(ids, handles)
         return Caught(hidden[0], tuple(calls))
 
     @torch.no_grad()
@@ -102,7 +97,7 @@ class Segment:
 
         def keep(tap: int) -> Any:
             def hook(_: Any, __: Any, out: Any) -> None:
-                states[tap] = out[0] if isinstance(out, tuple) else out
+                states[tap] = _state(out)
 
             return hook
 
@@ -113,6 +108,11 @@ class Segment:
         handles = [blocks[tap].register_forward_hook(keep(tap)) for tap in taps]
         for block in blocks[self.last + 1 : self.last + 2]:
             handles.append(block.register_forward_pre_hook(stop, prepend=True))
+        self._pass(ids, handles)
+        return states
+
+    def _pass(self, ids: torch.Tensor, handles: Sequence[RemovableHandle]) -> None:
+        """Run the whole model, up to where a hook says that it is enough; then let go of hooks."""
         try:
             self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
         except _Reached:
@@ -120,15 +120,13 @@ class Segment:
         finally:
             for handle in handles:
                 handle.remove()
-        return states
 
     def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
         """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
         states, hidden = {}, caught.hidden
         blocks = self._loaded.blocks[self.first : self.last + 1]
         for i, (block, call) in enumerate(zip(blocks, caught.calls, strict=True), self.first):
-            out = block(hidden, *call.rest, **call.named)
-            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = _state(block(hidden, *call.rest, **call.named))
             if i in taps:
                 states[i] = hidden
         return states
@@ -170,16 +168,11 @@ class Segment:
             return ((hidden, *args[1:]), named) if args else (args, {**named, _HIDDEN: hidden})
 
         def keep(_: Any, __: Any, out: Any) -> None:
-            found.append(out[0] if isinstance(out, tuple) else out)
+            found.append(_state(out))
 
         blocks = self._loaded.blocks
         first = blocks[self.first].register_forward_pre_hook(put, with_kwargs=True)
-        last = blocks[self.last].register_forward_hook(keep)
-        try:
-            self._loaded.model(input_ids=ids.to(self._loaded.device), use_cache=False)
-        finally:
-            first.remove()
-            last.remove()
+        self._pass(ids, [first, blocks[self.last].register_forward_hook(keep)])
         return found[0]
 
     def _unfit(self, why: str) -> ModelError:
@@ -187,6 +180,11 @@ class Segment:
             f"{self._loaded.name} cannot be edited: {why} (blocks {self.first} to {self.last}).",
             "This architecture is not supported yet.",
         )
+
+
+def _state(out: Any) -> Any:
+    """The hidden state in what a block puts out."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 @contextmanager
@@ -199,7 +197,7 @@ def replaced(
     """
 
     def patch(_: Any, __: Any, out: Any) -> Any:
-        hidden = out[0] if isinstance(out, tuple) else out
+        hidden = _state(out)
         if hidden.shape[1] == 1:
             return out
         hidden = hidden.clone()

@@ -76,7 +76,7 @@ def read_weights(
             "device_map": {"": device},
         }
     if placement is not None:
-        options |= placement.loading(outline(path, dtype, {}))
+        options |= placement.loading()
     model = _of_kind(path, "from_pretrained", path, **options)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first inference:
