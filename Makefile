@@ -35,7 +35,7 @@ test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at t
 	$(BIN)/python -m pytest
 
 pocket: $(STAMP) ## Train the built-in model again from its grammar
-	@$(BIN)/python -m retouch.pocket.train
+	@$(BIN)/python -m model_organisms.pocket.train
 
 bench: $(STAMP) ## Measure how fast the edit is, beside the published loop; under ten minutes
 	@$(BIN)/python -m benchmarks.speed
@@ -49,7 +49,7 @@ clean: ## Remove the environment, builds and caches; runs/ stays
 
 # Installed once; again only when the dependencies change. The stamp is laid last, so an
 # installation that was broken off is taken up again.
-$(STAMP): pyproject.toml constraints.txt tests/peers.txt
+$(STAMP): pyproject.toml constraints.txt tests/oracles/requirements.txt
 	@p='$(PYTHON)'; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		if [ -z "$$p" ] || ! "$$p" -c '$(PROBE)' >/dev/null 2>&1; then \
@@ -62,5 +62,5 @@ $(STAMP): pyproject.toml constraints.txt tests/peers.txt
 	@echo "Installing retouch into $(VENV), once; the first time takes some minutes."
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 		$(if $(strip $(TORCH_INDEX)),--extra-index-url '$(strip $(TORCH_INDEX))') $(PIP_ARGS) -e '.[dev]'
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PIP_ARGS) -r tests/peers.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PIP_ARGS) -r tests/oracles/requirements.txt
 	@touch $@

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import edited
-from retouch.concepts.catalog import load_concept
+from retouch.concepts.registry import load_concept
 from retouch.core.types import Record
 
 # What is taken out, and how: options of `retouch edit`.
@@ -27,7 +27,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "no retain set": {"retain-weight": 0},
     "no words learnt": {"supervised-weight": 0},
     "no moving average": {"average": 0},
-    "decision alone read": {"reply-positions": 1},
+    "decision alone read": {"response-positions": 1},
 }
 METRICS = (
     "nested_refusal",
@@ -54,8 +54,8 @@ def table(
     concept: str, direction: str, labels: int, seeds: int, parts: Sequence[str], out: Path
 ) -> str:
     """Mean over the seeds, and the worst seed of the effect."""
-    effect = load_concept(concept).sides[direction].effect  # type: ignore[index]
-    higher = load_concept(concept).sides[direction].effect_better == "higher"  # type: ignore[index]
+    effect = load_concept(concept).directions[direction].effect  # type: ignore[index]
+    higher = load_concept(concept).directions[direction].effect_better == "higher"  # type: ignore[index]
     lines: list[str] = []
     for part in parts:
         options, runs = PARTS[part], []
@@ -78,8 +78,8 @@ def table(
         values = [value(run, effect) for run in runs]
         means = [statistics.fmean(value(run, metric) for run in runs) for metric in shown]
         worst = (min if higher else max)(values)
-        cells = " | ".join(f"{mean:.4f}" for mean in means)
-        lines.append(f"| {part} | {statistics.fmean(values):.3f} ({worst:.3f}) | {cells} |")
+        points = " | ".join(f"{mean:.4f}" for mean in means)
+        lines.append(f"| {part} | {statistics.fmean(values):.3f} ({worst:.3f}) | {points} |")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 

@@ -30,8 +30,10 @@ def step_seconds(depths: Sequence[int] = DEPTHS, device: str = "cpu") -> dict[in
     games = {}
     for depth in depths:
         case = case_of(depth)
-        loaded = case.load(device)
-        games[depth] = seat(loaded, case, draw_prompts(case, loaded.model.config.vocab_size)).play()
+        editable = case.load(device)
+        games[depth] = seat(
+            editable, case, draw_prompts(case, editable.model.config.vocab_size)
+        ).train()
     best = dict.fromkeys(depths, float("inf"))
     for number in range(ROUNDS):
         for depth, game in games.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loops import Measured, Outcome
+from benchmarks.loops import AttackOutcome, Measured
 from benchmarks.workload import Case
 
 SAME = ("full", "cut", "segment")  # compute the same
@@ -46,7 +46,7 @@ class Target:
         return f"| {self.name} | {self.found:.3g} | {sign} {self.wanted:g} | {met} |"
 
 
-def record_of(found: Measured, before: Mapping[str, Outcome], case: Case) -> Record:
+def record_of(found: Measured, before: Mapping[str, AttackOutcome], case: Case) -> Record:
     """The record of a variant.
 
     Args:
@@ -57,7 +57,9 @@ def record_of(found: Measured, before: Mapping[str, Outcome], case: Case) -> Rec
     best, fine_tuned = found.best, found.variant == "sft-step"
     known = {**before, found.variant: best}
 
-    def ratio(to: str, read: Callable[[Outcome], float] = lambda run: run.seconds) -> float | None:
+    def ratio(
+        to: str, read: Callable[[AttackOutcome], float] = lambda run: run.seconds
+    ) -> float | None:
         # Fine-tuning does other work: no ratio.
         return None if fine_tuned or to not in known else read(known[to]) / read(best)
 
@@ -69,8 +71,8 @@ def record_of(found: Measured, before: Mapping[str, Outcome], case: Case) -> Rec
         "peak_bytes": found.peak_bytes,
         "ratio_to_published": ratio("published"),
         "ratio_to_full": ratio("full"),
-        "round_ratio_to_published": ratio("published", Outcome.a_round),
-        "round_ratio_to_full": ratio("full", Outcome.a_round),
+        "round_ratio_to_published": ratio("published", AttackOutcome.a_round),
+        "round_ratio_to_full": ratio("full", AttackOutcome.a_round),
         "once_seconds": best.once,
         "round_seconds": best.a_round(),
         "step_seconds": sum(best.rounds) / case.steps if fine_tuned else None,
@@ -97,7 +99,7 @@ def agreed(records: Sequence[Record], tolerance: float) -> str:
     if not finite or far > tolerance:
         raise UnlikeError(
             f"{case}: {', '.join(losses)} should compute the same, but their losses are up to "
-            f"{far:.2g} apart: {losses}. The figures say nothing until they agree."
+            f"{far:.2g} apart: {losses}. The figures progress nothing until they agree."
         )
     last = ", ".join(f"{name} {found[-1]:.6f}" for name, found in losses.items())
     return f"{case}: same losses within {tolerance:g} (farthest {far:.1g}): {last}."
@@ -114,7 +116,7 @@ def row(record: Record) -> str:
         return f"{whole} ({alone})" if whole else ""
 
     step = shown("step_seconds", ".4f")
-    cells = [
+    points = [
         record["case"],
         record["variant"] + (f" ({step} s)" if step else ""),
         shown("once_seconds", ".2f"),
@@ -125,7 +127,7 @@ def row(record: Record) -> str:
         shown("peak_bytes", ".0f", 1e6),
         *(both(name) for name in ("ratio_to_published", "ratio_to_full")),
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(points)} |"
 
 
 def write(

@@ -1,7 +1,7 @@
 """A model twice the memory that it is given: does it edit, and stay below?
 
 The same case is run whole for scale. On a CPU the device's memory is the process's own, so that
-blocks come out of the checkpoint's files (`models/placement.py`).
+blocks come out of the checkpoint's files (`models/offload_plan.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Fitted:
 
     Attributes:
         weights: bytes of the model.
-        limit: bytes that it was given; None: all of it was loaded.
-        peak: bytes at the most beyond what the process had before it loaded the model.
+        limit: bytes that it was given; None: all of it was editable.
+        peak: bytes at the most beyond what the process had before it editable the model.
         seconds: of loading and editing.
     """
 
@@ -45,16 +45,16 @@ def fitted(case: Case = CASE, share: float | None = 0.5, device: str = "cpu") ->
         limit = None if share is None else int(share * weights)
         began = time.perf_counter()
         with Peak(torch.device(device)) as peak:
-            loaded = load(folder, device=device, dtype=case.dtype, device_memory=limit)
-            loaded.settle((*case.layers, *case.taps))
-            trainer = seat(loaded, case, draw_prompts(case, loaded.model.config.vocab_size))
-            list(trainer.play())
+            editable = load(folder, device=device, dtype=case.dtype, device_memory=limit)
+            editable.keep_on_device((*case.layers, *case.read_layers))
+            trainer = seat(editable, case, draw_prompts(case, editable.model.config.vocab_size))
+            list(trainer.train())
         return Fitted(weights, limit, peak.bytes, time.perf_counter() - began)
 
 
 def _written(case: Case, folder: Path) -> int:
     """Write a random model with the built-in one's tokenizer; the bytes of its weights."""
-    loaded = random_model(case.model, "cpu", case.dtype)
-    loaded.model.save_pretrained(folder)
+    editable = random_model(case.model, "cpu", case.dtype)
+    editable.model.save_pretrained(folder)
     load("pocket").tokenizer.save_pretrained(folder)
-    return sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    return sum(p.numel() * p.element_size() for p in editable.model.parameters())

@@ -6,9 +6,9 @@ published
     read anew, one at a time. After every epoch the test prompts are run as well, for a loss
     that is printed (train.py: `peft_model_finetune`). The stop rule is left out.
 full, cut, segment
-    The project's own `Board` and `Trainer`, and so the same batches, losses and steps; they differ
+    The project's own `EditDataset` and `Trainer`, and so the same batches, losses and steps; they differ
     in how a batch gets to the states that are read. `full` runs the whole model with its head,
-    `cut` stops it at the last tap, `segment` is the engine itself: inputs of the first adapted
+    `cut` stops it at the last layer, `segment` is the engine itself: inputs of the first adapted
     block computed once, and the blocks of the segment alone from then on.
 sft-step
     Supervised fine-tuning for scale: a LoRA on all linear layers of all blocks, cross-entropy on
@@ -29,10 +29,7 @@ from torch.nn import functional as F
 
 from benchmarks.peak import Peak
 from benchmarks.workload import Case, Prompts, draw_prompts
-from retouch.editing.board import Board
-from retouch.editing.judge import Verdict
-from retouch.editing.trainer import Trainer
-from retouch.methods.are_published import (
+from retouch.methods.are_original import (
     Reader,
     accuracy,
     last_state,
@@ -42,10 +39,13 @@ from retouch.methods.are_published import (
     push,
 )
 from retouch.models.adapters import attach, detach, parameters
-from retouch.models.load import LoadedModel
-from retouch.models.segment import Caught, Segment
-from retouch.representations.batch import Batch, make_batches
-from retouch.representations.capture import record, run_whole
+from retouch.models.editable_model import EditableModel
+from retouch.models.segment import Segment, SegmentInputs
+from retouch.representations.activations import forward_with_states, record_activations
+from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.task.validation import ValidationResult
+from retouch.training.dataset import EditDataset
+from retouch.training.trainer import Trainer
 
 SHORT = 20.0  # seconds: what takes less is run three times, and the fastest counts
 LONG = 40.0  # what takes more is run once
@@ -54,27 +54,32 @@ LONG = 40.0  # what takes more is run once
 class Whole(Segment):
     """In the segment's place the whole forward pass, every time, head included."""
 
-    def catch(self, ids: torch.Tensor) -> Caught:
+    def capture_inputs(self, ids: torch.Tensor) -> SegmentInputs:
         """Nothing is computed ahead: the ids `[rows, tokens]` are kept."""
-        return Caught(ids, ())
+        return SegmentInputs(ids, ())
 
-    def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
-        return run_whole(self._loaded, caught.hidden, taps)[0]
+    def forward(self, inputs: SegmentInputs, read_layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of the read blocks; gradients flow."""
+        return forward_with_states(self._editable, inputs.hidden, read_layers)[0]
 
-    def read(self, ids: torch.Tensor, taps: Sequence[int]) -> dict[int, torch.Tensor]:
+    def forward_states(
+        self, ids: torch.Tensor, read_layers: Sequence[int]
+    ) -> dict[int, torch.Tensor]:
         """As `run`, without gradients."""
         with torch.no_grad():
-            return self.run(self.catch(ids), taps)
+            return self.run(self.capture_inputs(ids), read_layers)
 
 
 class Cut(Whole):
-    """The forward pass from the ids on, stopped at the last tap."""
+    """The forward pass from the ids on, stopped at the last layer."""
 
-    def run(self, caught: Caught, taps: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The outputs `[rows, tokens, hidden]` of the tapped blocks; gradients flow."""
-        with record(self._loaded, taps, gradients=True) as states, self._ending():
-            self._loaded.model(input_ids=caught.hidden.to(self._loaded.device), use_cache=False)
+    def forward(self, inputs: SegmentInputs, read_layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of the read blocks; gradients flow."""
+        with (
+            record_activations(self._editable, read_layers, gradients=True) as states,
+            self._ending(),
+        ):
+            self._editable.model(input_ids=inputs.hidden.to(self._editable.device), use_cache=False)
         return states
 
     @contextmanager
@@ -84,7 +89,7 @@ class Cut(Whole):
         def stop(*_: Any) -> None:
             raise _Reached
 
-        handle = self._loaded.blocks[self.last].register_forward_hook(stop)
+        handle = self._editable.blocks[self.last].register_forward_hook(stop)
         try:
             yield
         except _Reached:
@@ -94,11 +99,11 @@ class Cut(Whole):
 
 
 class _Reached(Exception):
-    """The last tap is read."""
+    """The last layer is read."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttackOutcome:
     """One run of a variant.
 
     Attributes:
@@ -133,7 +138,7 @@ class Measured:
     samples: int
     peak_bytes: int
     runs: int
-    best: Outcome
+    best: AttackOutcome
 
 
 class Clock:
@@ -158,38 +163,40 @@ class Clock:
         return time.process_time() - self._began
 
 
-Loop = Callable[[LoadedModel, Case, Prompts], Outcome]
+Loop = Callable[[EditableModel, Case, Prompts], AttackOutcome]
 
 
-def published(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
+def published(editable: EditableModel, case: Case, drawn: Prompts) -> AttackOutcome:
     """ARE's published loop; every round is played."""
-    clock, taps, settings = Clock(loaded.device), case.taps, case.published
+    clock, read_layers, settings = Clock(editable.device), case.read_layers, case.published
     shown, labels = prompts(drawn.theirs)
     tests, known = prompts(drawn.theirs_tested)
-    attach(loaded, case.layers, settings.modules, settings.rank, settings.alpha, 0)
-    reader = learn(last_states(loaded, shown, taps), labels, settings, 0)
+    attach(editable, case.layers, settings.modules, settings.rank, settings.alpha, 0)
+    reader = learn(last_states(editable, shown, read_layers), labels, settings, 0)
     once, laps, losses = clock.lap(), [], []
     for number in range(1, case.rounds + 1):
-        losses.append(push(loaded, shown, reader, taps, settings))
+        losses.append(push(editable, shown, reader, read_layers, settings))
         for _ in range(settings.epochs):
-            _tested(loaded, tests, known, reader, taps)
-        reader = learn(last_states(loaded, shown, taps), labels, settings, number)
-        accuracy(reader, last_states(loaded, tests, taps), known)
+            _tested(editable, tests, known, reader, read_layers)
+        reader = learn(last_states(editable, shown, read_layers), labels, settings, number)
+        accuracy(reader, last_states(editable, tests, read_layers), known)
         laps.append(clock.lap())
-    return Outcome(once, laps, losses, clock.cpu())
+    return AttackOutcome(once, laps, losses, clock.cpu())
 
 
 @torch.no_grad()
 def _tested(
-    loaded: LoadedModel,
+    editable: EditableModel,
     tests: Sequence[torch.Tensor],
     known: torch.Tensor,
     reader: Reader,
-    taps: Sequence[int],
+    read_layers: Sequence[int],
 ) -> float:
     """The published loop's loss on the test prompts, one at a time."""
     losses = [
-        F.cross_entropy(reader(last_state(loaded, ids, taps)), label[None].to(loaded.device))
+        F.cross_entropy(
+            reader(last_state(editable, ids, read_layers)), label[None].to(editable.device)
+        )
         for ids, label in zip(tests, known, strict=True)
     ]
     return float(torch.stack(losses).mean())
@@ -198,62 +205,78 @@ def _tested(
 def played(kind: type[Segment]) -> Loop:
     """The project's game with this kind of segment."""
 
-    def loop(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
-        clock = Clock(loaded.device)
-        trainer = seat(loaded, case, drawn, kind)
+    def loop(editable: EditableModel, case: Case, drawn: Prompts) -> AttackOutcome:
+        clock = Clock(editable.device)
+        trainer = seat(editable, case, drawn, kind)
         once, laps, losses = clock.lap(), [], []
-        for event in trainer.play():
+        for event in trainer.train():
             laps.append(clock.lap())
             losses.append(event.losses["adversarial"])
-        return Outcome(once, laps, losses, clock.cpu())
+        return AttackOutcome(once, laps, losses, clock.cpu())
 
     return loop
 
 
-def seat(loaded: LoadedModel, case: Case, drawn: Prompts, kind: type[Segment] = Segment) -> Trainer:
-    """A trainer on the case's prompts, set up as `editing.edit.lay_out` does."""
-    blocks = (*case.layers, *case.taps)
-    segment = kind(loaded, min(blocks), max(blocks))
-    board = Board(loaded, drawn.ours, segment, case.taps, case.config)
+def seat(
+    editable: EditableModel, case: Case, drawn: Prompts, kind: type[Segment] = Segment
+) -> Trainer:
+    """A trainer on the case's prompts, set up as `editing.edit.build_trainer` does."""
+    blocks = (*case.layers, *case.read_layers)
+    segment = kind(editable, min(blocks), max(blocks))
+    dataset = EditDataset(editable, drawn.ours, segment, case.read_layers, case.config)
     # As in the published loop the test prompts are read after every round, and nothing else is
-    # judged.
-    pad = int(loaded.tokenizer.pad_token_id)
+    # num_validations.
+    pad = int(editable.tokenizer.pad_token_id)
     tested = make_batches([*drawn.tests[0], *drawn.tests[1]], case.batch, pad)
-    caught = [segment.catch(batch.ids) for batch in tested]
+    inputs = [segment.capture_inputs(batch.ids) for batch in tested]
 
     @torch.no_grad()
-    def judge() -> Verdict:
-        for one in caught:
-            segment.run(one, case.taps)
-        return Verdict(0.0, 0.0)
+    def judge() -> ValidationResult:
+        for one in inputs:
+            segment.forward(one, case.read_layers)
+        return ValidationResult(0.0, 0.0)
 
     config = case.config
-    attach(loaded, case.layers, config.modules, config.rank, config.alpha, config.seed)
-    return Trainer(loaded, config, board, segment, case.taps, judge)
+    attach(
+        editable,
+        case.layers,
+        config.lora.target_modules,
+        config.lora.r,
+        config.lora.lora_alpha,
+        config.seed,
+    )
+    return Trainer(editable, config, dataset, segment, case.read_layers, judge)
 
 
-def fine_tuned(loaded: LoadedModel, case: Case, drawn: Prompts) -> Outcome:
+def fine_tuned(editable: EditableModel, case: Case, drawn: Prompts) -> AttackOutcome:
     """As many steps of supervised fine-tuning as a round has."""
-    clock, config = Clock(loaded.device), case.config
-    attach(loaded, range(loaded.layout.depth), (), config.rank, config.alpha, config.seed)
-    optimizer = torch.optim.Adam(parameters(loaded).values(), lr=config.lr)
-    pad = int(loaded.tokenizer.pad_token_id)
+    clock, config = Clock(editable.device), case.config
+    attach(
+        editable,
+        range(editable.layout.depth),
+        (),
+        config.lora.r,
+        config.lora.lora_alpha,
+        config.seed,
+    )
+    optimizer = torch.optim.Adam(parameters(editable).values(), lr=config.train.learning_rate)
+    pad = int(editable.tokenizer.pad_token_id)
     batches = make_batches(drawn.trained, case.batch, pad)
     once, total = clock.lap(), 0.0
     for batch in islice(cycle(batches), case.steps):
-        loss = _next_tokens(loaded, batch)
+        loss = _next_tokens(editable, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item()
-    return Outcome(once, [clock.lap()], [total / case.steps], clock.cpu())
+    return AttackOutcome(once, [clock.lap()], [total / case.steps], clock.cpu())
 
 
-def _next_tokens(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+def _next_tokens(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
     """The cross-entropy of every token but the first."""
-    _, logits = run_whole(loaded, batch.ids, ())
-    real = batch.real()[:, 1:]
-    return F.cross_entropy(logits[:, :-1][real].float(), batch.ids[:, 1:][real].to(loaded.device))
+    _, logits = forward_with_states(editable, batch.ids, ())
+    real = batch.token_mask()[:, 1:]
+    return F.cross_entropy(logits[:, :-1][real].float(), batch.ids[:, 1:][real].to(editable.device))
 
 
 LOOPS: dict[str, Loop] = {
@@ -267,23 +290,23 @@ LOOPS: dict[str, Loop] = {
 
 def measure(case: Case, variant: str, device: str = "cpu") -> Measured:
     """Load the case's model and run a variant on it: once to warm up, then for the clock."""
-    loaded, loop = case.load(device), LOOPS[variant]
-    drawn = draw_prompts(case, loaded.model.config.vocab_size)
-    runs: list[Outcome] = []
-    with Peak(loaded.device) as peak:
+    editable, loop = case.load(device), LOOPS[variant]
+    drawn = draw_prompts(case, editable.model.config.vocab_size)
+    runs: list[AttackOutcome] = []
+    with Peak(editable.device) as peak:
         few = 8 if variant == "published" else case.batch
         short = replace(case, prompts=min(few, case.prompts), tests=min(4, case.tests), rounds=1)
-        loop(loaded, short, draw_prompts(short, loaded.model.config.vocab_size))
-        detach(loaded)
+        loop(editable, short, draw_prompts(short, editable.model.config.vocab_size))
+        detach(editable)
         while len(runs) < _times(runs):
-            runs.append(loop(loaded, case, drawn))
-            detach(loaded)
+            runs.append(loop(editable, case, drawn))
+            detach(editable)
     best = min(runs, key=lambda run: run.seconds)
     samples = len(best.rounds) * case.epochs * case.prompts
     return Measured(case.name, variant, samples, peak.bytes, len(runs), best)
 
 
-def _times(runs: Sequence[Outcome]) -> int:
+def _times(runs: Sequence[AttackOutcome]) -> int:
     """How often to run: the first run says how long it takes."""
     if not runs:
         return 1

@@ -1,4 +1,4 @@
-"""The memory that a piece of work needs beyond what there was before it."""
+"""The memory that a micro_batch of work needs beyond what there was before it."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
         [--blocks 4] [--rows 24] [--processes 8]
 
 The models are Llamas on the meta device, in bfloat16. The safety concept's rows are those of its
-own settings, their tokens counted by the built-in model's tokenizer, replies at the longest. The
+own settings, their tokens counted by the built-in model's tokenizer, responses at the longest. The
 trained blocks are the last ones below the middle, with an adapter on all of their linear layers.
 """
 
@@ -17,23 +17,27 @@ from typing import Any
 import torch
 
 from benchmarks.workload import llama
-from retouch.concepts.catalog import load_concept
+from retouch.concepts.registry import load_concept
 from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
-from retouch.core.size import size_text
-from retouch.editing.rows import draw, first_draw
-from retouch.editing.texts import Sides, sides_of
-from retouch.editing.workload import TOGETHER
-from retouch.models import footprint
-from retouch.models.footprint import state_bytes
+from retouch.core.units import size_text
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
-from retouch.models.placement import Placement
+from retouch.models.memory_estimate import state_bytes
+from retouch.models.offload import OffloadPlan
 from retouch.pipeline import configure
+from retouch.preflight.lengths import DirectionSpec, sides_of
+from retouch.preflight.workload import TOGETHER
+from retouch.task.examples import draw, example_rng
 
 SIZE, FLOAT, NF4 = 2, 4, 0.5 + 4 / 64  # bytes a number: bfloat16, float32, four bits with scales
-PROMPTS, TESTS, LENGTH, TAPS = 256, 100, 30, 2  # the published repository's log; taps by default
-REPLY = int(EditConfig.model_fields["reply_tokens"].default)
+PROMPTS, TESTS, LENGTH, TAPS = (
+    256,
+    100,
+    30,
+    2,
+)  # the published repository's log; read_layers by default
+RESPONSE = int(EditConfig.model_fields["response_tokens"].default)
 SHAPES = {
     "Llama-2-7B": (32, 4096, 11008, 32000, 32, 32),
     "Llama-3-70B": (80, 8192, 28672, 128256, 64, 8),
@@ -51,12 +55,12 @@ def built(blocks: int, hidden: int, mlp: int, vocabulary: int, heads: int, kept:
         ).requires_grad_(False)
 
 
-def safety() -> Sides:
+def safety() -> DirectionSpec:
     """The lengths of the rows of the safety concept, at its own settings."""
     from transformers import AutoTokenizer
 
     config = configure({"concept": "safety"})
-    drawn = draw(first_draw(config, "train"), load_concept("safety"), config, "train")
+    drawn = draw(example_rng(config, "train"), load_concept("safety"), config, "train")
     return sides_of(AutoTokenizer.from_pretrained(str(POCKET)), drawn, config)
 
 
@@ -66,14 +70,18 @@ def least(model: Any, layout: ModelLayout, trained: Sequence[int]) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            Placement(model, layout, torch.device("cpu"), middle, SIZE).settle(model, trained)
+            OffloadPlan(model, layout, torch.device("cpu"), middle, SIZE).keep_on_device(
+                model, trained
+            )
             high = middle
         except ModelError:
             low = middle
     return high
 
 
-def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) -> dict[str, int]:
+def figures(
+    model: Any, blocks: int, rows: int, processes: int, texts: DirectionSpec
+) -> dict[str, int]:
     """Bytes of everything that the recipes of `docs/scale.md` speak of."""
     counts = footprint.count(model, layout := find_layout(model))
     first = max(0, layout.depth // 2 - blocks)
@@ -84,15 +92,15 @@ def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) ->
     modules = [module for one in layout.blocks(model) for module in one.modules()]
     linear = sum(module.weight.numel() for module in modules if footprint.is_linear(module))
     small = whole - round((SIZE - NF4) * linear)
-    # The inputs of source and retain rows, the base's states of the latter, the twins' at the taps.
-    positions = texts.source.tokens + 2 * texts.hold.tokens + TAPS * sum(texts.source.replies)
+    # The inputs of source and retain rows, the base's states of the latter, the counterparts' at the read_layers.
+    positions = texts.source.tokens + 2 * texts.hold.tokens + TAPS * sum(texts.source.responses)
     hidden, longest = model.config.hidden_size, max(texts.source.longest, texts.hold.longest)
 
     def step(many: int) -> int:
         return footprint.activation_bytes(model, layout, trained, set(names), many, longest, SIZE)
 
     log = state_bytes(hidden, (PROMPTS + TESTS) * LENGTH, SIZE)
-    replies = footprint.cache_bytes(model.config, TOGETHER, longest, SIZE)
+    responses = footprint.cache_bytes(model.config, TOGETHER, longest, SIZE)
     cached, adapter = state_bytes(hidden, positions, SIZE), footprint.training_bytes(numbers)
     beside = cached + adapter + step(rows)
     # Each process keeps a part of the blocks and one block whole, and has its share of the rows.
@@ -109,17 +117,17 @@ def figures(model: Any, blocks: int, rows: int, processes: int, texts: Sides) ->
         f"cached: {PROMPTS}+{TESTS} prompts of {LENGTH} tokens": log,
         "cached: safety's rows": cached,
         "adapter with Adam and averages, rank 8": adapter,
-        f"activations, piece of {rows} rows": step(rows),
-        "activations, piece of 1 row": step(1),
+        f"activations, micro_batch of {rows} rows": step(rows),
+        "activations, micro_batch of 1 row": step(1),
         "training: whole model": whole + beside,
         "training: --quantize 4bit": small + beside,
         "training: --device-memory": outside + segment + block + beside,
         f"training: --shard, {processes} processes": part,
-        f"replies: keys and values of {TOGETHER} rows": replies,
+        f"responses: keys and values of {TOGETHER} rows": responses,
         "least --device-memory": least(model, layout, trained),
         "streamed: one pass of all blocks": whole - outside,
         "streamed: one pass, segment in place": whole - outside - segment,
-        f"streamed: {REPLY} tokens of reply, one batch": REPLY * (whole - outside),
+        f"streamed: {RESPONSE} tokens of response, one batch": RESPONSE * (whole - outside),
         "streamed: search for the blocks": (layout.depth + 2) * (whole - outside),
         "a step: gradients added up": FLOAT * numbers,
         f"a step: blocks received, {processes} processes": gathered,

@@ -6,7 +6,7 @@
 steps; `full`, `cut` and `segment` must end in the same losses, or the benchmark stops. Every
 variant runs in a process of its own, one at a time, after a warm-up: three times if a run takes
 under 20 seconds, twice under 40, and the fastest counts. Memory is what the variant needs
-beyond the loaded model (`benchmarks/peak.py`). Ratios are of figures of one and the same run.
+beyond the editable model (`benchmarks/peak.py`). Ratios are of figures of one and the same run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.figures import (
 )
 from benchmarks.larger import CASE as LARGER
 from benchmarks.larger import fitted
-from benchmarks.loops import LOOPS, Outcome, measure
+from benchmarks.loops import LOOPS, AttackOutcome, measure
 from benchmarks.machine import described, machine
 from benchmarks.workload import Case, llama, middle
 
@@ -44,7 +44,7 @@ Found = TypeVar("Found")
 
 
 class Run(Protocol):
-    """Does a piece of work and hands back what it found."""
+    """Does a micro_batch of work and hands back what it found."""
 
     def __call__(self, work: Callable[..., Found], *arguments: Any) -> Found:
         """What `work(*arguments)` returns."""
@@ -66,7 +66,7 @@ def records_of(
     device: str,
     run: Run = alone,
     variants: Sequence[str] = tuple(LOOPS),
-    say: Callable[[str], None] = print,
+    progress: Callable[[str], None] = print,
 ) -> list[Record]:
     """All variants of a case, told as they come; the first should be the published loop.
 
@@ -74,13 +74,13 @@ def records_of(
         UnlikeError: `full`, `cut` and `segment` end in different losses.
     """
     records: list[Record] = []
-    before: dict[str, Outcome] = {}
+    before: dict[str, AttackOutcome] = {}
     for variant in variants:
         found = run(measure, case, variant, device)
         record = record_of(found, before, case)
         before[variant] = found.best
         records.append(record)
-        say(row(record))
+        progress(row(record))
     agreed(records, TOLERANCE[case.dtype])
     return records
 

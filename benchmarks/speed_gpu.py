@@ -27,7 +27,7 @@ from benchmarks.utilisation import Load, sweep
 from benchmarks.workload import Case, llama, middle
 
 LOG_ROUNDS, LOG_SECONDS = 36, 34 * 60  # of the published repository's log, on the authors' GPU
-BLOCKS, READ = (9, 10, 11, 12, 13), (10, 11, 12, 13, 14)
+BLOCKS, NUM_READ = (9, 10, 11, 12, 13), (10, 11, 12, 13, 14)
 MLP = ("up_proj", "down_proj")
 QWEN: dict[str, Any] = {
     **llama(32, 6144, 16384, 152064, 48),
@@ -38,7 +38,7 @@ CASES = (
     Case(
         "llama-7b",
         BLOCKS,
-        READ,
+        NUM_READ,
         llama(32, 4096, 11008, 32000, 32),
         prompts=256,
         tests=100,
@@ -70,7 +70,7 @@ SWEEP = (
 def small(case: Case) -> Case:
     """A tiny model and little work in the place of a case."""
     model = {**case.model, **llama(4, 64, 128, 128, 4)}
-    tiny = replace(case, name=f"small-{case.name}", model=model, layers=(1, 2), taps=(1, 2))
+    tiny = replace(case, name=f"small-{case.name}", model=model, layers=(1, 2), read_layers=(1, 2))
     return replace(tiny, prompts=8, tests=4, batch=4, discriminator_epochs=2, dtype="float32")
 
 
@@ -93,7 +93,7 @@ def load_record(case: Case, load: Load) -> Record:
 def load_row(record: Record) -> str:
     """A row of the table of training steps."""
     rate = record["flops"] / record["seconds"] / 1e12
-    cells = [
+    points = [
         record["case"],
         str(record["batch"]),
         str(record["tokens"]),
@@ -104,7 +104,7 @@ def load_row(record: Record) -> str:
         f"{record['peak_bytes'] / 1e9:.3f}",
         f"{record['needed_bytes'] / 1e9:.3f}",
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(points)} |"
 
 
 def targets_of(records: Sequence[Record], log: str) -> Iterator[Target]:

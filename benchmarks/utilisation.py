@@ -13,8 +13,8 @@ from benchmarks.loops import Clock, seat
 from benchmarks.peak import Peak
 from benchmarks.workload import Case, draw_prompts
 from retouch.models.adapters import attach, detach
-from retouch.models.load import LoadedModel
-from retouch.models.segment import Caught, Segment
+from retouch.models.editable_model import EditableModel
+from retouch.models.segment import Segment, SegmentInputs
 from retouch.representations.batch import make_batches
 
 ROUNDS, STEPS = 3, 16  # the first round warms up
@@ -61,51 +61,58 @@ def matrix_rate(device: str, dtype: str, size: int) -> float:
 
 def sweep(case: Case, device: str, batches: Sequence[int], matrix: int) -> list[Load]:
     """Steps at rising sizes of batch, until the device is full."""
-    loaded, rate = case.load(device), matrix_rate(device, case.dtype, matrix)
+    editable, rate = case.load(device), matrix_rate(device, case.dtype, matrix)
     found: list[Load] = []
     for size in batches:
         try:
-            found.append(_loaded_with(loaded, replace(case, prompts=size, batch=size), rate))
+            found.append(_loaded_with(editable, replace(case, prompts=size, batch=size), rate))
         except torch.OutOfMemoryError:
             break
         finally:
-            detach(loaded)
-            if loaded.device.type == "cuda":
+            detach(editable)
+            if editable.device.type == "cuda":
                 torch.cuda.empty_cache()
     return found
 
 
-def _loaded_with(loaded: LoadedModel, case: Case, rate: float) -> Load:
+def _loaded_with(editable: EditableModel, case: Case, rate: float) -> Load:
     case = replace(case, tests=2, rounds=ROUNDS, epochs=STEPS, discriminator_epochs=1)
-    flops, tokens, needed = _work(loaded, case)
+    flops, tokens, needed = _work(editable, case)
     best = float("inf")
-    with Peak(loaded.device) as peak:
-        game = seat(loaded, case, draw_prompts(case, loaded.model.config.vocab_size)).play()
+    with Peak(editable.device) as peak:
+        game = seat(editable, case, draw_prompts(case, editable.model.config.vocab_size)).train()
         for number in range(ROUNDS):
-            clock = Clock(loaded.device)
+            clock = Clock(editable.device)
             next(game)
             if number:
                 best = min(best, clock.lap() / STEPS)
-    weights = _weights(loaded, case)
+    weights = _weights(editable, case)
     used = flops / best / rate
     return Load(case.batch, tokens, best, flops, used, peak.bytes + weights, needed)
 
 
-def _weights(loaded: LoadedModel, case: Case) -> int:
+def _weights(editable: EditableModel, case: Case) -> int:
     """Bytes of the segment's weights."""
-    blocks = loaded.blocks[min(case.layers) : max(case.taps) + 1]
+    blocks = editable.blocks[min(case.layers) : max(case.read_layers) + 1]
     return sum(p.numel() * p.element_size() for block in blocks for p in block.parameters())
 
 
-def _work(loaded: LoadedModel, case: Case) -> tuple[int, int, int]:
+def _work(editable: EditableModel, case: Case) -> tuple[int, int, int]:
     """Of one step: matrix operations, tokens, and the bytes that it cannot do without."""
-    weights = _weights(loaded, case)
-    rows = draw_prompts(case, loaded.model.config.vocab_size).trained
-    (batch,) = make_batches(rows, case.batch, int(loaded.tokenizer.pad_token_id))
-    segment = Segment(loaded, min(case.layers), max(case.taps))
-    caught = segment.catch(batch.ids)
+    weights = _weights(editable, case)
+    rows = draw_prompts(case, editable.model.config.vocab_size).trained
+    (batch,) = make_batches(rows, case.batch, int(editable.tokenizer.pad_token_id))
+    segment = Segment(editable, min(case.layers), max(case.read_layers))
+    inputs = segment.capture_inputs(batch.ids)
     config = case.config
-    attach(loaded, case.layers, config.modules, config.rank, config.alpha, config.seed)
+    attach(
+        editable,
+        case.layers,
+        config.lora.target_modules,
+        config.lora.r,
+        config.lora.lora_alpha,
+        config.seed,
+    )
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -116,19 +123,19 @@ def _work(loaded: LoadedModel, case: Case) -> tuple[int, int, int]:
 
     with FlopCounterMode(display=False) as counter:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            states = segment.run(caught, case.taps)
+            states = segment.forward(inputs, case.read_layers)
             loss = torch.stack([s[:, -1].float().mean() for s in states.values()]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
     # A weight that is used transposed is no Parameter any more; one that is cached counts once.
-    known = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}
-    cached = _cached(caught)
+    known = {p.untyped_storage().data_ptr() for p in editable.model.parameters()}
+    cached = _cached(inputs)
     activations = sum(size for at, size in kept.items() if at not in known | set(cached))
-    detach(loaded)
+    detach(editable)
     needed = weights + sum(cached.values()) + activations
     return counter.get_total_flops(), batch.ids.numel(), needed
 
 
-def _cached(caught: Caught) -> dict[int, int]:
+def _cached(inputs: SegmentInputs) -> dict[int, int]:
     """The bytes of all that a batch's blocks are called with, each storage once."""
     found: dict[int, int] = {}
 
@@ -139,8 +146,8 @@ def _cached(caught: Caught) -> dict[int, int]:
             for one in value:
                 count(one)
 
-    count(caught.hidden)
-    for call in caught.calls:
+    count(inputs.hidden)
+    for call in inputs.calls:
         count(call.rest)
         count(tuple(call.named.values()))
     return found

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from retouch.concepts.render import Rendered
+from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import EditConfig
-from retouch.editing.rows import EditRows
-from retouch.methods.are_published import PublishedSettings
+from retouch.methods.are_original import PublishedSettings
 from retouch.models.layout import find_layout
-from retouch.models.load import LoadedModel, load
+from retouch.models.editable_model import EditableModel
+from retouch.models.load import load
+from retouch.task.examples import EditExamples
 
 LENGTHS = (24, 36)  # tokens of a prompt: thirty on average
 RESERVED = 8  # the lowest token ids: padding, and what the prompts of the two classes end in
@@ -28,7 +29,7 @@ class Case:
     Attributes:
         name: what the table calls it.
         layers: blocks with adapters; a LoRA on their `modules`.
-        taps: blocks whose outputs the discriminators read.
+        read_layers: blocks whose outputs the discriminators read.
         model: the configuration of a random Llama or Qwen; empty: the built-in model.
         prompts: prompts that are trained on, half of them of each class.
         tests: prompts that the discriminators are tested on after every round.
@@ -42,7 +43,7 @@ class Case:
 
     name: str
     layers: tuple[int, ...]
-    taps: tuple[int, ...]
+    read_layers: tuple[int, ...]
     model: dict[str, Any] = field(default_factory=dict)
     prompts: int = 64
     tests: int = 32
@@ -73,14 +74,14 @@ class Case:
     def config(self) -> EditConfig:
         """The same work for the project's trainer: the published loss, and as many steps of each.
 
-        The adversarial loss on the last token of the prompt, no pairs, no replies, no retain set;
+        The adversarial loss on the last token of the prompt, no pairs, no responses, no retain set;
         discriminators made anew every round.
         """
         theirs = self.published
         taught = theirs.discriminator_epochs * -(-self.prompts // theirs.discriminator_batch)
         return EditConfig(
             layers=self.layers,
-            taps=self.taps,
+            read_layers=self.read_layers,
             modules=self.modules,
             rank=theirs.rank,
             alpha=theirs.alpha,
@@ -90,7 +91,7 @@ class Case:
             batch=self.batch,
             lr=theirs.lr,
             pair_weight=0.0,
-            reply_positions=1,
+            response_positions=1,
             discriminator_width=theirs.width,
             discriminator_lr=theirs.discriminator_lr,
             discriminator_fresh=True,
@@ -98,7 +99,7 @@ class Case:
             discriminator_steps=taught,
         )
 
-    def load(self, device: str) -> LoadedModel:
+    def load(self, device: str) -> EditableModel:
         """The model of the case on the device: frozen, and without an adapter."""
         if not self.model:
             from transformers.utils.logging import disable_progress_bar
@@ -110,7 +111,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a case, as the loops take them: a token of reply after each, never trained on.
+    """The prompts of a case, as the loops take them: a token of response after each, never trained on.
 
     Attributes:
         source: of the class that is to move.
@@ -118,42 +119,42 @@ class Prompts:
         tests: the same two for the test of the discriminators.
     """
 
-    source: list[Rendered]
-    target: list[Rendered]
-    tests: tuple[list[Rendered], list[Rendered]]
+    source: list[TokenizedChat]
+    target: list[TokenizedChat]
+    tests: tuple[list[TokenizedChat], list[TokenizedChat]]
 
     @cached_property
-    def trained(self) -> list[Rendered]:
+    def trained(self) -> list[TokenizedChat]:
         """All that is trained on."""
         return [*self.source, *self.target]
 
     @property
-    def ours(self) -> EditRows:
+    def ours(self) -> EditExamples:
         """As rows of the project's game."""
-        return EditRows(self.trained, (), self.target, (), ())
+        return EditExamples(self.trained, (), self.target, (), ())
 
     @property
-    def theirs(self) -> EditRows:
+    def theirs(self) -> EditExamples:
         """As rows of the published loop, which trains on source and target by itself."""
-        return EditRows(self.source, (), self.target, (), ())
+        return EditExamples(self.source, (), self.target, (), ())
 
     @property
-    def theirs_tested(self) -> EditRows:
+    def theirs_tested(self) -> EditExamples:
         """The published loop's test prompts."""
-        return EditRows(self.tests[0], (), self.tests[1], (), ())
+        return EditExamples(self.tests[0], (), self.tests[1], (), ())
 
 
 def draw_prompts(case: Case, vocabulary: int) -> Prompts:
     """Random prompts of a case; the classes differ in the last token, so that there is a game."""
     rng = random.Random(case.name)
 
-    def rows(count: int, last: int) -> list[Rendered]:
+    def rows(count: int, last: int) -> list[TokenizedChat]:
         made = []
         for _ in range(count):
             length = rng.randint(*LENGTHS)
             ids = [rng.randrange(RESERVED, vocabulary) for _ in range(length - 1)]
-            # The state of the last prompt token counts as the decision of a reply, so one follows.
-            made.append(Rendered((*ids, last, 1), length))
+            # The state of the last prompt token counts as the decision of a response, so one follows.
+            made.append(TokenizedChat((*ids, last, 1), length))
         return made
 
     half, tested = case.prompts // 2, case.tests // 2
@@ -161,7 +162,7 @@ def draw_prompts(case: Case, vocabulary: int) -> Prompts:
     return Prompts(rows(case.prompts - half, 2), rows(half, 3), tests)
 
 
-def random_model(options: dict[str, Any], device: str, dtype: str) -> LoadedModel:
+def random_model(options: dict[str, Any], device: str, dtype: str) -> EditableModel:
     """A seeded random decoder, made on its device; `model_type` is `llama` unless it is named."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -174,7 +175,7 @@ def random_model(options: dict[str, Any], device: str, dtype: str) -> LoadedMode
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.requires_grad_(False).eval().to(where)
     tokenizer = SimpleNamespace(pad_token_id=0)  # the prompts are token ids from the start
-    return LoadedModel(model, tokenizer, "random", None, where, find_layout(model))
+    return EditableModel(model, tokenizer, "random", None, where, find_layout(model))
 
 
 def llama(depth: int, hidden: int, mlp: int, vocabulary: int, heads: int) -> dict[str, Any]:

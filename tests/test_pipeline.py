@@ -1,4 +1,4 @@
-"""The whole job on pocket, small: what is written, what is loaded back, what survives a kill."""
+"""The whole job on pocket, small: what is written, what is editable back, what survives a kill."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import retouch
 from retouch import pipeline
 from retouch.core.errors import ConfigError, DataError, RefusedError, RunError
 from retouch.core.run_dir import RunDir
-from retouch.core.types import StepEvent
-from retouch.delivery.export import export
+from retouch.core.types import RoundEvent
 from retouch.models.load import POCKET
+from retouch.reporting.export import export
 
 SMALL: dict[str, Any] = {
     "labels": 12,
@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "discriminator_steps": 2,
     "drift_guard": 10.0,
     "measure_rows": 4,
-    "reply_tokens": 8,
+    "response_tokens": 8,
 }
 
 
@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Run:
     done = retouch.edit(
         "pocket", concept="safety", out=out, on_event=events.append, **(SMALL | {"lr": 0.02})
     )
-    assert [e.round for e in events if isinstance(e, StepEvent)] == [1, 2, 3]
+    assert [e.round for e in events if isinstance(e, RoundEvent)] == [1, 2, 3]
     return done
 
 
@@ -137,8 +137,8 @@ def test_every_concept_runs_in_both_directions(name: str, direction: str, tmp_pa
 
 
 def test_everyday_tasks_are_nothing_to_edit(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="everyday"):
-        pipeline.edit(pipeline.configure(SMALL | {"concept": "everyday"}), out=tmp_path / "run")
+    with pytest.raises(DataError, match="capability"):
+        pipeline.edit(pipeline.configure(SMALL | {"concept": "capability"}), out=tmp_path / "run")
 
 
 def test_ones_own_csv_is_a_concept(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_settings_lie_over_each_other(tmp_path: Path) -> None:
     file = tmp_path / "edit.yaml"
     file.write_text("concept: truthfulness\nrank: 3\nseed: 4\n")
     config = pipeline.configure({"seed": 9}, file)
-    assert (config.rank, config.seed, config.concept) == (3, 9, "truthfulness")
+    assert (config.lora.r, config.seed, config.concept) == (3, 9, "truthfulness")
     file.write_text("ranks: 3\n")
     with pytest.raises(ConfigError, match=r"edit\.yaml.*ranks"):
         pipeline.configure({}, file)
@@ -194,8 +194,8 @@ def test_killed_anywhere_a_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     for name in ("adapter/adapter_model.safetensors", "discriminator/discriminators.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     ours, theirs = (RunDir.open(tmp_path / n).events() for n in ("cut", "whole"))
-    assert [(e.round, e.losses, e.behaviour, e.drift) for e in ours] == [
-        (e.round, e.losses, e.behaviour, e.drift) for e in theirs
+    assert [(e.round, e.losses, e.validation_score, e.drift) for e in ours] == [
+        (e.round, e.losses, e.validation_score, e.drift) for e in theirs
     ]
 
 
@@ -217,13 +217,13 @@ def test_the_default_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path
 
 
 def test_rows_of_other_concepts_are_held_beside_the_own() -> None:
-    from retouch.concepts.catalog import load_concept
-    from retouch.editing.rows import draw, first_draw
+    from retouch.concepts.registry import load_concept
+    from retouch.task.examples import draw, example_rng
 
     def drawn(**more: Any) -> list[str]:
         config = pipeline.configure({"concept": "safety", "retain": 40, **more})
-        rows = draw(first_draw(config, "train"), load_concept("safety"), config, "train")
-        return [row.label for row in rows.hold]
+        rows = draw(example_rng(config, "train"), load_concept("safety"), config, "train")
+        return [row.label for row in rows.retain]
 
     own, both = drawn(), drawn(also_hold=("truthfulness", "gender-bias"))
     assert both[:40] == own

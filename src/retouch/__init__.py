@@ -3,11 +3,11 @@
 ```python
 import retouch
 
-run = retouch.edit("pocket", concept="safety", direction="raise")
-print(run.metrics)
+result = retouch.edit("pocket", concept="safety", direction="raise")
+print(result.metrics)
 ```
 
-The names below are loaded when they are first used, so that `import retouch` costs nothing.
+The names below are imported on first use, so that `import retouch` is fast.
 """
 
 from __future__ import annotations
@@ -17,30 +17,73 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retouch.comparison.compare import compare
-    from retouch.core.types import Concept
+    from retouch.concepts.concept import Concept
+    from retouch.core.config import (
+        AdversaryConfig,
+        DataConfig,
+        DiscriminatorConfig,
+        EditConfig,
+        EvaluationConfig,
+        LoadConfig,
+        LoraConfig,
+        LossConfig,
+        TrainConfig,
+    )
+    from retouch.models.editable_model import EditableModel
     from retouch.models.load import load
-    from retouch.pipeline import Run
-    from retouch.pipeline import edit_model as edit
-    from retouch.pipeline import evaluate_model as evaluate
+    from retouch.pipeline import edit, evaluate, resume
+    from retouch.result import EditResult
 
 __version__ = "0.1.0"
-__all__ = ["Concept", "Run", "__version__", "compare", "edit", "evaluate", "load"]
 
-_HOMES = {
-    "Concept": ("retouch.core.types", "Concept"),
-    "Run": ("retouch.pipeline", "Run"),
-    "compare": ("retouch.comparison.compare", "compare"),
-    "edit": ("retouch.pipeline", "edit_model"),
-    "evaluate": ("retouch.pipeline", "evaluate_model"),
-    "load": ("retouch.models.load", "load"),
+_GROUPS = (
+    "AdversaryConfig",
+    "DataConfig",
+    "DiscriminatorConfig",
+    "EditConfig",
+    "EvaluationConfig",
+    "LoadConfig",
+    "LoraConfig",
+    "LossConfig",
+    "TrainConfig",
+)
+_MODULES = {
+    "Concept": "retouch.concepts.concept",
+    "EditResult": "retouch.result",
+    "EditableModel": "retouch.models.editable_model",
+    "compare": "retouch.comparison.compare",
+    "edit": "retouch.pipeline",
+    "evaluate": "retouch.pipeline",
+    "load": "retouch.models.load",
+    "resume": "retouch.pipeline",
+    **dict.fromkeys(_GROUPS, "retouch.core.config"),
 }
+__all__ = [  # noqa: RUF022
+    "edit",
+    "resume",
+    "evaluate",
+    "compare",
+    "load",
+    "Concept",
+    "EditableModel",
+    "EditConfig",
+    "LoadConfig",
+    "DataConfig",
+    "LoraConfig",
+    "TrainConfig",
+    "LossConfig",
+    "DiscriminatorConfig",
+    "AdversaryConfig",
+    "EvaluationConfig",
+    "EditResult",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = getattr(import_module(module), attribute)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

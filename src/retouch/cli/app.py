@@ -13,15 +13,15 @@ from retouch import __version__
 from retouch.cli import (
     chat,
     compare,
-    compose,
     concept,
     demo,
     doctor,
     edit,
     evaluate,
     export,
-    search,
-    stress,
+    merge,
+    robustness,
+    tune,
 )
 from retouch.core.errors import RetouchError
 from retouch.core.launch import launched_rank
@@ -33,7 +33,7 @@ class Commands(TyperGroup):
     """The command group: what goes wrong in a command ends here."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error that the user can mend is shown without a traceback."""
+        """Run the command; an error that the user can hint is shown without a traceback."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -74,21 +74,22 @@ app.command(
 app.command(
     "doctor",
     no_args_is_help=True,
-    short_help="Say what an edit would take here, and what would stop it.",
+    short_help="Progress what an edit would take here, and what would stop it.",
 )(doctor.doctor)
 app.command("evaluate", short_help="Measure a model, or what an edit changed.")(evaluate.evaluate)
-app.command("stress", short_help="Ask an edit the harder questions: attacks, training, strength.")(
-    stress.stress
-)
-app.command("compose", no_args_is_help=True, short_help="Add up several edits in one adapter.")(
-    compose.compose
+app.command(
+    "robustness",
+    short_help="Ask an edit the robustness_records attacks: attacks, training, strength.",
+)(robustness.robustness)
+app.command("merge", no_args_is_help=True, short_help="Add up several edits in one adapter.")(
+    merge.merge
 )
 app.command(
     "compare", no_args_is_help=True, short_help="Hold methods against each other on the same rows."
 )(compare.compare)
 app.command(
-    "search", no_args_is_help=True, short_help="Find a method's settings on the validation split."
-)(search.search)
+    "tune", no_args_is_help=True, short_help="Find a method's settings on the validation split."
+)(tune.tune)
 app.command("chat", short_help="Talk to a model and its edit, side by side.")(chat.chat)
 app.add_typer(concept.app, name="concept", short_help="List, show or check concepts.")
 app.command(

@@ -17,8 +17,8 @@ from retouch.cli.loading import (
     Quantized,
     Revision,
     TrustRemoteCode,
-    base_of,
-    hush_libraries,
+    quiet_libraries,
+    resolve_base,
 )
 from retouch.core.types import Message
 
@@ -37,7 +37,7 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="answer this one prompt and stop")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="the longest reply, in tokens")
+        int, typer.Option(min=1, metavar="N", help="the longest response, in tokens")
     ] = 128,
     revision: Revision = None,
     device: Device = "auto",
@@ -50,12 +50,12 @@ def chat(
     from rich.console import Console
 
     console = Console(highlight=False)
-    folder, base = base_of(model, adapter, revision)
-    hush_libraries()
+    folder, base = resolve_base(model, adapter, revision)
+    quiet_libraries()
 
     from retouch.models.load import load
 
-    loaded = load(
+    editable = load(
         base.name,
         revision=base.revision,
         device=device,
@@ -66,7 +66,7 @@ def chat(
         device_memory=base.device_bytes(device_memory),
         adapter=folder,
     )
-    talk = Conversation(loaded, system, tokens)
+    talk = Conversation(editable, system, tokens)
     if once is not None:
         _show(console, talk, once)
         return
@@ -93,7 +93,7 @@ def chat(
 class Conversation:
     """The turns so far, for each model its own, since each goes on from what it said itself."""
 
-    loaded: Any
+    editable: Any
     system: str | None
     tokens: int
     turns: dict[Who, list[Message]] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Conversation:
     @property
     def models(self) -> tuple[Who, ...]:
         """Who answers."""
-        return ("base", "edited") if self.loaded.edited else ("base",)
+        return ("base", "edited") if self.editable.edited else ("base",)
 
     def reset(self) -> None:
         """Forget all turns but the system message."""
@@ -113,35 +113,35 @@ class Conversation:
         self.turns = {who: list(opening) for who in self.models}
 
     def ask(self, text: str) -> dict[Who, str]:
-        """Every model's reply to the next message."""
+        """Every model's response to the next message."""
         from retouch.models.generate import generate
 
-        replies: dict[Who, str] = {}
+        responses: dict[Who, str] = {}
         self.forgotten = False
         for who in self.models:
             turns = self.turns[who]
             turns.append(Message("user", text))
             ids, room = self._fit(turns)
             if who == "edited":
-                (reply,) = generate(self.loaded, [ids], max_new_tokens=room)
+                (response,) = generate(self.editable, [ids], max_new_tokens=room)
             else:
-                with self.loaded.reference():
-                    (reply,) = generate(self.loaded, [ids], max_new_tokens=room)
-            turns.append(Message("assistant", reply))
-            replies[who] = reply
-        return replies
+                with self.editable.base_model():
+                    (response,) = generate(self.editable, [ids], max_new_tokens=room)
+            turns.append(Message("assistant", response))
+            responses[who] = response
+        return responses
 
     def _fit(self, turns: list[Message]) -> tuple[list[int], int]:
-        """The prompt's ids and the reply's length; the oldest turns go when the model is full."""
-        from retouch.concepts.render import prompt_ids
+        """The prompt's ids and the response's length; the oldest turns go when the model is full."""
+        from retouch.concepts.chat import prompt_ids
         from retouch.core.errors import ModelError
 
-        text_config = self.loaded.model.config.get_text_config()
+        text_config = self.editable.model.config.get_text_config()
         context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 30
         first = 1 if self.system else 0
         while True:
-            ids = prompt_ids(self.loaded.tokenizer, turns)
-            # A reply may be cut short, but not to less than a few words.
+            ids = prompt_ids(self.editable.tokenizer, turns)
+            # A response may be cut short, but not to less than a few words.
             if len(ids) + min(self.tokens, 16) <= context:
                 return ids, min(self.tokens, context - len(ids))
             if len(turns) <= first + 1:
@@ -157,13 +157,13 @@ class Conversation:
 def _show(console: Any, talk: Conversation, text: str) -> None:
     from retouch.cli import tables
 
-    replies = talk.ask(text)
+    responses = talk.ask(text)
     if talk.forgotten:
         typer.echo("(The oldest turns no longer fit and are forgotten.)", err=True)
     if not console.is_terminal:
-        for who, reply in replies.items():
-            typer.echo(f"{who}: {reply}" if len(replies) > 1 else reply)
-    elif len(replies) > 1:
-        console.print(tables.side_by_side(replies["base"], replies["edited"]))
+        for who, response in responses.items():
+            typer.echo(f"{who}: {response}" if len(responses) > 1 else response)
+    elif len(responses) > 1:
+        console.print(tables.side_by_side(responses["base"], responses["edited"]))
     else:
-        console.print(replies["base"], markup=False)
+        console.print(responses["base"], markup=False)

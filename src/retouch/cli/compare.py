@@ -15,7 +15,7 @@ from retouch.cli.loading import (
     Revision,
     TrustRemoteCode,
     direction_of,
-    hush_libraries,
+    quiet_libraries,
 )
 from retouch.core.errors import ConfigError
 
@@ -55,15 +55,15 @@ def compare(
         str,
         typer.Option(metavar="own|all", help="the concept's metrics, or of all built-in concepts"),
     ] = "own",
-    stress: Annotated[
+    robustness: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="also ask these questions of `retouch stress`"),
+        typer.Option(metavar="NAME,...", help="also ask these attacks of `retouch robustness`"),
     ] = "",
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="rows a metric at the most")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(metavar="N", help="cells made at once, each in a process of its own")
+        int, typer.Option(metavar="N", help="points made at once, each in a process of its own")
     ] = 1,
     ray: Annotated[
         str | None,
@@ -99,23 +99,23 @@ def compare(
 
     counts = numbers("--labels", labels)
     side = direction_of(direction)
-    hush_libraries()
+    quiet_libraries()
     progress = EditProgress(Console(stderr=True, highlight=False))
     try:
         with progress:
             from retouch.comparison import compare as comparing
-            from retouch.methods import catalog
+            from retouch.methods import registry
 
             done = comparing.compare(
                 model,
                 concept,
                 side,
-                methods=catalog.IDS if methods is None else names(methods),
+                methods=registry.IDS if methods is None else names(methods),
                 seeds=seeds,
                 labels=counts,
                 tuned=tuned,
                 metrics=cast(Any, metrics),
-                stress=names(stress),
+                robustness=names(robustness),
                 out=out,
                 jobs=jobs,
                 ray=ray,
@@ -131,7 +131,7 @@ def compare(
                 trust_remote_code=trust_remote_code,
             )
     except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from the cells that are made.", err=True)
+        typer.echo("Interrupted. The same command goes on from the points that are made.", err=True)
         raise typer.Exit(130) from None
     console = Console(highlight=False)
     _show(console, done)
@@ -159,14 +159,14 @@ def names(text: str) -> list[str]:
 
 def _show(console: Console, done: Comparison) -> None:
     from retouch.comparison.table import columns, make_table
-    from retouch.methods import catalog
+    from retouch.methods import registry
 
-    shown = columns(done.aim, done.plan.concept, done.plan.direction)
+    shown = columns(done.objective, done.grid.concept, done.grid.direction)
     if console.width < WIDE:
         shown = [column for column in shown if column.main]
-    titles = {id: catalog.get_method(id).title for id in done.plan.methods}
-    for labels in done.plan.labels:
-        table = make_table(labels, done.lines, shown, done.contrasts, titles)
+    titles = {id: registry.get_method(id).title for id in done.grid.methods}
+    for labels in done.grid.labels:
+        table = make_table(labels, done.lines, shown, done.paired_tests, titles)
         console.print(_rich(table, f"{labels} labels"))
         for number, note in enumerate(table.notes, start=1):
             console.print(f"  {number}  {note}", markup=False)
@@ -182,5 +182,7 @@ def _rich(table: Table, title: str) -> RenderableType:
     for at, name in enumerate(table.head):
         made.add_column(name, justify="right" if at else "left", no_wrap=False, overflow="fold")
     for line in table.lines:
-        made.add_row(*(Text(cell.text, style="bold green" if cell.best else "") for cell in line))
+        made.add_row(
+            *(Text(point.text, style="bold green" if point.best else "") for point in line)
+        )
     return made

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from retouch.concepts.concept import Concept
 from retouch.core.errors import DataError
-from retouch.core.types import DIRECTIONS, SPLITS, Concept
+from retouch.core.types import DIRECTIONS, SPLITS
 
 app = typer.Typer(
     help="List the built-in concepts, show one, or check your own.",
@@ -25,14 +26,17 @@ def list_() -> None:
     from rich.console import Console
 
     from retouch.cli import tables
-    from retouch.concepts.catalog import builtin_names, load_concept
+    from retouch.concepts.registry import builtin_names, load_concept
 
     concepts = [load_concept(name) for name in builtin_names()]
     console = Console(highlight=False)
     console.print(
         tables.rows(
             ("concept", "what it is", "directions"),
-            [(c.name, c.title, ", ".join(c.sides) or "none (data for others)") for c in concepts],
+            [
+                (c.name, c.title, ", ".join(c.directions) or "none (data for others)")
+                for c in concepts
+            ],
         )
     )
 
@@ -44,7 +48,7 @@ def show(name: Name) -> None:
     from rich.text import Text
 
     from retouch.cli import tables
-    from retouch.concepts.catalog import load_concept
+    from retouch.concepts.registry import load_concept
 
     concept = load_concept(name)
     console = Console(highlight=False)
@@ -63,7 +67,7 @@ def show(name: Name) -> None:
             )
         )
     seen: set[str] = set()
-    for row in concept.rows["train"]:
+    for row in concept.examples["train"]:
         if row.label not in seen:
             seen.add(row.label)
             console.print(Text(f"{row.label}: ", style="dim").append_text(tables.turns(row.prompt)))
@@ -78,8 +82,8 @@ def check(name: Name) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from retouch.concepts.catalog import load_concept
-    from retouch.concepts.check import check as look_through
+    from retouch.concepts.registry import load_concept
+    from retouch.concepts.validate import check as look_through
 
     concept = load_concept(name)
     console = Console(highlight=False)
@@ -93,7 +97,7 @@ def check(name: Name) -> None:
             f"{concept.name} has {errors} error{'s' if errors > 1 else ''}, listed above.",
             "Mend its rows, then check again.",
         )
-    typer.echo(f"{concept.name} is sound: {sum(map(len, concept.rows.values()))} rows.")
+    typer.echo(f"{concept.name} is sound: {sum(map(len, concept.examples.values()))} rows.")
 
 
 def _sides(concept: Concept) -> object:
@@ -110,7 +114,7 @@ def _sides(concept: Concept) -> object:
                 "weakens safety" if direction == concept.weakens else "",
             )
             for direction in DIRECTIONS
-            if (side := concept.sides.get(direction))
+            if (side := concept.directions.get(direction))
         ],
     )
 
@@ -118,7 +122,7 @@ def _sides(concept: Concept) -> object:
 def _rows(concept: Concept) -> object:
     from retouch.cli import tables
 
-    counts = {split: Counter(row.label for row in concept.rows[split]) for split in SPLITS}
+    counts = {split: Counter(row.label for row in concept.examples[split]) for split in SPLITS}
     labels = list(dict.fromkeys(label for split in SPLITS for label in counts[split]))
     return tables.rows(
         ("rows", *SPLITS),

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retouch.concepts.concept import Concept
 from retouch.core.errors import RunError
-from retouch.core.types import Concept
 
 if TYPE_CHECKING:
     from retouch.core.types import Sample
-    from retouch.delivery.report import Pair
+    from retouch.reporting.report import Pair
 
 DEFAULT = Path("runs/demo")
 SHOWN = 3
@@ -40,7 +40,7 @@ def demo(
         {"model": "pocket", "concept": "safety", "direction": "raise"}, out=out, next_steps=False
     )
 
-    from retouch.concepts.catalog import load_concept
+    from retouch.concepts.registry import load_concept
 
     pairs = attacked(load_concept("safety"), run.samples)
     if pairs:
@@ -48,7 +48,7 @@ def demo(
     for pair in pairs:
         console.print()
         console.print(tables.turns(pair.prompt))
-        console.print(tables.side_by_side(pair.base.reply, pair.edited.reply))
+        console.print(tables.side_by_side(pair.base.response, pair.edited.response))
     typer.echo(f"The run: {run.path}")
     typer.echo("Next:")
     tables.commands(
@@ -85,10 +85,10 @@ def move_aside(path: Path) -> Path | None:
 
 
 def attacked(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
-    """Replies to attacked requests, the edit's source rows, each of another attack family."""
-    from retouch.delivery.report import pair_samples
+    """Responses to attacked requests, the edit's source rows, each of another attack family."""
+    from retouch.reporting.report import pair_samples
 
-    source = set(concept.sides["raise"].source)
+    source = set(concept.directions["raise"].source)
     metrics = {(m.suite, m.metric) for m in concept.metrics if set(m.labels) <= source}
     by_family: dict[str, Pair] = {}
     for pair in pair_samples(samples):

@@ -12,18 +12,17 @@ from retouch.cli.loading import (
     BareModel,
     Revision,
     TrustRemoteCode,
-    hush_libraries,
+    quiet_libraries,
 )
-from retouch.core.duration import time_text
-from retouch.core.size import size_text
+from retouch.core.units import size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from retouch.diagnosis import Diagnosis
-    from retouch.editing.outlook import Outlook
+    from retouch.preflight.check import Diagnosis
+    from retouch.preflight.estimate import Outlook
 
-STYLES = {"stop": "red", "note": "yellow", "fine": "green"}
+STYLES = {"error": "red", "warning": "yellow", "ok": "green"}
 Blocks = Annotated[str | None, typer.Option(metavar="N,...", help="as of `retouch edit`")]
 Number = Annotated[int | None, typer.Option(metavar="N", help="as of `retouch edit`")]
 
@@ -35,7 +34,7 @@ def doctor(
         str | None, typer.Option(metavar="raise|lower", help="the edit's direction")
     ] = None,
     layers: Blocks = None,
-    taps: Blocks = None,
+    read_layers: Blocks = None,
     modules: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="as of `retouch edit`")
     ] = None,
@@ -66,7 +65,7 @@ def doctor(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights"),
+        typer.Option(metavar="auto|float32|bfloat16|float16", help="of the editable weights"),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_weakening: AllowWeakening = None,
@@ -76,16 +75,16 @@ def doctor(
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the run would be")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="print the diagnosis as JSON")] = False,
 ) -> None:
-    """Say what an edit would take here and what would stop it; no weights are loaded.
+    """Progress what an edit would take here and what would stop it; no weights are editable.
 
     Exits with 0 if it would run, with 1 if something would stop it.
     """
     from rich.console import Console
 
-    from retouch.core import plain
-    from retouch.core.config import resolve
+    from retouch.core import serialization
+    from retouch.core.config_file import resolve
 
-    named = {"layers": layers, "taps": taps, "modules": modules}
+    named = {"layers": layers, "read_layers": read_layers, "modules": modules}
     given: dict[str, Any] = {name: _parts(text) for name, text in named.items() if text is not None}
     asked = {
         "model": model,
@@ -111,13 +110,13 @@ def doctor(
     given |= {name: value for name, value in asked.items() if value is not None}
     # What is wrong with the options is said before the seconds that the libraries take to load.
     resolve(given, where="the options")
-    hush_libraries()
-    from retouch.diagnosis import examine
+    quiet_libraries()
     from retouch.pipeline import configure
+    from retouch.preflight.check import examine
 
     found = examine(configure(given, config), out=out)
     if as_json:
-        typer.echo(plain.to_json(found.plain(), indent=2))
+        typer.echo(serialization.to_json(found.plain(), indent=2))
     else:
         _show(found, Console(highlight=False))
     if found.stops:
@@ -129,7 +128,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _show(found: Diagnosis, console: Console) -> None:
-    """What was recognised, what is foreseen, what was found; the verdict comes last."""
+    """What was recognised, what is foreseen, what was found; the result comes last."""
     from rich.text import Text
 
     console.print(Text(_recognised(found), style="bold"), soft_wrap=True)
@@ -139,17 +138,17 @@ def _show(found: Diagnosis, console: Console) -> None:
         console.print(_foreseen(found.outlook, found.seconds))
     for finding in found.findings:
         line = Text(f"{finding.level:>5}  ", style=STYLES[finding.level])
-        line.append(f"{finding.about}: {finding.what}", style="default")
-        if finding.mend:
-            line.append(f" {finding.mend}", style="dim")
+        line.append(f"{finding.code}: {finding.message}", style="default")
+        if finding.hint:
+            line.append(f" {finding.hint}", style="dim")
         console.print(line, soft_wrap=True)
     number = len(found.stops)
     if number:
         things = "One thing" if number == 1 else f"{number} things"
-        verdict = f"{things} would stop the edit."
+        result = f"{things} would stop the edit."
     else:
-        verdict = "The edit would run."
-    console.print(Text(verdict, style="bold"))
+        result = "The edit would run."
+    console.print(Text(result, style="bold"))
 
 
 def _recognised(found: Diagnosis) -> str:
@@ -164,7 +163,7 @@ def _blocks(found: Diagnosis) -> str:
     layers = found.layers
     assert layers is not None
     adapter = f", {_count(found.adapter)} trainable" if found.adapter else ""
-    return f"adapt {_range(layers.adapted)}, read {_range(layers.tapped)}{adapter} ({layers.why})"
+    return f"adapt {_range(layers.adapted)}, read {_range(layers.read)}{adapter} ({layers.why})"
 
 
 def _foreseen(ahead: Outlook, seconds: float | None) -> RenderableType:
@@ -176,7 +175,7 @@ def _foreseen(ahead: Outlook, seconds: float | None) -> RenderableType:
     held = ahead.memory
     memory = [
         ("weights", held.weights),
-        ("replying", held.generation),
+        ("responseing", held.generation),
         ("states kept", held.cached),
         ("adapter, Adam", held.adapter),
         ("a step's activations", held.activations),

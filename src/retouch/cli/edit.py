@@ -11,7 +11,8 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from retouch.core.config import EditConfig, resolve
+from retouch.core.config import EditConfig
+from retouch.core.config_file import resolve
 from retouch.core.errors import ConfigError
 from retouch.core.launch import launched_rank
 from retouch.core.types import Event
@@ -30,7 +31,7 @@ PANELS = {
         "forced",
         "forced_rows",
     ),
-    "Where": ("layers", "taps", "modules", "rank", "alpha"),
+    "Where": ("layers", "read_layers", "modules", "rank", "alpha"),
     "Training": (
         "rounds",
         "steps",
@@ -48,12 +49,12 @@ PANELS = {
         "tamper_lr",
         "tamper_weight",
         "retain_weight",
-        "retain_reply_weight",
+        "retain_response_weight",
         "drift_guard",
         "patience",
     ),
     "Discriminators": (
-        "reply_positions",
+        "response_positions",
         "discriminator_width",
         "discriminator_lr",
         "discriminator_first",
@@ -74,7 +75,7 @@ PANELS = {
         "allow_weakening",
         "measure",
         "measure_rows",
-        "reply_tokens",
+        "response_tokens",
     ),
 }
 EPILOG = "Options win over --config, which wins over the concept's tuned settings."
@@ -143,9 +144,9 @@ def run(
     from rich.console import Console
 
     from retouch.cli import tables
-    from retouch.cli.loading import hush_libraries
+    from retouch.cli.loading import quiet_libraries
     from retouch.cli.progress import EditProgress
-    from retouch.core import plain
+    from retouch.core import serialization
 
     silent = launched_rank() > 0
     console = Console(quiet=quiet or as_json or silent, highlight=False)
@@ -153,13 +154,13 @@ def run(
 
     def on_event(event: Event) -> None:
         if as_json and not silent:
-            typer.echo(plain.to_json(plain.from_event(event)))
+            typer.echo(serialization.to_json(serialization.plain_event(event)))
         else:
             progress(event)
 
     # What is wrong with the options is said before the seconds that the libraries take to load.
     resolve(given, where="the options")
-    hush_libraries()
+    quiet_libraries()
     if resume is None:
         from retouch.pipeline import choose_path, configure
 
@@ -181,8 +182,8 @@ def run(
     if silent:
         return done
     if as_json:
-        metrics = [plain.from_record(record) for record in done.metrics]
-        typer.echo(plain.to_json({"run": str(done.path), "metrics": metrics}))
+        metrics = [serialization.to_plain(record) for record in done.metrics]
+        typer.echo(serialization.to_json({"run": str(done.path), "metrics": metrics}))
     elif quiet:
         typer.echo(str(done.path))
     else:

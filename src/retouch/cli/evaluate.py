@@ -1,4 +1,4 @@
-"""`retouch evaluate`: the behaviour card of a model, or of a model before and after an edit."""
+"""`retouch evaluate`: the validation_score card of a model, or of a model before and after an edit."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from retouch.cli.loading import (
     Quantized,
     Revision,
     TrustRemoteCode,
-    base_of,
-    hush_libraries,
+    quiet_libraries,
+    resolve_base,
 )
 from retouch.core.errors import ConfigError
 from retouch.core.types import SPLITS, Split
@@ -54,20 +54,20 @@ def evaluate(
 
     from retouch.cli import tables
     from retouch.cli.progress import EditProgress
-    from retouch.core import plain
+    from retouch.core import serialization
     from retouch.core.run_dir import atomic_write
 
     if split not in SPLITS or split == "train":
         raise ConfigError(f"There is no --split {split} to measure on.", "Take test or validation.")
-    folder, settings = base_of(model, adapter, revision)
-    hush_libraries()
+    folder, settings = resolve_base(model, adapter, revision)
+    quiet_libraries()
     # Progress goes to the other stream, so that the table or the JSON can be redirected.
     progress = EditProgress(Console(stderr=True, quiet=as_json, highlight=False))
     with progress:
         from retouch import pipeline
         from retouch.models.load import load
 
-        loaded = load(
+        editable = load(
             settings.name,
             revision=settings.revision,
             device=device,
@@ -79,13 +79,15 @@ def evaluate(
             adapter=folder,
         )
         result = pipeline.evaluate_model(
-            loaded,
+            editable,
             concepts=concept or (),
             split=cast(Split, split),
             limit=limit,
             on_event=progress,
         )
-    text = plain.to_json([plain.from_record(record) for record in result.records], indent=2)
+    text = serialization.to_json(
+        [serialization.to_plain(record) for record in result.records], indent=2
+    )
     if out is not None:
         atomic_write(out, text + "\n")
     if as_json:

@@ -19,16 +19,16 @@ def export(
     ] = "peft",
 ) -> None:
     """Write a run's adapter, or the model with it merged in, with the model card."""
-    from retouch.cli.loading import hush_libraries
+    from retouch.cli.loading import quiet_libraries
     from retouch.core.run_dir import RunDir
-    from retouch.delivery import export as delivery
+    from retouch.reporting import export as delivery
 
     if format not in delivery.FORMATS:
         raise ConfigError(
             f"There is no --format {format}.", f"Choose of: {', '.join(delivery.FORMATS)}."
         )
     if format == "merged":
-        hush_libraries()
+        quiet_libraries()
     where = delivery.export(RunDir.open(run), format, out)
     typer.echo(f"Exported: {where}")
     typer.echo(f"Its card, {where / 'README.md'}, says how to load it.")

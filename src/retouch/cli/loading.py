@@ -1,4 +1,4 @@
-"""What comes before a model is loaded: options, which model it is, a word to the libraries."""
+"""What comes before a model is editable: options, which model it is, a word to the libraries."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import typer
 
 from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, find_adapter
-from retouch.core.size import parse_size
 from retouch.core.types import DIRECTIONS, Direction
+from retouch.core.units import parse_size
 
 BareModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="`pocket`, a local folder, or a hub id.")
@@ -27,7 +27,7 @@ ModelOrRun = Annotated[
 Revision = Annotated[str | None, typer.Option(help="the hub revision")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[
-    str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the loaded weights")
+    str, typer.Option(metavar="auto|float32|bfloat16|float16", help="of the editable weights")
 ]
 Quantized = Annotated[
     Literal["none", "8bit", "4bit"] | None,
@@ -64,7 +64,7 @@ class Base:
         return None if text is None else parse_size(text)
 
 
-def base_of(
+def resolve_base(
     model: str | None, adapter: Path | None, revision: str | None = None
 ) -> tuple[Path | None, Base]:
     """The adapter's folder and the base model: the named one, else the run's, else `pocket`.
@@ -81,11 +81,11 @@ def base_of(
                 config = RunDir.open(path).config()
                 return folder, Base(
                     config.model,
-                    revision or config.revision,
-                    config.trust_remote_code,
-                    config.chat_template,
-                    config.quantize,
-                    config.device_memory,
+                    revision or config.load.revision,
+                    config.load.trust_remote_code,
+                    config.load.chat_template,
+                    config.load.quantize,
+                    config.load.max_device_memory,
                 )
     return folder, Base(revision=revision)
 
@@ -101,8 +101,8 @@ def direction_of(text: str) -> Direction:
     return text
 
 
-def hush_libraries() -> None:
-    """Keep what the libraries say to programmers from between our lines; errors still come."""
+def quiet_libraries() -> None:
+    """Keep what the libraries progress to programmers from between our lines; errors still come."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 

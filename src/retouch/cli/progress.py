@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from retouch.core.types import Event, StageEvent, StepEvent
+from retouch.core.types import Event, RoundEvent, StageEvent
 
-HEADER = f"{'round':>7} {'discriminator':>14} {'behaviour':>10} {'drift':>9}"
+HEADER = f"{'round':>7} {'discriminator':>14} {'validation_score':>10} {'drift':>9}"
 
 
 class EditProgress:
@@ -54,7 +54,7 @@ class EditProgress:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if isinstance(event, StepEvent):
+        if isinstance(event, RoundEvent):
             self._round(event)
         else:
             self._stage(event)
@@ -77,14 +77,14 @@ class EditProgress:
                 visible=event.total > 0 and event.done < event.total,
             )
 
-    def _round(self, event: StepEvent) -> None:
+    def _round(self, event: RoundEvent) -> None:
         if not self._header_shown:
             self._header_shown = True
             self.console.print(Text(f"{'':10}{HEADER}", style="dim"))
         accuracy = 100 * event.discriminator_accuracy
         line = Text(
             f"{'':10}{event.round:>3}/{event.rounds:<3} {accuracy:>12.1f} %"
-            f" {event.behaviour:>10.3f} {event.drift:>9.4f}"
+            f" {event.validation_score:>10.3f} {event.drift:>9.4f}"
         )
         if event.best:
             line.append("  best", style="green")

@@ -1,4 +1,4 @@
-"""Tables of scores and of replies; what models and users wrote never counts as markup."""
+"""Tables of scores and of responses; what models and users wrote never counts as markup."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from retouch.core.formatting import change, show_interval, show_value, words
 from retouch.core.types import Message, Record
-from retouch.delivery.numbers import change, show_interval, show_value, words
 
 STYLES = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim", "": "dim"}
 BOX = box.SIMPLE_HEAD
 
 
 def scores(records: Sequence[Record], title: str = "") -> Table:
-    """The behaviour card: one line a metric, with 95 % intervals; both models if there are two."""
+    """The validation_score card: one line a metric, with 95 % intervals; both models if there are two."""
     compared = any(record.after is not None for record in records)
     table = Table(title=title or None, title_justify="left", box=BOX, padding=(0, 1, 0, 0))
     table.add_column("metric")
@@ -34,23 +34,23 @@ def scores(records: Sequence[Record], title: str = "") -> Table:
             suite = record.suite
             table.add_row(Text(suite, style="cyan"))
         unit = record.unit
-        cells = [Text(words(record.metric) + ("" if unit == "rate" else f" ({unit})"))]
+        points = [Text(words(record.metric) + ("" if unit == "rate" else f" ({unit})"))]
         for score in (record.before, record.after) if compared else (record.before,):
             if score is None:
-                cells += [Text(""), Text("")]
+                points += [Text(""), Text("")]
             else:
-                cells.append(Text(show_value(score.value, unit)))
-                cells.append(Text(show_interval(score, unit)))
-        cells.append(Text(str(record.before.n)))
+                points.append(Text(show_value(score.value, unit)))
+                points.append(Text(show_interval(score, unit)))
+        points.append(Text(str(record.before.n)))
         if compared:
             what = change(record)
-            cells.append(Text(what or "none", style=STYLES[what]))
-        table.add_row(*cells)
+            points.append(Text(what or "none", style=STYLES[what]))
+        table.add_row(*points)
     return table
 
 
 def side_by_side(base: str, edited: str) -> Table:
-    """Two replies beside each other."""
+    """Two responses beside each other."""
     table = Table(box=BOX, pad_edge=False, expand=True)
     table.add_column("base", ratio=1, style="dim", overflow="fold")
     table.add_column("edited", ratio=1, overflow="fold")
@@ -59,7 +59,7 @@ def side_by_side(base: str, edited: str) -> Table:
 
 
 def turns(prompt: Iterable[Message]) -> Text:
-    """A chat up to the reply, the user's last turn in bold."""
+    """A chat up to the response, the user's last turn in bold."""
     shown = list(prompt)
     text = Text()
     for turn in shown[:-1]:
@@ -82,5 +82,5 @@ def rows(columns: Sequence[str], values: Iterable[Sequence[object]]) -> Renderab
     """A plain table."""
     table = Table(*columns, box=BOX, pad_edge=False)
     for row in values:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(str(point)) for point in row))
     return table

@@ -1,8 +1,8 @@
-"""The comparison: every cell of the grid, then the tables and the picture.
+"""The comparison: every point of the grid, then the tables and the picture.
 
 ```
-cells/METHOD-LABELS-SEED.json   what a cell came to; one that is there is not made again
-compare.json                    the scores of every cell, and Retouch against each method
+points/METHOD-LABELS-SEED.json   what a point came to; one that is there is not made again
+compare.json                    the scores of every point, and Retouch against each method
 compare.md                      the tables
 compare.png                     effect against drift
 ```
@@ -15,22 +15,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retouch.comparison import crew, workers
-from retouch.comparison.aim import Aim
-from retouch.comparison.attempt import check_whole
-from retouch.comparison.bench import Bench
-from retouch.comparison.cell import Result, last, read_cell, write_cell
-from retouch.comparison.cluster import Cluster, make_cluster
-from retouch.comparison.page import render_page
-from retouch.comparison.picture import draw
-from retouch.comparison.plan import Cell, Metrics, Plan, make_plan
-from retouch.comparison.summary import Contrast, Line, key, make_contrasts, make_lines
-from retouch.core import plain
+from retouch.comparison import parallel, ray_backend
+from retouch.comparison.grid import Grid, GridPoint, Metrics, make_grid
+from retouch.comparison.method_run import check_whole
+from retouch.comparison.objective import Objective
+from retouch.comparison.plot import draw
+from retouch.comparison.ray_cluster import Cluster, make_cluster
+from retouch.comparison.report import render_page
+from retouch.comparison.result import Result, last, read_cell, write_cell
+from retouch.comparison.runner import Runner
+from retouch.comparison.summary import PairedTest, SummaryRow, key, make_lines, make_paired_tests
+from retouch.core import serialization
 from retouch.core.atomic import atomic_write
 from retouch.core.errors import ConfigError
 from retouch.core.types import Direction, Event, StageEvent
-from retouch.methods import catalog
-from retouch.models.load import LoadedModel, load
+from retouch.methods import registry
+from retouch.models.editable_model import EditableModel
+from retouch.models.load import load
 
 OnEvent = Callable[[Event], None]
 
@@ -41,25 +42,25 @@ class Comparison:
 
     Attributes:
         path: its folder.
-        plan: what was compared, and how.
-        aim: the effect and the drift.
-        results: the cells, in the plan's order.
+        grid: what was compared, and how.
+        objective: the effect and the drift.
+        results: the points, in the grid's order.
         lines: means over the seeds.
-        contrasts: Retouch against the other methods; empty where it takes no part.
+        paired_tests: Retouch against the other methods; empty where it takes no part.
     """
 
     path: Path
-    plan: Plan
-    aim: Aim
+    grid: Grid
+    objective: Objective
     results: tuple[Result, ...]
-    lines: tuple[Line, ...]
-    contrasts: tuple[Contrast, ...]
+    lines: tuple[SummaryRow, ...]
+    paired_tests: tuple[PairedTest, ...]
 
     def records(self) -> list[dict[str, Any]]:
-        """One record for each cell and metric: of the model with the method on it."""
+        """One record for each point and metric: of the model with the method on it."""
         return [
             {
-                **asdict(result.cell),
+                **asdict(result.point),
                 "suite": record.suite,
                 "metric": record.metric,
                 "better": record.better,
@@ -72,16 +73,16 @@ class Comparison:
 
 
 def compare(
-    model: LoadedModel | str = "pocket",
+    model: EditableModel | str = "pocket",
     concept: str = "safety",
     direction: Direction = "raise",
     *,
-    methods: Sequence[str] = catalog.IDS,
+    methods: Sequence[str] = registry.IDS,
     seeds: int = 5,
     labels: int | Sequence[int] = 128,
     tuned: Path | str | None = None,
     metrics: Metrics = "own",
-    stress: Sequence[str] = (),
+    robustness: Sequence[str] = (),
     out: Path | str | None = None,
     jobs: int = 1,
     ray: str | None = None,
@@ -104,9 +105,9 @@ def compare(
         labels: labelled rows, of source and of target each; or several such numbers.
         tuned: a file of tuned settings, in place of what ships.
         metrics: the concept's `own`, with those that it uses, or those of `all` built-in concepts.
-        stress: harder questions, as in `retouch stress`, that every method is asked.
+        robustness: robustness_records attacks, as in `retouch robustness`, that every method is asked.
         out: the folder; an unfinished comparison in it goes on.
-        jobs: cells that are made at once, each in a process; 1 makes them in this one.
+        jobs: points that are made at once, each in a process; 1 makes them in this one.
         ray: make them on a Ray cluster: `local` starts one on this machine, `auto` joins the one
             that runs, HOST:PORT joins that one.
         cpus_per_job: what each reserves there (default: the cluster's are shared out).
@@ -118,19 +119,19 @@ def compare(
         loading: options of `models.load.load`.
 
     Raises:
-        RetouchError: any of its kinds; cells that are made stay on disk. What a method raises is
-            noted in its cell, and the comparison goes on.
+        RetouchError: any of its kinds; points that are made stay on disk. What a method raises is
+            noted in its point, and the comparison goes on.
     """
-    say = on_event or (lambda event: None)
+    progress = on_event or (lambda event: None)
     check_whole("--jobs", jobs, 1)
     if (jobs > 1 or ray is not None) and not isinstance(model, str):
-        raise ConfigError("`jobs`: other processes cannot share a loaded model.", "Name it.")
+        raise ConfigError("`jobs`: other processes cannot share a editable model.", "Name it.")
     if ray is None and (cpus_per_job is not None or gpus_per_job is not None):
         option = "--gpus-per-job" if cpus_per_job is None else "--cpus-per-job"
         raise ConfigError(f"`{option}`: only a cluster reserves any.", "Give --ray, too.")
     device = str(loading.get("device", "auto"))
     cluster = ray if ray is None else make_cluster(ray, jobs, cpus_per_job, gpus_per_job, device)
-    plan = make_plan(
+    grid = make_grid(
         model if isinstance(model, str) else model.name,
         concept,
         direction,
@@ -140,107 +141,113 @@ def compare(
         tuned=Path(tuned) if tuned else None,
         metrics=metrics,
         limit=limit,
-        stress=stress,
+        robustness=robustness,
         allow_weakening=allow_weakening,
         source=source,
         loading=loading,
     )
-    path = Path(out) if out else Path("runs", f"compare-{plan.concept.name}-{direction}")
-    results = _fill(plan, path / "cells", model, cluster or jobs, say)
-    aim = plan.aim()
-    lines, contrasts = make_lines(results), make_contrasts(aim, results)
-    done = Comparison(path, plan, aim, tuple(results), tuple(lines), tuple(contrasts))
-    say(StageEvent("write", "writing the tables and the picture"))
+    path = Path(out) if out else Path("runs", f"compare-{grid.concept.name}-{direction}")
+    results = _fill(grid, path / "points", model, cluster or jobs, progress)
+    objective = grid.objective()
+    lines, paired_tests = make_lines(results), make_paired_tests(objective, results)
+    done = Comparison(path, grid, objective, tuple(results), tuple(lines), tuple(paired_tests))
+    progress(StageEvent("write", "writing the tables and the picture"))
     _write(done)
     return done
 
 
 def _fill(
-    plan: Plan, folder: Path, model: LoadedModel | str, where: Cluster | int, say: OnEvent
+    grid: Grid, folder: Path, model: EditableModel | str, where: Cluster | int, progress: OnEvent
 ) -> list[Result]:
-    """Make the cells that are missing; all of them, in the plan's order."""
-    cells = plan.cells()
-    identities = {cell: plan.identity(cell) for cell in cells}
-    found = {cell: read_cell(folder, cell, identities[cell]) for cell in cells}
-    missing = [cell for cell in cells if found[cell] is None]
-    present = len(cells) - len(missing)
-    say(StageEvent("settings", f"of the methods: {plan.tuned}"))
+    """Make the points that are missing; all of them, in the grid's order."""
+    points = grid.points()
+    identities = {point: grid.identity(point) for point in points}
+    found = {point: read_cell(folder, point, identities[point]) for point in points}
+    missing = [point for point in points if found[point] is None]
+    present = len(points) - len(missing)
+    progress(StageEvent("settings", f"of the methods: {grid.tuned}"))
     if present:
-        say(StageEvent("cells", f"{present} of {len(cells)} are there already"))
-    for count, result in enumerate(_make(plan, missing, model, where, say), start=present + 1):
-        write_cell(folder, result, identities[result.cell])
-        found[result.cell] = result
-        what = f"{count}/{len(cells)}: {result.cell}: {_tell(plan.aim(), result)}"
-        say(StageEvent("cell", what, count, len(cells)))
+        progress(StageEvent("points", f"{present} of {len(points)} are there already"))
+    for count, result in enumerate(_make(grid, missing, model, where, progress), start=present + 1):
+        write_cell(folder, result, identities[result.point])
+        found[result.point] = result
+        what = f"{count}/{len(points)}: {result.point}: {_tell(grid.objective(), result)}"
+        progress(StageEvent("point", what, count, len(points)))
     return [result for result in found.values() if result is not None]
 
 
 def _make(
-    plan: Plan, cells: Sequence[Cell], model: LoadedModel | str, where: Cluster | int, say: OnEvent
+    grid: Grid,
+    points: Sequence[GridPoint],
+    model: EditableModel | str,
+    where: Cluster | int,
+    progress: OnEvent,
 ) -> Iterator[Result]:
-    """Make cells on a cluster, in so many processes, or for one job in this process."""
-    if not cells:
+    """Make points on a cluster, in so many processes, or for one job in this process."""
+    if not points:
         return
     if isinstance(where, Cluster):
-        yield from crew.make_cells(
-            plan, cells, where, lambda what: say(StageEvent("workers", what))
+        yield from ray_backend.make_cells(
+            grid, points, where, lambda what: progress(StageEvent("workers", what))
         )
         return
     if where > 1:
-        say(StageEvent("load", f"loading {plan.model}, once for each of {where} processes"))
-        yield from workers.make_cells(plan, cells, where)
+        progress(StageEvent("load", f"loading {grid.model}, once for each of {where} processes"))
+        yield from parallel.make_cells(grid, points, where)
         return
     if isinstance(model, str):
-        say(StageEvent("load", f"loading {model}"))
-        model = load(model, **plan.loading)
-    bench = Bench(model, plan)
-    for cell in cells:
-        yield bench.make(cell)
+        progress(StageEvent("load", f"loading {model}"))
+        model = load(model, **grid.loading)
+    bench = Runner(model, grid)
+    for point in points:
+        yield bench.make(point)
 
 
-def _tell(aim: Aim, result: Result) -> str:
+def _tell(objective: Objective, result: Result) -> str:
     if result.state == "failed":
         return f"failed: {result.reason}"
     scores = result.scores()
-    effect, drift = (scores[key(spec.suite, spec.metric)].value for spec in (aim.effect, aim.drift))
+    effect, drift = (
+        scores[key(spec.suite, spec.metric)].value for spec in (objective.effect, objective.drift)
+    )
     return f"effect {effect:.3f}, drift {drift:.4f}, {result.seconds:.0f} s"
 
 
 def _write(done: Comparison) -> None:
-    plan, aim = done.plan, done.aim
-    methods = {id: catalog.get_method(id) for id in plan.methods}
+    grid, objective = done.grid, done.objective
+    methods = {id: registry.get_method(id) for id in grid.methods}
     values = {
-        "model": plan.model,
-        "concept": plan.concept.name,
-        "hash": plan.concept.hash,
-        "direction": plan.direction,
+        "model": grid.model,
+        "concept": grid.concept.name,
+        "hash": grid.concept.hash,
+        "direction": grid.direction,
         "effect": {
-            "suite": aim.effect.suite,
-            "metric": aim.effect.metric,
-            "better": aim.better,
+            "suite": objective.effect.suite,
+            "metric": objective.effect.metric,
+            "better": objective.better,
         },
-        "limit": plan.limit,
-        "settings_from": plan.tuned,
+        "limit": grid.limit,
+        "settings_from": grid.tuned,
         "methods": {
             id: {
                 "title": method.title,
                 "source": method.source,
-                "settings": dict(plan.settings[id]),
+                "settings": dict(grid.settings[id]),
             }
             for id, method in methods.items()
         },
         "records": done.records(),
         "failed": [
-            {**asdict(result.cell), "reason": result.reason}
+            {**asdict(result.point), "reason": result.reason}
             for result in done.results
             if result.state == "failed"
         ],
-        "contrasts": [asdict(contrast) for contrast in done.contrasts],
+        "paired_tests": [asdict(contrast) for contrast in done.paired_tests],
     }
     titles = {id: method.title for id, method in methods.items()}
-    atomic_write(done.path / "compare.json", plain.to_json(values, indent=2) + "\n")
+    atomic_write(done.path / "compare.json", serialization.to_json(values, indent=2) + "\n")
     atomic_write(
         done.path / "compare.md",
-        render_page(plan, aim, done.results, done.lines, done.contrasts, titles),
+        render_page(grid, objective, done.results, done.lines, done.paired_tests, titles),
     )
-    atomic_write(done.path / "compare.png", draw(aim, done.lines, titles))
+    atomic_write(done.path / "compare.png", draw(objective, done.lines, titles))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from retouch.comparison.aim import Aim
-from retouch.comparison.cell import Result
+from retouch.comparison.objective import Objective
+from retouch.comparison.result import Result
 from retouch.core.types import Better, Score
 from retouch.evaluation.statistics import holm, paired_bootstrap
 
@@ -29,7 +29,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Line:
+class SummaryRow:
     """A method at a number of labels.
 
     Attributes:
@@ -48,7 +48,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class PairedTest:
     """Retouch against another method, on the same rows with the same seeds.
 
     Attributes:
@@ -75,25 +75,25 @@ def key(suite: str, metric: str) -> str:
     return f"{suite}/{metric}"
 
 
-def make_lines(results: Sequence[Result]) -> list[Line]:
+def make_lines(results: Sequence[Result]) -> list[SummaryRow]:
     """One line for each method and number of labels, in the order of the results."""
     groups: dict[tuple[int, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.cell.labels, result.cell.method), []).append(result)
+        groups.setdefault((result.point.labels, result.point.method), []).append(result)
     return [_line(method, labels, group) for (labels, method), group in groups.items()]
 
 
-def make_contrasts(aim: Aim, results: Sequence[Result]) -> list[Contrast]:
+def make_paired_tests(objective: Objective, results: Sequence[Result]) -> list[PairedTest]:
     """Retouch against every other method, in effect and in drift, at every number of labels."""
     done = {
-        (one.cell.labels, one.cell.method, one.cell.seed): one
+        (one.point.labels, one.point.method, one.point.seed): one
         for one in results
         if one.state == "done"
     }
-    methods = list(dict.fromkeys(one.cell.method for one in results if one.cell.method != OURS))
+    methods = list(dict.fromkeys(one.point.method for one in results if one.point.method != OURS))
     found = []
-    for labels in dict.fromkeys(one.cell.labels for one in results):
-        for spec in (aim.effect, aim.drift):
+    for labels in dict.fromkeys(one.point.labels for one in results):
+        for spec in (objective.effect, objective.drift):
             name, pairs = key(spec.suite, spec.metric), []
             for method in methods:
                 seeds = [
@@ -109,13 +109,13 @@ def make_contrasts(aim: Aim, results: Sequence[Result]) -> list[Contrast]:
                     pairs.append((method, len(seeds), *paired_bootstrap(ours, theirs)))
             adjusted = holm([p for *_, p in pairs])
             found += [
-                Contrast(method, labels, name, seeds, difference, p, p_holm)
+                PairedTest(method, labels, name, seeds, difference, p, p_holm)
                 for (method, seeds, difference, p), p_holm in zip(pairs, adjusted, strict=True)
             ]
     return found
 
 
-def _line(method: str, labels: int, group: Sequence[Result]) -> Line:
+def _line(method: str, labels: int, group: Sequence[Result]) -> SummaryRow:
     done = [result for result in group if result.state == "done"]
     scores = [result.scores() for result in done]
     metrics = {}
@@ -123,5 +123,5 @@ def _line(method: str, labels: int, group: Sequence[Result]) -> Line:
         values = [one[name].value for one in scores]
         metrics[name] = Spread(fmean(values), min(values), max(values))
     seconds = fmean(result.seconds for result in done) if done else None
-    failed = {one.cell.seed: one.reason for one in group if one.state == "failed"}
-    return Line(method, labels, metrics, seconds, failed)
+    failed = {one.point.seed: one.reason for one in group if one.state == "failed"}
+    return SummaryRow(method, labels, metrics, seconds, failed)

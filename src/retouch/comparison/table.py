@@ -1,15 +1,16 @@
-"""The tables of a comparison: cells of text, the best of each column marked, for any page."""
+"""The tables of a comparison: points of text, the best of each column marked, for any page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from retouch.comparison.aim import Aim
-from retouch.comparison.cell import Result
-from retouch.comparison.summary import BARE, Contrast, Line, Spread, key
-from retouch.core.types import Better, Concept, Direction
-from retouch.delivery.numbers import show_value, words
+from retouch.comparison.objective import Objective
+from retouch.comparison.result import Result
+from retouch.comparison.summary import BARE, PairedTest, Spread, SummaryRow, key
+from retouch.concepts.concept import Concept
+from retouch.core.formatting import show_value, words
+from retouch.core.types import Better, Direction
 
 DASH = "–"
 LEAST_P = 0.0001
@@ -39,7 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Text:
-    """A cell of a table, perhaps the best of its column."""
+    """A point of a table, perhaps the best of its column."""
 
     text: str
     best: bool = False
@@ -55,19 +56,19 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def columns(aim: Aim, concept: Concept, direction: Direction) -> list[Column]:
+def columns(objective: Objective, concept: Concept, direction: Direction) -> list[Column]:
     """The effect; what was to stay as it was: the concept's own held rows, drift, everyday tasks.
 
-    Which of the concept's metrics are of held rows, `Sides.hold` says.
+    Which of the concept's metrics are of held rows, `DirectionSpec.hold` says.
     """
-    held = set(concept.sides[direction].hold)
-    effect, drift = aim.effect, aim.drift
+    held = set(concept.directions[direction].hold)
+    effect, drift = objective.effect, objective.drift
     found = [
         Column(
             key(effect.suite, effect.metric),
             words(effect.metric) + " (worst seed)",
             effect.unit,
-            aim.better,
+            objective.better,
             worst=True,
         )
     ]
@@ -93,9 +94,9 @@ def other_columns(results: Sequence[Result], shown: Sequence[Column]) -> list[Co
 
 def make_table(
     labels: int,
-    lines: Sequence[Line],
+    lines: Sequence[SummaryRow],
     shown: Sequence[Column],
-    contrasts: Sequence[Contrast] = (),
+    paired_tests: Sequence[PairedTest] = (),
     titles: Mapping[str, str] | None = None,
     *,
     seconds: bool = True,
@@ -106,7 +107,7 @@ def make_table(
     difference in effect from Retouch, and in drift, after Holm.
     """
     rows = [line for line in lines if line.labels == labels]
-    ps = {(one.metric, one.method): one.p_holm for one in contrasts if one.labels == labels}
+    ps = {(one.metric, one.method): one.p_holm for one in paired_tests if one.labels == labels}
     tested = [column for column in shown if any(name == column.name for name, _ in ps)]
     head = ["method", *(column.title for column in shown)]
     head += ["seconds"] if seconds else []
@@ -115,28 +116,28 @@ def make_table(
     made = []
     for line in rows:
         name = (titles or {}).get(line.method, line.method) + _footnote(line, notes)
-        cells = [Text(name)]
+        points = [Text(name)]
         for column in shown:
             spread = line.metrics.get(column.name)
             best = spread is not None and _is_best(line, column, rows)
-            cells.append(Text(DASH if spread is None else _show(spread, column), best))
+            points.append(Text(DASH if spread is None else _show(spread, column), best))
         if seconds:
-            cells.append(Text(DASH if line.seconds is None else f"{line.seconds:.1f}"))
-        cells += [Text(_show_p(ps.get((column.name, line.method)))) for column in tested]
-        made.append(tuple(cells))
+            points.append(Text(DASH if line.seconds is None else f"{line.seconds:.1f}"))
+        points += [Text(_show_p(ps.get((column.name, line.method)))) for column in tested]
+        made.append(tuple(points))
     return Table(labels, tuple(head), tuple(made), tuple(notes))
 
 
 def markdown(table: Table) -> str:
     """The table as Markdown, with its footnotes."""
 
-    def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    def row(points: Sequence[str]) -> str:
+        return "| " + " | ".join(point.replace("|", "\\|") for point in points) + " |"
 
     lines = [row(table.head), "|---" + "|---:" * (len(table.head) - 1) + "|"]
     lines += [
-        row([f"**{cell.text}**" if cell.best else cell.text for cell in cells])
-        for cells in table.lines
+        row([f"**{point.text}**" if point.best else point.text for point in points])
+        for points in table.lines
     ]
     notes = [f"{raised(number)} {note}  " for number, note in enumerate(table.notes, start=1)]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
@@ -147,7 +148,7 @@ def raised(number: int) -> str:
     return str(number).translate(_RAISED)
 
 
-def _footnote(line: Line, notes: list[str]) -> str:
+def _footnote(line: SummaryRow, notes: list[str]) -> str:
     marks = []
     reasons: dict[str, list[int]] = {}
     for seed, reason in line.failed.items():
@@ -159,7 +160,7 @@ def _footnote(line: Line, notes: list[str]) -> str:
     return " ".join(["", *marks]) if marks else ""
 
 
-def _is_best(line: Line, column: Column, rows: Sequence[Line]) -> bool:
+def _is_best(line: SummaryRow, column: Column, rows: Sequence[SummaryRow]) -> bool:
     """Whether no other method's mean is better, as far as the digits that are shown."""
     if column.better == "none" or line.method == BARE:
         return False

@@ -54,8 +54,8 @@ def choose(trials: Sequence[Trial], guard: float = GUARD) -> Trial | None:
     return min(close, key=lambda one: one[2])[0]
 
 
-def front(trials: Sequence[Trial]) -> list[Trial]:
-    """The Pareto front, from the lowest drift on: no other trial has more effect and less drift."""
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The Pareto pareto_front, from the lowest drift on: no other trial has more effect and less drift."""
     best, found = float("-inf"), []
     for trial, effect, _ in sorted(_done(trials), key=lambda one: (one[2], -one[1])):
         if effect > best:

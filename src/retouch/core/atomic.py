@@ -99,7 +99,7 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(
             f"{path} may not be written: {error.strerror}.",
-            "Change the permissions of its folder, or choose another with `--out`.",
+            "LoraDelta the permissions of its folder, or choose another with `--out`.",
         )
     return RunError(
         f"{path} cannot be written: {error.strerror or error}.", "Choose another with `--out`."

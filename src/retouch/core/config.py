@@ -1,241 +1,287 @@
-"""One schema for the edit: the command line, the configuration file and the run's record."""
+"""The one configuration schema, in groups: the command line, files and the run's record use it.
+
+`core.options` derives the command line's options, the search space and the reference table from
+these classes, so that a new field is written once, here.
+"""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from retouch.core.errors import ConfigError
-from retouch.core.size import parse_size
 from retouch.core.types import Direction
+from retouch.core.units import parse_size
+
+Quantize = Literal["none", "8bit", "4bit"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Suites = Literal["all", "concept", "none"]
+
+QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 
 
-class EditConfig(BaseModel):
-    """Everything that decides an edit. Unknown keys are refused."""
+def option(
+    default: Any,
+    description: str,
+    *,
+    flag: str | None = None,
+    aliases: tuple[str, ...] = (),
+    search: tuple[float, float] | None = None,
+    log: bool = False,
+    choices: tuple[Any, ...] = (),
+    **constraints: Any,
+) -> Any:
+    """A field of a configuration group or of a method's settings.
+
+    Args:
+        default: the default value.
+        description: one line for the help text and the reference table.
+        flag: the option's name on the command line (default: `--` and the field's name).
+        aliases: further names of the option.
+        search: the range that `retouch tune` searches; integers where `default` is one.
+        log: whether that range is searched on a logarithmic scale.
+        choices: the values that `retouch tune` searches, in place of a range.
+        constraints: pydantic's constraints, such as `ge=1`.
+    """
+    extra: dict[str, Any] = {"flag": flag, "aliases": list(aliases)}
+    if choices:
+        extra["search"] = {"choices": list(choices)}
+    elif search is not None:
+        extra["search"] = {"low": search[0], "high": search[1], "log": log}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+class Group(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    @field_validator("cache_memory", "device_memory")
-    @classmethod
-    def _is_size(cls, text: str | None) -> str | None:
-        try:
-            if text is not None:
-                parse_size(text)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None  # the one kind that pydantic reports
-        return text
+
+def _check_size(text: str | None) -> str | None:
+    try:
+        if text is not None:
+            parse_size(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None  # the exception type that pydantic reports
+    return text
+
+
+class LoadConfig(Group):
+    """How the base model is loaded."""
+
+    revision: str | None = option(None, "hub revision: branch, tag or commit")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    dtype: Dtype = option(
+        "auto", "dtype of the weights; auto is float32 on the CPU and bfloat16 on a GPU"
+    )
+    quantize: Quantize = option("none", "bits of the frozen weights, through bitsandbytes")
+    chat_template: str | None = option(
+        None, "file with a Jinja chat template (default: the tokenizer's own)"
+    )
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+    max_device_memory: str | None = option(
+        None,
+        "device memory limit, such as 24GiB; the other layers are offloaded and streamed "
+        "(default: the whole model stays on the device)",
+    )
+    fsdp: bool = option(False, "shard the frozen weights over the launched processes (FSDP2)")
+
+    _is_size = field_validator("max_device_memory")(_check_size)
 
     @property
-    def cache_bytes(self) -> int | None:
-        """`cache_memory` in bytes."""
-        return None if self.cache_memory is None else parse_size(self.cache_memory)
+    def max_device_bytes(self) -> int | None:
+        """`max_device_memory` in bytes."""
+        return None if self.max_device_memory is None else parse_size(self.max_device_memory)
 
-    @property
-    def device_bytes(self) -> int | None:
-        """`device_memory` in bytes."""
-        return None if self.device_memory is None else parse_size(self.device_memory)
 
-    model: str = Field("pocket", description="`pocket`, a local folder, or a hub id")
-    revision: str | None = Field(None, description="the hub revision (branch, tag or commit)")
-    concept: str = Field("safety", description="a built-in concept, or a CSV, JSONL or YAML file")
-    direction: Direction = Field("raise", description="raise the concept or lower it")
-    seed: int = Field(0, ge=0, description="decides rows, initial weights and batches")
-    labels: int = Field(128, ge=2, description="labelled rows used, of source and of target each")
-    retain: int = Field(256, ge=0, description="rows of the retain set used")
-    also_hold: tuple[str, ...] = Field(
+class DataConfig(Group):
+    """Which examples an edit uses."""
+
+    num_examples: int = option(128, "labelled source examples, and as many target examples", ge=2)
+    num_retain: int = option(256, "examples of the retain set", ge=0)
+    retain_concepts: tuple[str, ...] = option(
         (),
-        description="other concepts whose rows are held as well, as many as the retain set has, so "
-        "that edits of them and this one may be added up",
+        "further concepts whose examples are retained, so that edits of them can be merged with "
+        "this one",
     )
+    source_filter: str | None = option(
+        None, "training examples to use as the source: LABEL, or LABEL:GROUP"
+    )
+    prefill_tokens: int = option(
+        0, "maximum prefill length in tokens for prefill-attack examples (0 disables)", ge=0
+    )
+    prefills_per_example: int = option(
+        2, "prefill-attack examples per source example; half of them use the target's prompt", ge=1
+    )
+    max_new_tokens: int = option(32, "maximum length of a generated response, in tokens", ge=1)
 
-    source: str | None = Field(
+
+class LoraConfig(Group):
+    """Where the LoRA adapters go (PEFT's names)."""
+
+    layers_to_transform: tuple[int, ...] | None = option(
+        None, "layers that get adapters, 0-based (default: found by causal patching)"
+    )
+    target_modules: tuple[str, ...] = option(
+        (), "suffixes of the names of the linear layers to adapt (default: all)"
+    )
+    r: int = option(8, "LoRA rank", flag="--lora-r", aliases=("--r",), ge=1)
+    lora_alpha: float = option(16.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
+
+
+class TrainConfig(Group):
+    """The training loop."""
+
+    rounds: int = option(8, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
+    steps_per_round: int = option(8, "generator steps per round", ge=1)
+    batch_size: int = option(32, "examples per generator step", ge=1)
+    micro_batch_size: int | None = option(
         None,
-        description="training rows to move in place of the concept's own: LABEL, or LABEL:GROUP",
-    )
-    forced: int = Field(
-        0,
-        ge=0,
-        description="up to so many tokens of an unwanted reply are forced before the wanted one, "
-        "in further source rows; 0 makes none",
-    )
-    forced_rows: int = Field(
-        2, ge=1, description="such rows for each source row, half of them with the wanted prompt"
-    )
-
-    layers: tuple[int, ...] | None = Field(
-        None, description="blocks that get adapters; none given: found by causal patching"
-    )
-    taps: tuple[int, ...] | None = Field(
-        None, description="blocks whose outputs the discriminators read; none given: found"
-    )
-    modules: tuple[str, ...] = Field(
-        (), description="ends of the names of the linear layers to adapt; none given: all"
-    )
-    rank: int = Field(8, ge=1, description="rank of the LoRA adapters")
-    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
-
-    rounds: int = Field(8, ge=1, description="rounds of the game")
-    steps: int = Field(8, ge=1, description="generator steps a round")
-    batch: int = Field(32, ge=1, description="rows a generator step")
-    lr: float = Field(5e-3, gt=0, description="the generator's learning rate (Adam)")
-    average: float = Field(
-        0.9, ge=0, lt=1, description="decay of the moving average of the adapters' weights"
-    )
-    adversarial_weight: float = Field(1.0, ge=0, description="weight of fooling the discriminators")
-    pair_weight: float = Field(1.0, ge=0, description="weight of matching paired representations")
-    supervised_weight: float = Field(
-        0.0, ge=0, description="weight of learning the wanted replies word by word"
-    )
-    first_weight: float = Field(
-        1.0, gt=0, description="weight of the first position of a wanted reply against the others"
-    )
-    match_prompt: bool = Field(
-        False, description="match paired representations at the words that both prompts end in, too"
-    )
-    perturb: float = Field(
-        0.0,
-        ge=0,
-        description="radius of the worst push of the segment's input that the adapter has to "
-        "stand, as a share of each state's norm; 0 makes none",
-    )
-    perturb_steps: int = Field(2, ge=1, description="gradient steps in which a push is found")
-    tamper: int = Field(
-        0,
-        ge=0,
-        description="training steps of an adversary, new in every round, whose changes the adapter "
-        "has to stand; 0 makes none",
-    )
-    tamper_lr: float = Field(2e-3, gt=0, description="the adversary's learning rate (Adam)")
-    tamper_weight: float = Field(
-        0.5, ge=0, description="weight of giving the wanted replies under an adversary's changes"
-    )
-    retain_weight: float = Field(30.0, ge=0, description="weight of holding the retain set")
-    retain_reply_weight: float = Field(
-        1.0, gt=0, description="weight of a retain reply's positions against its prompt's"
-    )
-    reply_positions: int = Field(
-        4, ge=1, description="positions the discriminators read: the decision and the first replies"
-    )
-
-    discriminator_width: int = Field(256, ge=0, description="hidden width; 0 is a linear one")
-    discriminator_lr: float = Field(1e-3, gt=0, description="the discriminators' learning rate")
-    discriminator_first: int = Field(60, ge=1, description="discriminator steps before round one")
-    discriminator_steps: int = Field(20, ge=1, description="discriminator steps a round")
-    discriminator_fresh: bool = Field(
-        False, description="train the discriminators from scratch every round, as the paper does"
-    )
-    smoothing: float = Field(0.1, ge=0, lt=0.5, description="label smoothing of the discriminators")
-
-    drift_guard: float = Field(
-        0.01, gt=0, description="a round counts only below this drift, nats a token"
-    )
-    patience: int = Field(4, ge=1, description="rounds without a better one before the edit stops")
-    reply_tokens: int = Field(32, ge=1, description="the longest reply generated, in tokens")
-
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the loaded weights; auto is float32 on CPU, bfloat16 on GPU"
-    )
-    at_once: int | None = Field(
-        None,
+        "examples per forward pass (default: batch_size, halved whenever memory runs out)",
         ge=1,
-        description="rows that run at once, where a batch is too much; none given: the whole "
-        "batch, halved whenever memory runs out",
     )
-    cache_memory: str | None = Field(
+    learning_rate: float = option(
+        5e-3, "learning rate of the generator (Adam)", search=(1e-3, 1e-2), log=True, gt=0
+    )
+    ema_decay: float = option(
+        0.9, "decay of the exponential moving average of the adapter weights", ge=0, lt=1
+    )
+    max_drift: float = option(
+        0.01, "maximum drift of a checkpoint: KL to the base in nats a token", gt=0
+    )
+    patience: int = option(4, "rounds without improvement before training stops", ge=1)
+    activation_cache: str | None = option(
         None,
-        description="memory for the states that are kept, such as 8GiB; what is beyond lies in a "
-        "memory-mapped file; none given: half of what is free",
+        "memory for cached activations, such as 8GiB; what exceeds it is memory-mapped from disk "
+        "(default: half of the free memory)",
     )
-    device_memory: str | None = Field(
-        None,
-        description="how much of the device the model may take, such as 24GiB; blocks that find no "
-        "room come when they are needed; none given: all of the model stays there",
+
+    _is_size = field_validator("activation_cache")(_check_size)
+
+    @property
+    def activation_cache_bytes(self) -> int | None:
+        """`activation_cache` in bytes."""
+        return None if self.activation_cache is None else parse_size(self.activation_cache)
+
+
+class LossConfig(Group):
+    """Weights of the generator's loss."""
+
+    adversarial_weight: float = option(
+        1.0, "weight of the adversarial loss", search=(0.1, 3.0), log=True, ge=0
     )
-    shard: bool = Field(
-        False, description="processes that edit together share the frozen weights out (FSDP)"
+    matching_weight: float = option(
+        1.0,
+        "weight of matching the states of the target counterparts",
+        search=(0.3, 20.0),
+        log=True,
+        ge=0,
     )
-    quantize: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="bits of the frozen weights in training, through bitsandbytes"
+    sft_weight: float = option(0.0, "weight of the cross-entropy of the target responses", ge=0)
+    retain_weight: float = option(
+        30.0, "weight of keeping the retain set's states", search=(5.0, 100.0), log=True, ge=0
     )
-    chat_template: str | None = Field(
-        None,
-        description="a file with the Jinja chat template to use; none given: the tokenizer's own",
+    first_token_weight: float = option(
+        1.0, "weight of a response's first position relative to the others", gt=0
     )
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    allow_weakening: str | None = Field(
-        None, description="the reason for lowering safety; it is written on the model card"
-    )
-    measure: Literal["all", "own", "nothing"] = Field(
-        "all",
-        description="what is measured before and after, on the test splits: all built-in concepts, "
-        "the edited one alone with what it uses, or nothing",
-    )
-    measure_rows: int = Field(
-        64, ge=0, description="rows a metric is measured on at the most; 0 is all of the split"
+    match_prompt_suffix: bool = option(
+        False, "also match states at the tokens that both prompts end in"
     )
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a YAML or TOML configuration file as a mapping.
+class DiscriminatorConfig(Group):
+    """The representation discriminators."""
 
-    Raises:
-        ConfigError: the file is missing, does not parse, or is no mapping.
+    layers: tuple[int, ...] | None = option(
+        None, "layers whose outputs the discriminators read, 0-based (default: found by patching)"
+    )
+    positions: int = option(
+        4, "response positions the discriminators read, from the last prompt token on", ge=1
+    )
+    hidden_size: int = option(256, "hidden size; 0 makes them linear", ge=0)
+    learning_rate: float = option(1e-3, "learning rate of the discriminators (Adam)", gt=0)
+    warmup_steps: int = option(60, "discriminator steps before the first round", ge=1)
+    steps_per_round: int = option(20, "discriminator steps per round", ge=1)
+    reset_each_round: bool = option(
+        False, "train the discriminators from scratch every round, as in the paper"
+    )
+    label_smoothing: float = option(0.1, "label smoothing", ge=0, lt=0.5)
+
+
+class AdversaryConfig(Group):
+    """Adversaries that the generator is trained against besides the discriminators."""
+
+    latent_epsilon: float = option(
+        0.0, "latent-attack radius as a fraction of each hidden state's norm (0 disables)", ge=0
+    )
+    latent_steps: int = option(2, "gradient steps of the latent attack", ge=1)
+    finetune_steps: int = option(
+        0, "training steps of the fine-tuning adversary, new in every round (0 disables)", ge=0
+    )
+    finetune_learning_rate: float = option(
+        2e-3, "learning rate of the fine-tuning adversary (Adam)", gt=0
+    )
+    finetune_weight: float = option(
+        0.5, "weight of the target responses' loss under the adversary's update", ge=0
+    )
+
+
+class EvaluationConfig(Group):
+    """What is measured after training, on the test splits."""
+
+    suites: Suites = option(
+        "all", "what is measured: all built-in concepts, the edited concept alone, or none"
+    )
+    limit: int = option(64, "maximum number of examples per metric (0: the whole split)", ge=0)
+
+
+class MethodConfig(Group):
+    """The groups that are settings of the method, and not of the task or the machine."""
+
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+
+
+class EditConfig(Group):
+    """Everything that determines an edit.
+
+    Attributes:
+        model: `pocket`, a local folder or a hub id.
+        concept: a built-in concept, or the path of a file or a pack.
+        direction: whether the concept is raised or lowered.
+        seed: the random seed.
+        allow_weakening: the reason for an edit that weakens safety.
+        load: how the model is loaded.
+        data: which examples are used.
+        lora: where the adapters go.
+        train: the training loop.
+        loss: weights of the generator's loss.
+        discriminator: the discriminators.
+        adversary: further adversaries.
+        evaluation: what is measured afterwards.
     """
-    try:
-        text = path.read_text("utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping.", "Write `key: value` lines.")
-    return values
 
+    model: str = option("pocket", "`pocket`, a local folder or a hub id")
+    concept: str = option("safety", "a built-in concept, or a CSV, JSONL, Parquet or YAML file")
+    direction: Direction = option("raise", "raise the concept or lower it")
+    seed: int = option(0, "random seed of the examples, the initial weights and the batches", ge=0)
+    allow_weakening: str | None = option(
+        None, "the reason for an edit that weakens safety; it is written on the model card"
+    )
+    load: LoadConfig = LoadConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
-def resolve(*layers: Mapping[str, Any], where: str = "the configuration") -> EditConfig:
-    """Lay mappings over each other, the last one on top, and validate the result.
-
-    Raises:
-        ConfigError: names every key that is unknown or has a wrong value.
-    """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update(layer)
-    try:
-        return EditConfig(**merged)
-    except ValidationError as error:
-        known = ", ".join(sorted(EditConfig.model_fields))
-        lines = []
-        unknown = False
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                unknown = True
-                lines.append(f"unknown key `{key}`")
-            else:
-                # What our own validators say is a sentence that has the value in it.
-                own = problem["msg"].removeprefix("Value error, ")
-                told = own if own != problem["msg"] else f"{own}, not {problem['input']!r}"
-                lines.append(f"`{key}`: {told.rstrip('.')}")
-        mend = f"The keys are: {known}." if unknown else ""
-        raise ConfigError(f"In {where}: {'; '.join(lines)}.", mend) from None
-
-
-def dump_yaml(config: EditConfig) -> str:
-    """The configuration as YAML, every field described; reads back to an equal one."""
-    lines = []
-    for name, field in EditConfig.model_fields.items():
-        value = getattr(config, name)
-        plain = list(value) if isinstance(value, tuple) else value
-        entry = yaml.safe_dump({name: plain}, default_flow_style=False, width=10_000).strip()
-        lines.append(f"# {field.description}\n{entry}")
-    return "\n".join(lines) + "\n"
+    @property
+    def method(self) -> MethodConfig:
+        """The settings of the method."""
+        return MethodConfig(**{name: getattr(self, name) for name in MethodConfig.model_fields})

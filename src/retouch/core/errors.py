@@ -1,53 +1,71 @@
-"""The errors a user can cause or mend. Each says what is wrong and what to do about it."""
+"""The errors a user can cause or fix. Each states the problem and gives a hint."""
 
 from __future__ import annotations
 
 
 class RetouchError(Exception):
-    """Something the user can mend: shown as one message, never as a traceback.
+    """An error that the user can fix: shown as one message, never as a traceback.
 
     Attributes:
-        exit_code: what the command line exits with.
+        message: the problem, with the value that caused it.
+        hint: how to fix it; may be empty.
+        code: a stable identifier of the error's kind, for programs and tests.
+        exit_code: the exit code of the command line.
     """
 
     exit_code = 1
+    default_code = "error"
 
-    def __init__(self, what: str, mend: str = "") -> None:
-        self.what, self.mend = what, mend
-        super().__init__(f"{what} {mend}".strip())
+    def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
+        self.message, self.hint, self.code = message, hint, code or self.default_code
+        super().__init__(f"{message} {hint}".strip())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors travel between processes with their hint and code."""
+        return _rebuild, (type(self), self.message, self.hint, self.code)
+
+
+def _rebuild(kind: type[RetouchError], message: str, hint: str, code: str) -> RetouchError:
+    return kind(message, hint, code=code)
 
 
 class ConfigError(RetouchError):
     """An option or a configuration file is wrong."""
 
     exit_code = 2
+    default_code = "config"
 
 
 class DataError(RetouchError):
     """A concept or one of its files is wrong; names file, line and column."""
 
     exit_code = 3
+    default_code = "data"
 
 
 class ModelError(RetouchError):
-    """A model cannot be loaded, or its layout is not understood."""
+    """A model cannot be loaded, or its layout is not supported."""
 
     exit_code = 4
+    default_code = "model"
 
 
 class RunError(RetouchError):
-    """A run directory is in the way, incomplete, of another run, or cannot be written."""
+    """A run directory exists already, is incomplete, is of another run, or cannot be written."""
 
     exit_code = 5
+    default_code = "run"
 
 
 class DivergedError(RetouchError):
-    """The edit produced non-finite numbers or never stayed within the drift guard."""
+    """The training produced non-finite values or never stayed within the maximum drift."""
 
     exit_code = 6
+    default_code = "diverged"
 
 
 class RefusedError(RetouchError):
-    """The edit would weaken safety, and no reason for it was given."""
+    """The edit would weaken safety, and no reason was given."""
 
     exit_code = 7
+    default_code = "weakening"

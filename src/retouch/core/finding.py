@@ -1,27 +1,27 @@
-"""One thing found out before an edit, and what would mend it."""
+"""One result of a check: of a concept's data, or of an edit before its weights are loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["fine", "note", "stop"]
-LEVELS: tuple[Level, ...] = ("stop", "note", "fine")
+Level = Literal["ok", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "ok")  # most severe first
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, and how it stands.
+    """What was checked, and the result.
 
     Attributes:
-        level: `fine`; `note`, which is worth knowing and stops nothing; `stop`, with which the edit
-            would not run to its end, or would be worth nothing.
-        about: what it is about, in a word: `weights`, `memory`.
-        what: what was found, a sentence.
-        mend: what to do about it; empty where nothing has to be done.
+        level: `error` prevents the edit or makes it worthless; `warning` does not; `ok` is for
+            information.
+        code: a stable identifier of the finding, such as `memory-exceeded`.
+        message: what was found, one sentence.
+        hint: how to fix it; empty where nothing has to be done.
     """
 
     level: Level
-    about: str
-    what: str
-    mend: str = ""
+    code: str
+    message: str
+    hint: str = ""

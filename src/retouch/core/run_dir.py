@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retouch.core import plain
+from retouch.core import serialization
 from retouch.core.atomic import atomic_folder, atomic_write, cannot_write, restore_folder
-from retouch.core.config import EditConfig, dump_yaml, read_config_file, resolve
+from retouch.core.config import EditConfig
+from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
-from retouch.core.types import Record, Sample, StepEvent
+from retouch.core.types import Record, RoundEvent, Sample
 
 __all__ = ["RunDir", "atomic_folder", "atomic_write", "check_free", "find_adapter", "next_free"]
 
@@ -98,6 +99,21 @@ class RunDir:
         return self.path / "discriminator"
 
     @property
+    def concept(self) -> Path:
+        """The pack of a concept that was given as an object."""
+        return self.path / "concept"
+
+    @property
+    def has_concept(self) -> bool:
+        """Whether the concept was given as an object."""
+        return (self.concept / "concept.yaml").is_file()
+
+    @property
+    def chat_template(self) -> Path:
+        """The chat template of a model that was given as an object."""
+        return self.path / "chat_template.jinja"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder that a killed run goes on from."""
         return self.path / "checkpoints"
@@ -138,10 +154,10 @@ class RunDir:
         """Write `run.json`."""
         self._write_json("run.json", dict(values), sort=True)
 
-    def append_event(self, event: StepEvent) -> None:
+    def append_event(self, event: RoundEvent) -> None:
         """Add a round to `events.jsonl`, and see it off to the disk."""
         file = self.path / "events.jsonl"
-        line = _json_line(file, plain.from_step(event))
+        line = _json_line(file, serialization.to_plain(event))
         try:
             with file.open("ab") as handle:
                 size = handle.tell()
@@ -154,18 +170,18 @@ class RunDir:
         except OSError as error:
             raise cannot_write(file, error) from error
 
-    def events(self) -> list[StepEvent]:
+    def events(self) -> list[RoundEvent]:
         """The finished rounds; a last line that a kill tore is left out."""
-        return self._read_lines("events.jsonl", plain.to_step, torn=True)
+        return self._read_lines("events.jsonl", RoundEvent, torn=True)
 
     def truncate_events(self, rounds: int) -> None:
         """Keep the events of the first `rounds` rounds alone, as a resumed run does."""
         kept = [event for event in self.events() if event.round <= rounds]
-        self._write_lines("events.jsonl", map(plain.from_step, kept))
+        self._write_lines("events.jsonl", map(serialization.to_plain, kept))
 
     def write_metrics(self, records: Sequence[Record]) -> None:
         """Write `metrics.json`."""
-        self._write_json("metrics.json", [plain.from_record(record) for record in records])
+        self._write_json("metrics.json", [serialization.to_plain(record) for record in records])
 
     def metrics(self) -> list[Record]:
         """What the edit changed.
@@ -176,13 +192,13 @@ class RunDir:
         file = self._measured("metrics.json")
         values = _parse(file, _read(file))
         try:
-            return [plain.to_record(entry) for entry in values]
-        except (TypeError, KeyError, AttributeError) as error:
+            return [serialization.from_plain(Record, entry) for entry in values]
+        except (TypeError, ValueError) as error:
             raise _broken(file, error) from error
 
     def write_samples(self, samples: Iterable[Sample]) -> None:
         """Write `samples.jsonl`."""
-        self._write_lines("samples.jsonl", map(plain.from_sample, samples))
+        self._write_lines("samples.jsonl", map(serialization.to_plain, samples))
 
     def samples(self) -> list[Sample]:
         """The generations that the scores rest on.
@@ -191,21 +207,21 @@ class RunDir:
             RunError: the run was not measured, or the file is broken.
         """
         self._measured("samples.jsonl")
-        return self._read_lines("samples.jsonl", plain.to_sample)
+        return self._read_lines("samples.jsonl", Sample)
 
     def _measured(self, name: str) -> Path:
         file = self.path / name
         if not file.is_file():
-            mend = f"`retouch evaluate --adapter {self.path}` measures it."
+            hint = f"`retouch evaluate --adapter {self.path}` measures it."
             if not self.finished:
-                mend = f"The run is not finished: `retouch edit --resume {self.path}` goes on."
-            raise RunError(f"{file} is missing.", mend)
+                hint = f"The run is not finished: `retouch edit --resume {self.path}` goes on."
+            raise RunError(f"{file} is missing.", hint)
         return file
 
     def _write_json(self, name: str, value: Any, *, sort: bool = False) -> None:
         file = self.path / name
         try:
-            text = plain.to_json(value, indent=2, sort=sort)
+            text = serialization.to_json(value, indent=2, sort=sort)
         except ValueError as error:
             raise _not_finite(file) from error
         atomic_write(file, text + "\n")
@@ -214,9 +230,7 @@ class RunDir:
         file = self.path / name
         atomic_write(file, "".join(_json_line(file, value) for value in values))
 
-    def _read_lines(
-        self, name: str, build: Callable[[Mapping[str, Any]], T], *, torn: bool = False
-    ) -> list[T]:
+    def _read_lines(self, name: str, kind: type[T], *, torn: bool = False) -> list[T]:
         file = self.path / name
         if not file.exists():
             return []
@@ -227,8 +241,8 @@ class RunDir:
         built = []
         for number, line in enumerate(lines, start=1):
             try:
-                built.append(build(_parse(file, line, number)))
-            except (TypeError, KeyError, AttributeError) as error:
+                built.append(serialization.from_plain(kind, _parse(file, line, number)))
+            except (TypeError, ValueError) as error:
                 raise _broken(file, error, number) from error
         return built
 
@@ -242,10 +256,10 @@ def check_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file.", "Choose another folder with `--out`.")
     if path.exists() and any(path.iterdir()):
-        mend = "Choose another folder with `--out`"
+        hint = "Choose another folder with `--out`"
         if (path / "config.yaml").exists():
-            mend += f", or go on with that run: `retouch edit --resume {path}`"
-        raise RunError(f"{path} exists and is not empty.", f"{mend}.")
+            hint += f", or go on with that run: `retouch edit --resume {path}`"
+        raise RunError(f"{path} exists and is not empty.", f"{hint}.")
 
 
 def find_adapter(path: Path) -> Path:
@@ -289,7 +303,7 @@ def _parse(file: Path, text: str, line: int | None = None) -> Any:
 
 def _json_line(file: Path, value: Any) -> str:
     try:
-        return plain.to_json(value) + "\n"
+        return serialization.to_json(value) + "\n"
     except ValueError as error:
         raise _not_finite(file) from error
 

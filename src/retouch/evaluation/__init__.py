@@ -1,1 +1,1 @@
-"""Scores any model, edited or not: what it replies, how far it drifted, how sure that is."""
+"""Scores any model, edited or not: what it responses, how far it drifted, how sure that is."""

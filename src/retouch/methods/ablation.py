@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from retouch.editing.task import Task
 from retouch.methods.directions import block_at, contrast, mean_difference, unit
-from retouch.methods.method import Method, Say, Settings, tunable
-from retouch.models import intervention
+from retouch.methods.method import Method, Progress, Settings, tunable
+from retouch.models import interventions
 from retouch.models.adapters import attach
-from retouch.models.load import LoadedModel
+from retouch.models.editable_model import EditableModel
+from retouch.task.task import EditTask
 
 
 class AblationSettings(Settings):
@@ -35,7 +35,7 @@ class AblationSettings(Settings):
         0, low=-1, high=2, description="block, counted from the first that Retouch reads"
     )
     positions: int = tunable(
-        1, choices=(1, 2, 4), description="reply positions read; 1 is the decision alone"
+        1, choices=(1, 2, 4), description="response positions read; 1 is the decision alone"
     )
 
 
@@ -58,34 +58,36 @@ class Ablation(Method):
     source = "Arditi et al. 2024, arXiv 2406.11717"
     settings = AblationSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Read the direction off the training rows; put the adapter and the addition on."""
-        layer = block_at(task, loaded.layout.depth, settings.offset)
-        both = contrast(loaded, task, [layer], settings.positions)[layer]
+        layer = block_at(task, editable.layout.depth, settings.offset)
+        both = contrast(editable, task, [layer], settings.positions)[layer]
         difference = mean_difference(both)
-        scale_direction(loaded, unit(difference), settings.scale, task.config.seed)
+        scale_direction(editable, unit(difference), settings.scale, task.config.seed)
         if settings.added:
-            vector = settings.added * difference.to(loaded.device)
-            loaded.intervene(intervention.Steering({layer: vector}))
+            vector = settings.added * difference.to(editable.device)
+            editable.intervene(interventions.Steering({layer: vector}))
 
 
 @torch.no_grad()
 def scale_direction(
-    loaded: LoadedModel, direction: torch.Tensor, scale: float, seed: int = 0
+    editable: EditableModel, direction: torch.Tensor, scale: float, seed: int = 0
 ) -> None:
     r"""Put $W' = W + c \, r r^\top W$ on every writer, as a LoRA: $B = c \, r$, $A = r^\top W$.
 
     So it can be merged, exported and switched off like any adapter.
 
     Args:
-        loaded: the model, without an adapter.
+        editable: the model, without an adapter.
         direction: the unit vector $r$, `[hidden]`.
         scale: $c$.
-        seed: of the adapter's first weights, all of which are replaced.
+        seed: of the adapter's first weights, all of which are patch_activations.
     """
-    names = writers(loaded)
-    attach(loaded, range(loaded.layout.depth), names, rank=1, alpha=1.0, seed=seed)
-    base = loaded.model.get_base_model()
+    names = writers(editable)
+    attach(editable, range(editable.layout.depth), names, rank=1, alpha=1.0, seed=seed)
+    base = editable.model.get_base_model()
     for name in names:
         layer = base.get_submodule(name)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -98,14 +100,14 @@ def scale_direction(
 
 
 @torch.no_grad()
-def writers(loaded: LoadedModel) -> list[str]:
+def writers(editable: EditableModel) -> list[str]:
     """Full names of the linear layers whose output goes into the residual stream, in all blocks.
 
     They put out the hidden size; but so may a query projection. Of the layers with one parent
     (attention, the feed-forward part, or the block itself) the writer is the one that runs last.
     Experts are not found where one weight holds all of them, or where none of one token's went.
     """
-    base = loaded.model.get_base_model() if loaded.adapted else loaded.model
+    base = editable.model.get_base_model() if editable.adapted else editable.model
     hidden = int(base.config.get_text_config().hidden_size)
     last: dict[str, str] = {}
     handles = []
@@ -118,9 +120,9 @@ def writers(loaded: LoadedModel) -> list[str]:
         return note
 
     try:
-        for name in loaded.layout.linears(base, range(loaded.layout.depth)):
+        for name in editable.layout.linears(base, range(editable.layout.depth)):
             handles.append(base.get_submodule(name).register_forward_hook(notes(name)))
-        base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=loaded.device), use_cache=False)
+        base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=editable.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

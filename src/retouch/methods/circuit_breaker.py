@@ -1,4 +1,4 @@
-"""Circuit breaking: the states of unwanted replies are turned away from what they were."""
+"""Circuit breaking: the states of unwanted responses are turned away from what they were."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from retouch.core.errors import ConfigError
-from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
-from retouch.methods.lorra import Seen, present, see
-from retouch.methods.method import Method, Say, tunable
+from retouch.methods.lorra import CachedBatch, present, see
+from retouch.methods.method import Method, Progress, tunable
 from retouch.models.adapters import parameters
-from retouch.models.load import LoadedModel
+from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import turns
+from retouch.task.task import EditTask
 
 NUDGE = 0.02  # deviation of the adapters' first upper weights
 
@@ -25,8 +24,8 @@ class CircuitBreakerSettings(LoraSettings):
     """With the weights of the two losses."""
 
     # The paper keeps the last step. The judge would choose the step that breaks least, since it
-    # waits for the wanted reply.
-    judged: int = 1
+    # waits for the wanted response.
+    num_validations: int = 1
 
     lr: float = tunable(3e-3, low=1e-4, high=1e-2, log=True, description="learning rate (Adam)")
     reroute_weight: float = tunable(
@@ -44,11 +43,11 @@ class CircuitBreaker(Method):
         + c_r \, \lVert h^{base}(x_r) - h(x_r) \rVert_2$$
 
     with $c_s = \alpha_s (1 - \frac{t}{2T})$ and $c_r = \alpha_r \frac{t}{2T}$ in step $t$ of $T$.
-    $x_s$ are the unwanted replies, at the states that predict their tokens, so that what an
+    $x_s$ are the unwanted responses, at the states that predict their tokens, so that what an
     unwanted prompt shares with a harmless one is not turned; $x_r$ are the retain set and, as the
     paper's refusal retain data, the target rows, at every token. The paper has one $\alpha$.
 
-    It breaks the unwanted reply off into something else; that this is the wanted reply is no part
+    It breaks the unwanted response off into something else; that this is the wanted response is no part
     of the method.
     """
 
@@ -57,28 +56,30 @@ class CircuitBreaker(Method):
     source = "Zou et al. 2024, arXiv 2406.04313, algorithm 1"
     settings = CircuitBreakerSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Train adapters from the first block to the last that is read.
 
         Raises:
-            ConfigError: no unwanted replies are known.
+            ConfigError: no unwanted responses are known.
         """
         if not task.train.rejected:
             raise ConfigError(
-                f"Circuit breaking turns unwanted replies away, and {task.concept.name} has none: "
+                f"Circuit breaking turns unwanted responses away, and {task.concept.name} has none: "
                 "its rows are no pairs.",
                 "Give the concept's rows a `pair`, or choose another method.",
             )
-        taps, size = task.layers.tapped, settings.batch
-        segment = Segment(loaded, 0, max(taps))
-        unwanted = see(loaded, segment, task.train.rejected, taps, size)
-        kept = [*task.train.hold, *task.train.target]
-        retain = see(loaded, segment, kept, taps, size, whole=True)
+        read_layers, size = task.layers.read, settings.batch
+        segment = Segment(editable, 0, max(read_layers))
+        unwanted = see(editable, segment, task.train.rejected, read_layers, size)
+        kept = [*task.train.retain, *task.train.target]
+        retain = see(editable, segment, kept, read_layers, size, whole=True)
 
         def make_loss() -> Any:
-            nudge(loaded, task.config.seed)
-            turned = turns(unwanted, random.Random(f"{task.config.seed}:unwanted"))
-            holds = turns(retain, random.Random(f"{task.config.seed}:hold"))
+            nudge(editable, task.config.seed)
+            turned = shuffled_forever(unwanted, random.Random(f"{task.config.seed}:unwanted"))
+            holds = shuffled_forever(retain, random.Random(f"{task.config.seed}:hold"))
 
             def loss(step: int) -> torch.Tensor:
                 away, still = schedule(step, settings.steps)
@@ -89,18 +90,18 @@ class CircuitBreaker(Method):
 
             return loss
 
-        train(loaded, task, settings, range(segment.last + 1), make_loss, say)
+        train(editable, task, settings, range(segment.last + 1), make_loss, progress)
 
 
 @torch.no_grad()
-def nudge(loaded: LoadedModel, seed: int) -> None:
+def nudge(editable: EditableModel, seed: int) -> None:
     """Draw the adapters' upper weights small at random, where they would begin at 0.
 
     The cosine has no slope where it is 1. The paper's training leaves that place by dropout, which
     ours is without, and by what rounding leaves.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, weight in parameters(loaded).items():
+    for name, weight in parameters(editable).items():
         if "lora_B" in name:
             weight.copy_(NUDGE * torch.randn(weight.shape, generator=generator))
 
@@ -111,7 +112,7 @@ def schedule(step: int, steps: int) -> tuple[float, float]:
     return 1 - share, share
 
 
-def reroute_loss(segment: Segment, seen: Seen) -> torch.Tensor:
+def reroute_loss(segment: Segment, seen: CachedBatch) -> torch.Tensor:
     """ReLU of the cosine between the base's states and the present ones, mean of blocks."""
     states = present(segment, seen)
     parts = [
@@ -121,7 +122,7 @@ def reroute_loss(segment: Segment, seen: Seen) -> torch.Tensor:
     return torch.stack(parts).mean()
 
 
-def retain_loss(segment: Segment, seen: Seen) -> torch.Tensor:
+def retain_loss(segment: Segment, seen: CachedBatch) -> torch.Tensor:
     """Euclidean distance to the base's states in units of their mean length, mean of blocks.
 
     The unit is ours: with it one weight serves models of any width.

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import torch
 
-from retouch.concepts.render import Rendered
+from retouch.concepts.chat import TokenizedChat
 from retouch.core.errors import ConfigError
-from retouch.editing.task import Task
-from retouch.models.load import LoadedModel
+from retouch.models.editable_model import EditableModel
+from retouch.representations.activations import record_activations
 from retouch.representations.batch import make_batches
-from retouch.representations.capture import record
+from retouch.task.task import EditTask
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """The states of both sides at the output of one block, in float32 on the CPU.
+class PairedTest:
+    """The states of both direction_spec at the output of one block, in float32 on the CPU.
 
     Attributes:
         wanted: `[rows, hidden]`.
@@ -31,42 +31,42 @@ class Contrast:
     paired: bool
 
 
-def block_at(task: Task, depth: int, offset: int) -> int:
+def block_at(task: EditTask, depth: int, offset: int) -> int:
     """The block `offset` away from the first that Retouch reads, as far as there are blocks."""
-    return min(max(task.layers.tapped[0] + offset, 0), depth - 1)
+    return min(max(task.layers.read[0] + offset, 0), depth - 1)
 
 
 def contrast(
-    loaded: LoadedModel, task: Task, layers: Sequence[int], positions: int
-) -> dict[int, Contrast]:
+    editable: EditableModel, task: EditTask, layers: Sequence[int], positions: int
+) -> dict[int, PairedTest]:
     """The base model's states on the training rows, by block.
 
     Args:
-        loaded: the model; what acts on it is switched off meanwhile.
-        task: for its rows. With pairs the wanted states are those of the twins, and both sides have
-            the same reply; without, those of the target.
+        editable: the model; what acts on it is switched off meanwhile.
+        task: for its rows. With pairs the wanted states are those of the counterparts, and both direction_spec have
+            the same response; without, those of the target.
         layers: the blocks whose outputs are read.
         positions: the state of a row is the mean over the positions that predict the first so many
-            tokens of its reply; 1 is the decision alone.
+            tokens of its response; 1 is the decision alone.
     """
     rows = task.train
-    with loaded.reference():
-        wanted = reply_states(loaded, rows.twins or rows.target, layers, positions)
-        unwanted = reply_states(loaded, rows.source, layers, positions)
-    return {i: Contrast(wanted[i], unwanted[i], bool(rows.twins)) for i in layers}
+    with editable.base_model():
+        wanted = response_states(editable, rows.counterparts or rows.target, layers, positions)
+        unwanted = response_states(editable, rows.source, layers, positions)
+    return {i: PairedTest(wanted[i], unwanted[i], bool(rows.counterparts)) for i in layers}
 
 
 @torch.no_grad()
-def reply_states(
-    loaded: LoadedModel, rows: Sequence[Rendered], layers: Sequence[int], positions: int
+def response_states(
+    editable: EditableModel, rows: Sequence[TokenizedChat], layers: Sequence[int], positions: int
 ) -> dict[int, torch.Tensor]:
-    """By block `[rows, hidden]`: each row's mean over its first reply positions, in row order."""
+    """By block `[rows, hidden]`: each row's mean over its first response positions, in row order."""
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     order: list[int] = []
-    for batch in make_batches(rows, 32, int(loaded.tokenizer.pad_token_id)):
-        with record(loaded, layers) as states:
-            loaded.model(input_ids=batch.ids.to(loaded.device), use_cache=False)
-        at = batch.reply(positions)
+    for batch in make_batches(rows, 32, int(editable.tokenizer.pad_token_id)):
+        with record_activations(editable, layers) as states:
+            editable.model(input_ids=batch.ids.to(editable.device), use_cache=False)
+        at = batch.response_positions(positions)
         count = torch.bincount(at[0], minlength=len(batch.index))[:, None]
         order += batch.index
         for layer in layers:
@@ -77,7 +77,7 @@ def reply_states(
     return {layer: torch.cat(parts)[back] for layer, parts in found.items()}
 
 
-def mean_difference(both: Contrast) -> torch.Tensor:
+def mean_difference(both: PairedTest) -> torch.Tensor:
     r"""The difference of means `[hidden]` (Rimsky et al. 2023, section 3).
 
     $$v = \frac1n \sum_i h_i^+ - \frac1m \sum_j h_j^-$$
@@ -87,7 +87,7 @@ def mean_difference(both: Contrast) -> torch.Tensor:
     return both.wanted.mean(0) - both.unwanted.mean(0)
 
 
-def reading_direction(both: Contrast, seed: int) -> torch.Tensor:
+def reading_direction(both: PairedTest, seed: int) -> torch.Tensor:
     r"""The first principal component of the paired differences, a unit vector `[hidden]`.
 
     $$v = \arg\max_{|v| = 1} \sum_i (v \cdot (h_i^+ - h_i^-))^2, \qquad
@@ -111,7 +111,7 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
     """The vector at length 1.
 
     Raises:
-        ConfigError: it has no length, so that both sides look the same.
+        ConfigError: it has no length, so that both direction_spec look the same.
     """
     length = float(vector.norm())
     if not length > 0:

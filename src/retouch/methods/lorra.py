@@ -13,88 +13,90 @@ from typing import Any
 
 import torch
 
-from retouch.concepts.render import Rendered
-from retouch.editing.losses import matching_loss
-from retouch.editing.task import Task
+from retouch.concepts.chat import TokenizedChat
 from retouch.methods.lora import LoraSettings, train
-from retouch.methods.method import Method, Say, tunable
-from retouch.models.load import LoadedModel
-from retouch.models.segment import Caught, Segment
-from retouch.representations.batch import Batch, make_batches, turns
+from retouch.methods.method import Method, Progress, tunable
+from retouch.models.editable_model import EditableModel
+from retouch.models.segment import Segment, SegmentInputs
+from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.losses import normalized_mse_loss
+from retouch.task.task import EditTask
 
 States = Mapping[int, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Seen:
+class CachedBatch:
     """A batch with the base model's states.
 
     Attributes:
         batch: its rows.
-        caught: the segment's input.
+        inputs: the segment's input.
         at: row and position `[n]` of the states that count.
         base: per block the base's states at `at`, `[n, hidden]`.
     """
 
-    batch: Batch
-    caught: Caught
+    batch: PaddedBatch
+    inputs: SegmentInputs
     at: tuple[torch.Tensor, torch.Tensor]
     base: States
 
 
 def see(
-    loaded: LoadedModel,
+    editable: EditableModel,
     segment: Segment,
-    rows: Sequence[Rendered],
+    rows: Sequence[TokenizedChat],
     blocks: Sequence[int],
     size: int,
     whole: bool = False,
-) -> list[Seen]:
+) -> list[CachedBatch]:
     """Batches of rows with the base's states of some blocks; no adapter may be attached yet.
 
-    The states that count are those that predict the reply, or with `whole` those at every real
+    The states that count are those that predict the response, or with `whole` those at every real
     token.
     """
     return [
         _seen(segment, batch, blocks, whole)
-        for batch in make_batches(rows, size, int(loaded.tokenizer.pad_token_id))
+        for batch in make_batches(rows, size, int(editable.tokenizer.pad_token_id))
     ]
 
 
 @torch.no_grad()
-def _seen(segment: Segment, batch: Batch, blocks: Sequence[int], whole: bool) -> Seen:
-    caught = segment.catch(batch.ids)
-    rows, positions = batch.real().nonzero(as_tuple=True) if whole else batch.reply()
-    states = segment.run(caught, blocks)
+def _seen(segment: Segment, batch: PaddedBatch, blocks: Sequence[int], whole: bool) -> CachedBatch:
+    inputs = segment.capture_inputs(batch.ids)
+    rows, positions = (
+        batch.token_mask().nonzero(as_tuple=True) if whole else batch.response_positions()
+    )
+    states = segment.forward(inputs, blocks)
     base = {block: states[block][rows, positions] for block in blocks}
-    return Seen(batch, caught, (rows, positions), base)
+    return CachedBatch(batch, inputs, (rows, positions), base)
 
 
-def present(segment: Segment, seen: Seen) -> States:
+def present(segment: Segment, seen: CachedBatch) -> States:
     """Per block the states `[n, hidden]` as the adapters make them, where they count."""
-    states = segment.run(seen.caught, tuple(seen.base))
+    states = segment.forward(seen.inputs, tuple(seen.base))
     return {block: states[block][seen.at] for block in seen.base}
 
 
-def held(segment: Segment, holds: Iterator[Seen]) -> torch.Tensor:
+def held(segment: Segment, holds: Iterator[CachedBatch]) -> torch.Tensor:
     """How far the next batch of the retain set is from the base's states, mean over its blocks."""
     seen = next(holds, None)
     if seen is None:
         return torch.zeros(())
     states = present(segment, seen)
-    parts = [matching_loss(states[block], wanted) for block, wanted in seen.base.items()]
+    parts = [normalized_mse_loss(states[block], wanted) for block, wanted in seen.base.items()]
     found: torch.Tensor = torch.stack(parts).mean()
     return found
 
 
-def places(seen: Seen) -> torch.Tensor:
-    """The place `[n]` in its reply of each state, from 0, the decision."""
+def places(seen: CachedBatch) -> torch.Tensor:
+    """The place `[n]` in its response of each state, from 0, the decision."""
     rows, positions = seen.at
     return positions - (torch.tensor(seen.batch.starts)[rows] - 1)
 
 
-def place_means(batches: Sequence[Seen]) -> dict[int, torch.Tensor]:
-    """Per block the mean of the base's states at each place of the reply, `[places, hidden]`."""
+def place_means(batches: Sequence[CachedBatch]) -> dict[int, torch.Tensor]:
+    """Per block the mean of the base's states at each place of the response, `[places, hidden]`."""
     where = torch.cat([places(seen) for seen in batches])
     means = {}
     for block in batches[0].base:
@@ -105,7 +107,9 @@ def place_means(batches: Sequence[Seen]) -> dict[int, torch.Tensor]:
     return means
 
 
-def reading_vectors(wanted: Sequence[Seen], unwanted: Sequence[Seen]) -> dict[int, torch.Tensor]:
+def reading_vectors(
+    wanted: Sequence[CachedBatch], unwanted: Sequence[CachedBatch]
+) -> dict[int, torch.Tensor]:
     """Per block $v_l$ `[places, hidden]`: wanted runs less unwanted ones, means place by place."""
     ours, theirs = place_means(unwanted), place_means(wanted)
     return {
@@ -131,9 +135,9 @@ class Lorra(Method):
 
     $$L = \lVert h_l(x) - (h_l^{base}(x) + \alpha v_l) \rVert^2 / \lVert \cdot \rVert^2$$
 
-    along the replies $x$ of the source rows, after algorithm 1. There the contrast vector of each
+    along the responses $x$ of the source rows, after algorithm 1. There the contrast vector of each
     text and token comes from a template around the text; here $v_l$ is, place by place in the
-    reply, the difference of the means of wanted and unwanted runs, since a concept's rows are its
+    response, the difference of the means of wanted and unwanted runs, since a concept's rows are its
     contrast. The algorithm has no retain set: here it is held at its own states.
     """
 
@@ -142,18 +146,22 @@ class Lorra(Method):
     source = "Zou et al. 2023, arXiv 2310.01405, algorithm 1"
     settings = LorraSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Train adapters from the first block to the last that is read."""
-        taps, size = task.layers.tapped, settings.batch
-        segment = Segment(loaded, 0, max(taps))
-        source = see(loaded, segment, task.train.source, taps, size)
-        hold = see(loaded, segment, task.train.hold, taps, size, whole=True)
-        wanted = see(loaded, segment, task.train.twins or task.train.target, taps, size)
+        read_layers, size = task.layers.read, settings.batch
+        segment = Segment(editable, 0, max(read_layers))
+        source = see(editable, segment, task.train.source, read_layers, size)
+        hold = see(editable, segment, task.train.retain, read_layers, size, whole=True)
+        wanted = see(
+            editable, segment, task.train.counterparts or task.train.target, read_layers, size
+        )
         vectors = reading_vectors(wanted, source)
 
         def make_loss() -> Any:
-            sources = turns(source, random.Random(f"{task.config.seed}:source"))
-            holds = turns(hold, random.Random(f"{task.config.seed}:hold"))
+            sources = shuffled_forever(source, random.Random(f"{task.config.seed}:source"))
+            holds = shuffled_forever(hold, random.Random(f"{task.config.seed}:hold"))
 
             def loss(_: int) -> torch.Tensor:
                 moved = shift_loss(segment, next(sources), vectors, settings.shift)
@@ -162,10 +170,10 @@ class Lorra(Method):
 
             return loss
 
-        train(loaded, task, settings, range(segment.last + 1), make_loss, say)
+        train(editable, task, settings, range(segment.last + 1), make_loss, progress)
 
 
-def shift_loss(segment: Segment, seen: Seen, vectors: States, alpha: float) -> torch.Tensor:
+def shift_loss(segment: Segment, seen: CachedBatch, vectors: States, alpha: float) -> torch.Tensor:
     """Distance of the present states to the base's with `alpha` vectors on top, mean of blocks.
 
     Places that the vectors do not reach are left out.
@@ -175,5 +183,5 @@ def shift_loss(segment: Segment, seen: Seen, vectors: States, alpha: float) -> t
     for block, base in seen.base.items():
         reached = (where < len(vectors[block])).to(base.device)
         shift = vectors[block][where.to(base.device)[reached]].to(base.dtype)
-        parts.append(matching_loss(states[block][reached], base[reached] + alpha * shift))
+        parts.append(normalized_mse_loss(states[block][reached], base[reached] + alpha * shift))
     return torch.stack(parts).mean()

@@ -1,4 +1,4 @@
-"""The protocol of a method, and how its settings say what may be tuned."""
+"""The protocol of a method, and how its settings progress what may be tuned."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from retouch.core.types import Concept, Direction
-from retouch.editing.task import Task
-from retouch.models.load import LoadedModel
+from retouch.concepts.concept import Concept
+from retouch.core.types import Direction
+from retouch.models.editable_model import EditableModel
+from retouch.task.task import EditTask
 
-Say = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 def tunable(
@@ -60,16 +61,18 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
-        """Change the model: afterwards an adapter or interventions act on it.
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
+        """LoraDelta the model: afterwards an adapter or interventions act on it.
 
-        Nothing else of `loaded` is touched: `models.adapters.detach` brings the base back.
+        Nothing else of `editable` is touched: `models.adapters.detach` brings the base back.
 
         Args:
-            loaded: the base model, with nothing on it.
+            editable: the base model, with nothing on it.
             task: the rows, and the judge.
             settings: an instance of the method's `settings`.
-            say: progress, as (what, done, total).
+            progress: progress, as (what, done, total).
 
         Raises:
             ConfigError: the method cannot serve this concept; says why.

@@ -1,4 +1,4 @@
-"""Paired matching: Retouch without its game, each unwanted run pulled to its wanted twin."""
+"""Paired matching: Retouch without its game, each unwanted run pulled to its wanted counterpart."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 
-from retouch.editing.layers import BELOW
-from retouch.editing.losses import matching_loss
-from retouch.editing.task import Task
 from retouch.methods.lora import LoraSettings, train
-from retouch.methods.lorra import Seen, States, held, place_means, places, present, see
-from retouch.methods.method import Method, Say, tunable
-from retouch.models.load import LoadedModel
+from retouch.methods.lorra import CachedBatch, States, held, place_means, places, present, see
+from retouch.methods.method import Method, Progress, tunable
+from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import turns
+from retouch.representations.losses import normalized_mse_loss
+from retouch.task.layers import NUM_BELOW
+from retouch.task.task import EditTask
 
 
 class PairedSettings(LoraSettings):
@@ -24,7 +23,7 @@ class PairedSettings(LoraSettings):
 
     lr: float = tunable(3e-3, low=1e-4, high=1e-2, log=True, description="learning rate (Adam)")
     pair_weight: float = tunable(
-        1.0, low=0.3, high=10.0, log=True, description="of matching the wanted twin's states"
+        1.0, low=0.3, high=10.0, log=True, description="of matching the wanted counterpart's states"
     )
     retain_weight: float = tunable(
         30.0, low=3.0, high=100.0, log=True, description="of the retain set's states"
@@ -35,16 +34,16 @@ class PairedSettings(LoraSettings):
 
 
 class PairedMatching(Method):
-    r"""Pull the states along the reply of a source row to the base's states of its wanted twin.
+    r"""Pull the states along the response of a source row to the base's states of its wanted counterpart.
 
-    $$L = w_p \frac{\sum_i \lVert h_i - h^{twin}_i \rVert^2}{\sum_i \lVert h^{twin}_i \rVert^2}
+    $$L = w_p \frac{\sum_i \lVert h_i - h^{counterpart}_i \rVert^2}{\sum_i \lVert h^{counterpart}_i \rVert^2}
         + w_r \frac{\sum_j \lVert h_j - h^{base}_j \rVert^2}{\sum_j \lVert h^{base}_j \rVert^2}$$
 
-    with $i$ over the reply at the tapped blocks and $j$ over every token of the retain set at the
+    with $i$ over the response at the read blocks and $j$ over every token of the retain set at the
     last of them. No discriminator, no moving average: what is left of the edit without its game.
 
-    Without pairs there is no twin: a source state at the reply's position $p$ is pulled to the mean
-    of the target rows' states at the same position of theirs; positions that no target reply
+    Without pairs there is no counterpart: a source state at the response's position $p$ is pulled to the mean
+    of the target rows' states at the same position of theirs; positions that no target response
     reaches are left alone.
     """
 
@@ -53,16 +52,20 @@ class PairedMatching(Method):
     source = "the paired term of Retouch alone"
     settings = PairedSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
-        """Train adapters on the tapped blocks and those just below."""
-        taps = placed(task, settings.offset, loaded.layout.depth)
-        segment = Segment(loaded, max(0, taps[0] - BELOW), taps[-1])
-        pairs = pair_up(loaded, task, segment, taps, settings.batch)
-        hold = see(loaded, segment, task.train.hold, taps[-1:], settings.batch, whole=True)
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
+        """Train adapters on the read blocks and those just below."""
+        read_layers = placed(task, settings.offset, editable.layout.depth)
+        segment = Segment(editable, max(0, read_layers[0] - NUM_BELOW), read_layers[-1])
+        pairs = pair_up(editable, task, segment, read_layers, settings.batch)
+        hold = see(
+            editable, segment, task.train.retain, read_layers[-1:], settings.batch, whole=True
+        )
 
         def make_loss() -> Any:
-            sources = turns(pairs, random.Random(f"{task.config.seed}:source"))
-            holds = turns(hold, random.Random(f"{task.config.seed}:hold"))
+            sources = shuffled_forever(pairs, random.Random(f"{task.config.seed}:source"))
+            holds = shuffled_forever(hold, random.Random(f"{task.config.seed}:hold"))
 
             def loss(_: int) -> torch.Tensor:
                 near = settings.pair_weight * pair_loss(segment, next(sources))
@@ -71,46 +74,52 @@ class PairedMatching(Method):
 
             return loss
 
-        train(loaded, task, settings, range(segment.first, segment.last + 1), make_loss, say)
+        train(editable, task, settings, range(segment.first, segment.last + 1), make_loss, progress)
 
 
-def placed(task: Task, offset: int, depth: int) -> tuple[int, ...]:
-    """The tapped blocks, moved by `offset`, as far as the model reaches."""
-    moved = {min(max(tap + offset, 0), depth - 1) for tap in task.layers.tapped}
+def placed(task: EditTask, offset: int, depth: int) -> tuple[int, ...]:
+    """The read blocks, moved by `offset`, as far as the model reaches."""
+    moved = {min(max(layer + offset, 0), depth - 1) for layer in task.layers.read}
     return tuple(sorted(moved))
 
 
 def pair_up(
-    loaded: LoadedModel, task: Task, segment: Segment, taps: tuple[int, ...], size: int
-) -> list[Seen]:
+    editable: EditableModel,
+    task: EditTask,
+    segment: Segment,
+    read_layers: tuple[int, ...],
+    size: int,
+) -> list[CachedBatch]:
     """The source rows in batches, with the states that they are pulled to in place of their own."""
-    source = see(loaded, segment, task.train.source, taps, size)
-    if not task.train.twins:
-        means = place_means(see(loaded, segment, task.train.target, taps, size))
+    source = see(editable, segment, task.train.source, read_layers, size)
+    if not task.train.counterparts:
+        means = place_means(see(editable, segment, task.train.target, read_layers, size))
         return [_to_means(seen, means) for seen in source]
-    pad = int(loaded.tokenizer.pad_token_id)
+    pad = int(editable.tokenizer.pad_token_id)
     pairs = []
     for seen in source:
-        twin = seen.batch.twin(task.train.twins, pad)
+        counterpart = seen.batch.counterpart(task.train.counterparts, pad)
         with torch.no_grad():
-            states = segment.run(segment.catch(twin.ids), taps)
-        at = twin.reply()
-        pairs.append(replace(seen, base={tap: states[tap][at] for tap in taps}))
+            states = segment.forward(segment.capture_inputs(counterpart.ids), read_layers)
+        at = counterpart.response_positions()
+        pairs.append(replace(seen, base={layer: states[layer][at] for layer in read_layers}))
     return pairs
 
 
-def pair_loss(segment: Segment, seen: Seen) -> torch.Tensor:
-    """Distance of the present states to those they are pulled to, mean of the taps."""
+def pair_loss(segment: Segment, seen: CachedBatch) -> torch.Tensor:
+    """Distance of the present states to those they are pulled to, mean of the read_layers."""
     states = present(segment, seen)
-    return torch.stack([matching_loss(states[tap], seen.base[tap]) for tap in seen.base]).mean()
+    return torch.stack(
+        [normalized_mse_loss(states[layer], seen.base[layer]) for layer in seen.base]
+    ).mean()
 
 
-def _to_means(seen: Seen, means: States) -> Seen:
-    """The same batch, pulled to the means at the places of the reply that they reach."""
+def _to_means(seen: CachedBatch, means: States) -> CachedBatch:
+    """The same batch, pulled to the means at the places of the response that they reach."""
     where, (rows, positions) = places(seen), seen.at
     reached = where < len(next(iter(means.values())))
     base = {
-        tap: mean[where[reached].to(mean.device)].to(seen.base[tap].dtype)
-        for tap, mean in means.items()
+        layer: mean[where[reached].to(mean.device)].to(seen.base[layer].dtype)
+        for layer, mean in means.items()
     }
     return replace(seen, at=(rows[reached], positions[reached]), base=base)

@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 import yaml
 
-from retouch.concepts.render import prompt_ids
+from retouch.concepts.chat import prompt_ids
+from retouch.concepts.concept import Concept
 from retouch.core.errors import ConfigError
-from retouch.core.types import Concept, Direction, Message
-from retouch.editing.task import Task
-from retouch.methods.method import Method, Say, Settings, tunable
-from retouch.models.intervention import Prompting
-from retouch.models.load import LoadedModel
+from retouch.core.types import Direction, Message
+from retouch.methods.method import Method, Progress, Settings, tunable
+from retouch.models.editable_model import EditableModel
+from retouch.models.interventions import Prompting
+from retouch.task.task import EditTask
 
-Demonstration = tuple[tuple[Message, ...], str]  # the turns of a prompt, and the reply to them
+Demonstration = tuple[tuple[Message, ...], str]  # the turns of a prompt, and the response to them
 
 
 class NoEdit(Method):
@@ -26,7 +27,9 @@ class NoEdit(Method):
     title = "No edit"
     source = ""
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Leave everything as it is."""
 
 
@@ -55,13 +58,15 @@ class SelfReminder(Method):
     source = "Xie et al. 2023, Nature Machine Intelligence 5"
     settings = ReminderSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Put the reminder into every prompt."""
         known = reminders(task.concept, task.config.direction)
         words = known[settings.phrasing % len(known)]
         before = [] if settings.place == "around" else [Message("system", words["system"])]
         around = "{prompt}" if settings.place == "system" else words["around"]
-        loaded.intervene(Prompting(before, around))
+        editable.intervene(Prompting(before, around))
 
 
 def reminders(concept: Concept, direction: Direction) -> list[dict[str, str]]:
@@ -92,7 +97,7 @@ class DemonstrationSettings(Settings):
 
 
 class InContextDefense(Method):
-    """Show the model a few prompts with the reply that is wanted, as turns before the chat.
+    """Show the model a few prompts with the response that is wanted, as turns before the chat.
 
     Wei et al. show harmful requests that are declined; here it is whatever the direction wants.
     """
@@ -102,50 +107,55 @@ class InContextDefense(Method):
     source = "Wei et al. 2023, arXiv 2310.06387"
     settings = DemonstrationSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Put the demonstrations before every chat.
 
         Raises:
             ConfigError: with them the longest row does not fit into the model's context.
         """
-        known = asked_demonstrations(loaded, task) if settings.shown == "asked" else []
-        # Without pairs no wanted reply is known to what is asked.
+        known = asked_demonstrations(editable, task) if settings.shown == "asked" else []
+        # Without pairs no wanted response is known to what is asked.
         chosen = (known or list(task.train.demonstrations))[: settings.count]
         prompting = Prompting(as_turns(chosen))
-        _check_room(loaded, task, prompting)
-        loaded.intervene(prompting)
+        _check_room(editable, task, prompting)
+        editable.intervene(prompting)
 
 
-def asked_demonstrations(loaded: LoadedModel, task: Task) -> list[Demonstration]:
-    """The prompts that are to change with the replies that are wanted, where these are known."""
-    tokenizer = loaded.tokenizer
-    asked = {tuple(prompt_ids(tokenizer, row.prompt, row.prefill)): row for row in task.train.asked}
+def asked_demonstrations(editable: EditableModel, task: EditTask) -> list[Demonstration]:
+    """The prompts that are to change with the responses that are wanted, where these are known."""
+    tokenizer = editable.tokenizer
+    asked = {
+        tuple(prompt_ids(tokenizer, row.prompt, row.prefill)): row
+        for row in task.train.source_examples
+    }
     found = []
-    for wanted in task.train.wanted:
+    for wanted in task.train.chosen:
         row = asked.get(wanted.ids[: wanted.start])
         if row is not None:
-            reply = tokenizer.decode(wanted.ids[wanted.start :], skip_special_tokens=True)
-            found.append((row.prompt, f"{row.prefill} {reply.strip()}".strip()))
+            response = tokenizer.decode(wanted.ids[wanted.start :], skip_special_tokens=True)
+            found.append((row.prompt, f"{row.prefill} {response.strip()}".strip()))
     return found
 
 
 def as_turns(demonstrations: Sequence[Demonstration]) -> list[Message]:
     """User and assistant turns; system prompts are left out, since a chat has one at most."""
     turns = []
-    for prompt, reply in demonstrations:
+    for prompt, response in demonstrations:
         turns += [turn for turn in prompt if turn.role != "system"]
-        turns.append(Message("assistant", reply))
+        turns.append(Message("assistant", response))
     return turns
 
 
-def _check_room(loaded: LoadedModel, task: Task, prompting: Prompting) -> None:
+def _check_room(editable: EditableModel, task: EditTask, prompting: Prompting) -> None:
     """Refuse what would not fit: a model reads nonsense beyond its last position."""
-    room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if room is None or not task.train.asked:
+    room = getattr(editable.model.config.get_text_config(), "max_position_embeddings", None)
+    if room is None or not task.train.source_examples:
         return
-    prompt = task.train.asked[0].prompt
-    plain = prompt_ids(loaded.tokenizer, prompt)
-    added = len(prompt_ids(loaded.tokenizer, prompting.rewrite(prompt))) - len(plain)
+    prompt = task.train.source_examples[0].prompt
+    plain = prompt_ids(editable.tokenizer, prompt)
+    added = len(prompt_ids(editable.tokenizer, prompting.rewrite(prompt))) - len(plain)
     rows = [row for part in (task.train, task.validation) for row in (*part.source, *part.hold)]
     longest = max(len(row.ids) for row in rows) + added
     if longest > room:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
-from retouch.core.types import Concept, Direction
-from retouch.editing.edit import lay_out
-from retouch.editing.layers import choose_layers
-from retouch.editing.task import Task
-from retouch.methods.method import Method, Say, Settings, tunable
-from retouch.models.load import LoadedModel
+from retouch.core.types import Direction
+from retouch.methods.method import Method, Progress, Settings, tunable
+from retouch.models.editable_model import EditableModel
+from retouch.task.layers import select_layers
+from retouch.task.task import EditTask
+from retouch.training.setup import build_trainer
 
 
 def _default(name: str) -> Any:
@@ -21,7 +22,7 @@ class RetouchSettings(Settings):
     """The game's own settings, those of `EditConfig`; the rows are the task's."""
 
     layers: tuple[int, ...] | None = None
-    taps: tuple[int, ...] | None = None
+    read_layers: tuple[int, ...] | None = None
     rank: int = _default("rank")
     alpha: float = _default("alpha")
     rounds: int = _default("rounds")
@@ -35,7 +36,11 @@ class RetouchSettings(Settings):
         _default("adversarial_weight"), low=0.1, high=3.0, log=True, description="of the game"
     )
     pair_weight: float = tunable(
-        _default("pair_weight"), low=0.3, high=20.0, log=True, description="of matching the twin"
+        _default("pair_weight"),
+        low=0.3,
+        high=20.0,
+        log=True,
+        description="of matching the counterpart",
     )
     supervised_weight: float = _default("supervised_weight")
     first_weight: float = _default("first_weight")
@@ -48,8 +53,8 @@ class RetouchSettings(Settings):
     retain_weight: float = tunable(
         _default("retain_weight"), low=5.0, high=100.0, log=True, description="of the retain set"
     )
-    retain_reply_weight: float = _default("retain_reply_weight")
-    reply_positions: int = _default("reply_positions")
+    retain_response_weight: float = _default("retain_response_weight")
+    response_positions: int = _default("response_positions")
     discriminator_width: int = _default("discriminator_width")
     discriminator_lr: float = _default("discriminator_lr")
     discriminator_first: int = _default("discriminator_first")
@@ -73,11 +78,13 @@ class Retouch(Method):
         tuned = concept.settings.get(direction, {})
         return {key: value for key, value in tuned.items() if key in RetouchSettings.model_fields}
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Play the game on the task's rows; the best averaged weights stay on the model."""
         config = EditConfig(**{**dict(task.config), **dict(settings)})
-        layers = choose_layers(config, task.patching, loaded.layout.depth)
-        trainer = lay_out(loaded, task.train, layers, task.judge, config)
-        for event in trainer.play():
-            say("rounds", event.round, event.rounds)
+        layers = select_layers(config, task.patching, editable.layout.depth)
+        trainer = build_trainer(editable, task.train, layers, task.validator, config)
+        for event in trainer.train():
+            progress("rounds", event.round, event.rounds)
         trainer.finish()

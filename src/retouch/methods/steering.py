@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from retouch.editing.task import Task
 from retouch.methods.directions import block_at, contrast, mean_difference, reading_direction
-from retouch.methods.method import Method, Say, Settings, tunable
-from retouch.models import intervention
-from retouch.models.load import LoadedModel
+from retouch.methods.method import Method, Progress, Settings, tunable
+from retouch.models import interventions
+from retouch.models.editable_model import EditableModel
+from retouch.task.task import EditTask
 
 
 class SteeringSettings(Settings):
@@ -21,7 +21,7 @@ class SteeringSettings(Settings):
         0, low=-1, high=2, description="block, counted from the first that Retouch reads"
     )
     positions: int = tunable(
-        1, choices=(1, 2, 4), description="reply positions read; 1 is the decision alone"
+        1, choices=(1, 2, 4), description="response positions read; 1 is the decision alone"
     )
 
 
@@ -37,12 +37,14 @@ class Steering(Method):
     source = "Rimsky et al. 2023, arXiv 2312.06681"
     settings = SteeringSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Read the vector off the training rows and add it."""
-        layer = block_at(task, loaded.layout.depth, settings.offset)
-        both = contrast(loaded, task, [layer], settings.positions)[layer]
+        layer = block_at(task, editable.layout.depth, settings.offset)
+        both = contrast(editable, task, [layer], settings.positions)[layer]
         vector = settings.strength * mean_difference(both)
-        loaded.intervene(intervention.Steering({layer: vector.to(loaded.device)}))
+        editable.intervene(interventions.Steering({layer: vector.to(editable.device)}))
 
 
 class ReadingSettings(SteeringSettings):
@@ -66,16 +68,18 @@ class ReadingVector(Method):
     source = "Zou et al. 2023, arXiv 2310.01405"
     settings = ReadingSettings
 
-    def apply(self, loaded: LoadedModel, task: Task, settings: Any, say: Say) -> None:
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
         """Read a vector for every block of the span off the training rows and add it."""
-        depth = loaded.layout.depth
+        depth = editable.layout.depth
         first = block_at(task, depth, settings.offset)
         layers = range(first, min(first + settings.span, depth))
         vectors = {
             layer: settings.strength
             * mean_difference(both).norm()
             * reading_direction(both, task.config.seed)
-            for layer, both in contrast(loaded, task, layers, settings.positions).items()
+            for layer, both in contrast(editable, task, layers, settings.positions).items()
         }
-        moved = {layer: vector.to(loaded.device) for layer, vector in vectors.items()}
-        loaded.intervene(intervention.Steering(moved))
+        moved = {layer: vector.to(editable.device) for layer, vector in vectors.items()}
+        editable.intervene(interventions.Steering(moved))

@@ -1,4 +1,4 @@
-"""LoRA adapters on chosen blocks, through PEFT; adapter off is the reference model."""
+"""LoRA adapters on chosen layers, through PEFT; with the adapter off, the model is its base."""
 
 from __future__ import annotations
 
@@ -8,100 +8,104 @@ from typing import Any
 
 import torch
 
+from retouch.core.config import LoraConfig
 from retouch.core.errors import ModelError
-from retouch.models.copy import merged_copy
-from retouch.models.load import LoadedModel
+from retouch.models.editable_model import EditableModel
 
 
-def attach(
-    loaded: LoadedModel,
-    layers: Sequence[int],
-    modules: Sequence[str],
-    rank: int,
-    alpha: float,
-    seed: int,
-) -> None:
-    """Put a fresh LoRA adapter on the linear layers of the blocks; it changes nothing yet.
+def attach(editable: EditableModel, layers: Sequence[int], config: LoraConfig, seed: int) -> None:
+    """Attach a new LoRA adapter to the linear layers of blocks; it changes nothing yet.
+
+    Args:
+        editable: the model, without an adapter.
+        layers: the blocks, 0-based.
+        config: rank, alpha and target modules; its own layers are not used.
+        seed: of the initial weights.
 
     Raises:
-        ModelError: a block does not exist, no linear layer matches `modules`, or PEFT would adapt
-            others than those.
+        ModelError: a layer does not exist, no linear layer matches `target_modules`, or PEFT would
+            adapt others than those.
     """
-    # Not before it is needed: what it brings along speaks up, and takes seconds to load.
-    from peft import LoraConfig, get_peft_model
+    # Imported when needed: it takes seconds to load.
+    import peft
 
-    names = loaded.layout.linears(loaded.model, layers, modules)
-    loaded.settle(layers)
+    names = editable.layout.linears(editable.model, layers, config.target_modules)
+    editable.keep_on_device(layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded.model = get_peft_model(
-            loaded.model,
-            LoraConfig(
-                r=rank, lora_alpha=alpha, target_modules=names, bias="none", task_type="CAUSAL_LM"
+        editable.model = peft.get_peft_model(
+            editable.model,
+            peft.LoraConfig(
+                r=config.r,
+                lora_alpha=config.lora_alpha,
+                target_modules=names,
+                bias="none",
+                task_type="CAUSAL_LM",
             ),
         )
-    tuner = loaded.model.base_model
+    tuner = editable.model.base_model
     adapted = {*tuner.targeted_module_names, *getattr(tuner, "targeted_parameter_names", ())}
     if adapted != set(names):
-        loaded.model = loaded.model.unload()
-        odd = ", ".join(sorted(adapted ^ set(names))[:3])
+        editable.model = editable.model.unload()
+        unexpected = ", ".join(sorted(adapted ^ set(names))[:3])
         raise ModelError(
-            f"PEFT adapts other layers of {loaded.name} than it was asked to, such as {odd}.",
-            "Choose other --modules.",
+            f"PEFT adapts other layers of {editable.name} than it was given, such as {unexpected}.",
+            "Set other `target_modules`.",
+            code="adapter-mismatch",
         )
-    if loaded.name == "pocket":
-        # A path of this machine has no business in an adapter that travels.
-        loaded.model.peft_config["default"].base_model_name_or_path = "pocket"
-    loaded.model.eval()
+    if editable.name == "pocket":
+        # A path of this machine must not be part of an adapter that is shared.
+        editable.model.peft_config["default"].base_model_name_or_path = "pocket"
+    editable.model.eval()
 
 
-def detach(loaded: LoadedModel) -> None:
-    """Take the adapter and the interventions off again: the base model, as it was."""
-    while loaded.interventions:
-        loaded.interventions.pop().detach()
-    if loaded.adapted:
-        loaded.model = loaded.model.unload()
+def detach(editable: EditableModel) -> None:
+    """Remove the adapter and the interventions: the base model, as it was."""
+    while editable.interventions:
+        editable.interventions.pop().detach()
+    if editable.adapted:
+        editable.model = editable.model.unload()
 
 
-def parameters(loaded: LoadedModel) -> dict[str, torch.nn.Parameter]:
+def parameters(editable: EditableModel) -> dict[str, torch.nn.Parameter]:
     """The adapter's trainable weights by name, in a fixed order."""
-    return {n: p for n, p in loaded.model.named_parameters() if p.requires_grad}
+    return {n: p for n, p in editable.model.named_parameters() if p.requires_grad}
 
 
-def save(loaded: LoadedModel, folder: Path) -> None:
-    """Write the adapter as a plain PEFT folder, safetensors only.
+def save(editable: EditableModel, folder: Path) -> None:
+    """Write the adapter as a PEFT folder, safetensors only.
 
-    PEFT's card is left out: it is a form that nobody has filled in, and names the folder that the
-    base model was loaded from.
+    PEFT's model card is left out: it is an empty template that names the folder of the base model.
 
     Raises:
         ModelError: an intervention acts on the model too, and would be lost.
     """
-    _check_alone(loaded)
-    # Said outright, since PEFT would otherwise ask the hub whether the vocabulary was resized.
+    _check_no_interventions(editable)
     card = folder / "README.md"
-    known = card.read_bytes() if card.exists() else None
-    loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
-    if known is None:
+    existing = card.read_bytes() if card.exists() else None
+    # Set explicitly, since PEFT would otherwise ask the hub whether the vocabulary was resized.
+    editable.model.save_pretrained(str(folder), save_embedding_layers=False)
+    if existing is None:
         card.unlink(missing_ok=True)
     else:
-        card.write_bytes(known)  # PEFT adds to a card that is there
+        card.write_bytes(existing)  # PEFT appends to an existing card
 
 
-def merged(loaded: LoadedModel) -> Any:
-    """A transformers model with the adapter merged into the weights; `loaded` stays as it is.
+def merged(editable: EditableModel) -> Any:
+    """A transformers model with the adapter merged; `editable` stays as it is.
 
     Raises:
         ModelError: an intervention acts on the model too, and would be lost; or the weights are
             quantised.
     """
-    _check_alone(loaded)
-    return merged_copy(loaded).model
+    _check_no_interventions(editable)
+    return editable.merged_copy().model
 
 
-def _check_alone(loaded: LoadedModel) -> None:
-    if loaded.interventions:
+def _check_no_interventions(editable: EditableModel) -> None:
+    if editable.interventions:
         raise ModelError(
-            "Steering or a prompt acts on the model beside its adapter, and no weights hold it.",
-            "Take it off, or use a method that changes the weights alone.",
+            "Steering or a prompt acts on the model beside its adapter; weights cannot hold it.",
+            "Detach it, or use a method that changes the weights alone.",
+            code="intervention-active",
         )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from retouch.core.errors import ModelError
-from retouch.models.reach import is_linear, reachable
+from retouch.models.lora_targets import adaptable, is_linear
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ModelLayout:
                 "Choose other --layers.",
             )
         blocks = self.blocks(model)
-        found = reachable(
+        found = adaptable(
             model,
             [
                 f"{self.path}.{i}.{name}"

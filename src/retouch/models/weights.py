@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from retouch.core.config import QUANTIZE, Quantize
 from retouch.core.errors import ModelError
-from retouch.models.placement import Placement
-
-Quantize = Literal["none", "8bit", "4bit"]
+from retouch.models.offload import OffloadPlan
 
 # What reading a checkpoint or its tokenizer raises where something is wrong with the files.
 UNREADABLE = (
@@ -21,7 +20,7 @@ UNREADABLE = (
 )
 
 
-def first_words(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """Why a checkpoint cannot be read, in the library's words: a sentence without its end."""
     if "ignore_mismatched_sizes" in str(error):  # the library's words are for who calls it
         return "its weights have other shapes than its config.json says"
@@ -30,7 +29,7 @@ def first_words(error: Exception) -> str:
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
 
 
-def outline(path: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+def build_skeleton(path: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """A checkpoint's model on the meta device: shapes and no numbers, so that none is read.
 
     Raises:
@@ -50,11 +49,11 @@ def read_weights(
     device: torch.device,
     quantize: Quantize,
     options: dict[str, Any],
-    placement: Placement | None = None,
+    offload_plan: OffloadPlan | None = None,
 ) -> Any:
     """A checkpoint's model, from safetensors in one file or in several.
 
-    Of a model that sees as well the whole is loaded: its text side is what is edited, and pictures
+    Of a model that sees as well the whole is editable: its text side is what is edited, and pictures
     may still be given to it.
 
     Args:
@@ -64,7 +63,7 @@ def read_weights(
         quantize: to 8 bits (LLM.int8, Dettmers et al. 2022) or to 4 (NF4 of QLoRA, Dettmers et al.
             2023) while loading, or not at all.
         options: more for transformers.
-        placement: where the parts of a model that is larger than the device go.
+        offload_plan: where the parts of a model that is larger than the device go.
 
     Raises:
         ModelError: quantising needs what is not installed, or the model decodes no text.
@@ -75,8 +74,8 @@ def read_weights(
             "quantization_config": bitsandbytes_options(quantize, dtype),
             "device_map": {"": device},
         }
-    if placement is not None:
-        options |= placement.loading()
+    if offload_plan is not None:
+        options |= offload_plan.loading()
     model = _of_kind(path, "from_pretrained", path, **options)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first inference:
@@ -108,6 +107,14 @@ def is_quantised(model: Any) -> bool:
     return bool(getattr(base, "is_quantized", False))
 
 
+def quantization_of(model: Any) -> Quantize:
+    """The bits that bitsandbytes quantised a model to; `none` for anything else."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if getattr(config, "load_in_8bit", False):
+        return "8bit"
+    return "4bit" if getattr(config, "load_in_4bit", False) else "none"
+
+
 def _unknown(error: ValueError) -> bool:
     """Whether an auto class says that it has no model for the configuration."""
     return str(error).startswith("Unrecognized configuration class")
@@ -119,9 +126,9 @@ def bitsandbytes_options(quantize: Quantize, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: there is no such quantisation, or bitsandbytes is not installed.
     """
-    if quantize not in get_args(Quantize):
+    if quantize not in QUANTIZE:
         raise ModelError(
-            f"There is no quantisation {quantize!r}.", f"Take {', '.join(get_args(Quantize))}."
+            f"There is no quantisation {quantize!r}.", f"Take {', '.join(QUANTIZE)}."
         )
     if find_spec("bitsandbytes") is None:
         raise ModelError(

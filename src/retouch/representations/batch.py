@@ -1,4 +1,4 @@
-"""Tokenized rows in batches of like length, with the positions at which the reply is decided."""
+"""Tokenized chats in padded batches of similar length, with the positions of their responses."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import TypeVar
 
 import torch
 
-from retouch.concepts.render import Rendered
+from retouch.concepts.chat import TokenizedChat
 
-One = TypeVar("One")
+Item = TypeVar("Item")
+Positions = tuple[torch.Tensor, torch.Tensor]
+"""Row and position `[n]` of states in a batch."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows that run together, padded on the right.
+class PaddedBatch:
+    """Chats that run together, padded on the right.
 
     Attributes:
-        index: which rows of the set these are.
+        index: which chats of the set these are.
         ids: token ids `[rows, tokens]`.
-        starts: per row the first position of the reply.
-        lengths: per row the number of tokens.
+        starts: for each row the first position of the response.
+        lengths: for each row the number of tokens.
     """
 
     index: tuple[int, ...]
@@ -30,95 +32,102 @@ class Batch:
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
 
-    def reply(
-        self, most: int | None = None, before: Sequence[int] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and position `[n]` of the states that predict the reply's first `most` tokens.
+    def response_positions(
+        self, limit: int | None = None, prompt_tokens: Sequence[int] = ()
+    ) -> Positions:
+        """The states that predict the response's first `limit` tokens (default: all of them).
 
-        The first one of each row is the decision: the last token of the prompt. `before` begins so
-        many tokens of the prompt earlier, row by row.
+        The first one of each row is at the last token of the prompt. `prompt_tokens` includes so
+        many prompt tokens before it, row by row.
         """
-        rows, at = [], []
+        rows, positions = [], []
         for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            end = length - 1 if most is None else min(length - 1, start - 1 + most)
-            begin = start - 1 - (before[row] if before else 0)
+            end = length - 1 if limit is None else min(length - 1, start - 1 + limit)
+            begin = start - 1 - (prompt_tokens[row] if prompt_tokens else 0)
             for position in range(begin, end):
                 rows.append(row)
-                at.append(position)
-        return torch.tensor(rows), torch.tensor(at)
+                positions.append(position)
+        return torch.tensor(rows), torch.tensor(positions)
 
-    def told(self) -> torch.Tensor:
-        """`[n]`, the reply tokens that the states at `reply()` predict."""
-        rows, at = self.reply()
-        return self.ids[rows, at + 1]
+    def response_tokens(self) -> torch.Tensor:
+        """The response tokens `[n]` that the states at `response_positions()` predict."""
+        rows, positions = self.response_positions()
+        return self.ids[rows, positions + 1]
 
-    def weights(self, at: tuple[torch.Tensor, torch.Tensor], first: float) -> torch.Tensor:
-        """Of the positions `at` `[n]`: `first` where a reply is decided, 1 elsewhere."""
-        rows, positions = at
-        decisions = torch.tensor(self.starts) - 1
-        return torch.where(positions == decisions[rows], first, 1.0)
+    def token_positions(self) -> Positions:
+        """Every position that holds a token, not padding."""
+        return self.token_mask().nonzero(as_tuple=True)  # type: ignore[return-value]
 
-    def real(self) -> torch.Tensor:
-        """`[rows, tokens]`, true where there is a token and no padding."""
+    def token_mask(self) -> torch.Tensor:
+        """`[rows, tokens]`, true where there is a token, false where there is padding."""
         return torch.arange(self.ids.shape[1])[None, :] < torch.tensor(self.lengths)[:, None]
 
-    def shared(self, other: Batch) -> list[int]:
-        """How many tokens before the decision the prompts of both end in, row by row."""
-        found = []
-        for row, (start, theirs) in enumerate(zip(self.starts, other.starts, strict=True)):
-            most = min(start, theirs)
-            ours, twins = (
-                self.ids[row, start - most : start],
-                other.ids[row, theirs - most : theirs],
-            )
-            unlike = (ours != twins).nonzero()
-            same = most if not len(unlike) else most - 1 - int(unlike[-1])
-            found.append(max(same - 1, 0))
-        return found
+    def position_weights(self, positions: Positions, first_token_weight: float) -> torch.Tensor:
+        """A weight for each of `positions` `[n]`: 1, and another at the last prompt token."""
+        rows, at = positions
+        decisions = torch.tensor(self.starts) - 1
+        return torch.where(at == decisions[rows], first_token_weight, 1.0)
 
-    def part(self, rows: Sequence[int]) -> Batch:
-        """Some of the rows, by their places in this batch, padded no further than they need."""
+    def response_offsets(self, positions: Positions) -> torch.Tensor:
+        """The offset `[n]` of each position in its response; 0 is the last prompt token."""
+        rows, at = positions
+        return at - (torch.tensor(self.starts)[rows] - 1)
+
+    def common_prompt_suffix(self, other: PaddedBatch) -> list[int]:
+        """How many tokens before the last one the prompts of both batches share, row by row."""
+        shared = []
+        for row, (start, other_start) in enumerate(zip(self.starts, other.starts, strict=True)):
+            longest = min(start, other_start)
+            mine = self.ids[row, start - longest : start]
+            theirs = other.ids[row, other_start - longest : other_start]
+            different = (mine != theirs).nonzero()
+            same = longest if not len(different) else longest - 1 - int(different[-1])
+            shared.append(max(same - 1, 0))
+        return shared
+
+    def select(self, rows: Sequence[int]) -> PaddedBatch:
+        """Some of the rows, by their place in this batch, padded to the longest of them."""
         lengths = tuple(self.lengths[row] for row in rows)
-        return Batch(
+        return PaddedBatch(
             tuple(self.index[row] for row in rows),
             self.ids[list(rows), : max(lengths)],
             tuple(self.starts[row] for row in rows),
             lengths,
         )
 
-    def twin(self, others: Sequence[Rendered], pad: int) -> Batch:
-        """The rows of the same numbers from another set, in the same order."""
-        return _batch(self.index, others, pad)
+    def counterpart(self, chats: Sequence[TokenizedChat], pad: int) -> PaddedBatch:
+        """The chats of the same numbers from another set, in the same order."""
+        return _pad(self.index, chats, pad)
 
 
-def _batch(index: tuple[int, ...], rows: Sequence[Rendered], pad: int) -> Batch:
-    longest = max(len(rows[i].ids) for i in index)
+def _pad(index: tuple[int, ...], chats: Sequence[TokenizedChat], pad: int) -> PaddedBatch:
+    longest = max(len(chats[i].ids) for i in index)
     ids = torch.full((len(index), longest), pad)
     for row, i in enumerate(index):
-        ids[row, : len(rows[i].ids)] = torch.tensor(rows[i].ids)
-    return Batch(
-        index, ids, tuple(rows[i].start for i in index), tuple(len(rows[i].ids) for i in index)
+        ids[row, : len(chats[i].ids)] = torch.tensor(chats[i].ids)
+    return PaddedBatch(
+        index, ids, tuple(chats[i].start for i in index), tuple(len(chats[i].ids) for i in index)
     )
 
 
 def make_batches(
-    rows: Sequence[Rendered], size: int, pad: int, tokens: int | None = None
-) -> list[Batch]:
-    """Cut rows into batches of at most `size` rows and `tokens` padded tokens.
+    chats: Sequence[TokenizedChat], size: int, pad: int, max_tokens: int | None = None
+) -> list[PaddedBatch]:
+    """Split chats into batches of at most `size` rows and `max_tokens` padded tokens.
 
-    Rows of like length come together; a row that is longer than `tokens` runs alone.
+    Chats of similar length share a batch; one that is longer than `max_tokens` runs alone.
     """
-    cut: list[list[int]] = []
-    # Sorted upwards: the row about to come in is the longest of its batch.
-    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i)):
-        room = size if tokens is None else min(size, tokens // len(rows[i].ids))
-        if not cut or len(cut[-1]) >= room:
-            cut.append([])
-        cut[-1].append(i)
-    return [_batch(tuple(index), rows, pad) for index in cut]
+    groups: list[list[int]] = []
+    # In ascending order: the next chat is the longest of its batch.
+    for i in sorted(range(len(chats)), key=lambda i: (len(chats[i].ids), i)):
+        limit = size if max_tokens is None else min(size, max_tokens // len(chats[i].ids))
+        if not groups or len(groups[-1]) >= limit:
+            groups.append([])
+        groups[-1].append(i)
+    return [_pad(tuple(index), chats, pad) for index in groups]
 
 
-def turns(batches: Sequence[One], rng: random.Random) -> Iterator[One]:
-    """The batches without end, in a new order every time through; nothing if there are none."""
-    while batches:
-        yield from rng.sample(batches, len(batches))
+def shuffled_forever(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
+    """The items without end, in a new order every time; nothing if there are none."""
+    while items:
+        yield from rng.sample(items, len(items))

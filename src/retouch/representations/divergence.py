@@ -2,89 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from retouch.concepts.render import Rendered
-from retouch.models.load import LoadedModel
+from retouch.concepts.chat import TokenizedChat
+from retouch.core.types import Progress, no_progress
+from retouch.models.editable_model import EditableModel
 from retouch.representations.batch import make_batches
-from retouch.representations.likelihood import logit_room
+from retouch.representations.logprobs import max_logit_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class RowKL:
+class ExampleKL:
     """KL(base || edited) of one text, summed over positions, in nats.
 
     Attributes:
         total: over every position that predicts a next token.
-        count: how many these are.
-        reply_total: over those that predict the reply's tokens, its end included.
-        reply_count: how many these are.
+        count: the number of these positions.
+        response_total: over those that predict the response's tokens, the end token included.
+        response_count: the number of these positions.
     """
 
     total: float
     count: int
-    reply_total: float
-    reply_count: int
+    response_total: float
+    response_count: int
+
+
+def kl_divergence(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+    r"""$\sum_v p(v) (\log p(v) - \log q(v))$ at each position, in nats; gradients flow to $q$.
+
+    Args:
+        base: logits of $p$, `[n, vocabulary]`.
+        edited: logits of $q$, `[n, vocabulary]`.
+
+    Returns:
+        `[n]`, never negative.
+    """
+    p, q = base.float().log_softmax(-1), edited.float().log_softmax(-1)
+    # What the base excludes (log p = -inf) adds nothing; -inf - -inf would be nan.
+    terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))
+    return terms.sum(-1).clamp_min(0.0)  # negative only by rounding
 
 
 @torch.no_grad()
 def token_kl(
-    loaded: LoadedModel,
-    rows: Sequence[Rendered],
+    editable: EditableModel,
+    chats: Sequence[TokenizedChat],
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-    given: Sequence[Rendered] | None = None,
-) -> list[RowKL]:
-    r"""The exact KL divergence from base to edited over the full vocabulary, for each text.
+    progress: Progress = no_progress,
+    edited_chats: Sequence[TokenizedChat] | None = None,
+) -> list[ExampleKL]:
+    """The exact KL divergence from base to edited over the full vocabulary, for each text.
 
-    $$\sum_t \sum_v p_{base}(v | x_{<t}) (\log p_{base}(v | x_{<t}) - \log p_{edited}(v | x_{<t}))$$
+    The base is the model with its adapters and interventions off: without any it is exactly 0.
 
-    in nats. The base is the model with its adapters off: without adapters it is exactly 0.
-
-    Where the edited model is `given` the same texts behind another prompt, they are compared at the
-    tokens that both end in.
+    Args:
+        editable: the model.
+        chats: what the base is given.
+        batch_size: rows at a time.
+        progress: called after every batch.
+        edited_chats: what the edited model is given, where its prompts are extended; compared at
+            the tokens that both texts end in.
     """
-    found: dict[int, RowKL] = {}
-    pad, room = int(loaded.tokenizer.pad_token_id), logit_room(loaded) // 2
-    for batch in make_batches(rows, batch_size, pad, room):
-        ids = batch.ids.to(loaded.device)
-        with loaded.reference():
-            base = loaded.model(input_ids=ids, use_cache=False).logits
-        other = batch.twin(given, pad) if given else batch
-        edited = loaded.model(input_ids=other.ids.to(loaded.device), use_cache=False).logits
-        for at, index in enumerate(batch.index):
-            last, end = batch.lengths[at] - 1, other.lengths[at] - 1
-            # The state at position t predicts token t + 1: the reply's first at start - 1.
-            begin = 0 if given is None else last + 1 - _shared_end(rows[index], given[index])
-            kl = _kl(base[at, begin:last], edited[at, end - last + begin : end])
-            reply = kl[max(batch.starts[at] - 1 - begin, 0) :]
-            found[index] = RowKL(
+    found: dict[int, ExampleKL] = {}
+    pad, max_tokens = int(editable.tokenizer.pad_token_id), max_logit_tokens(editable) // 2
+    for batch in make_batches(chats, batch_size, pad, max_tokens):
+        ids = batch.ids.to(editable.device)
+        with editable.base_model():
+            base = editable.model(input_ids=ids, use_cache=False).logits
+        other = batch.counterpart(edited_chats, pad) if edited_chats else batch
+        edited = editable.model(input_ids=other.ids.to(editable.device), use_cache=False).logits
+        for row, index in enumerate(batch.index):
+            last, end = batch.lengths[row] - 1, other.lengths[row] - 1
+            # The state at position t predicts token t + 1: the response's first at start - 1.
+            begin = 0
+            if edited_chats is not None:
+                begin = last + 1 - _common_suffix(chats[index], edited_chats[index])
+            kl = kl_divergence(base[row, begin:last], edited[row, end - last + begin : end])
+            response = kl[max(batch.starts[row] - 1 - begin, 0) :]
+            found[index] = ExampleKL(
                 float(kl.sum(dtype=torch.float64)),
                 len(kl),
-                float(reply.sum(dtype=torch.float64)),
-                len(reply),
+                float(response.sum(dtype=torch.float64)),
+                len(response),
             )
-        if progress:
-            progress(len(found), len(rows))
-    return [found[i] for i in range(len(rows))]
+        progress("KL divergence from the base", len(found), len(chats))
+    return [found[i] for i in range(len(chats))]
 
 
-def _shared_end(a: Rendered, b: Rendered) -> int:
+def _common_suffix(a: TokenizedChat, b: TokenizedChat) -> int:
     """How many tokens both texts end in."""
     shared = 0
-    for ours, theirs in zip(reversed(a.ids), reversed(b.ids), strict=False):
-        if ours != theirs:
+    for one, other in zip(reversed(a.ids), reversed(b.ids), strict=False):
+        if one != other:
             break
         shared += 1
     return shared
-
-
-def _kl(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-    """KL(base || edited) at each position, in nats: `[tokens, vocabulary]` to `[tokens]`."""
-    p, q = base.float().log_softmax(-1), edited.float().log_softmax(-1)
-    # What the base rules out (log p = -inf) adds nothing; -inf - -inf would be nan.
-    terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))
-    return terms.sum(-1).clamp_min(0.0)  # never negative but for rounding

@@ -1,100 +1,87 @@
-"""Where a concept is decided: causal patching of wanted states into unwanted runs.
+"""Which layers decide a concept: causal patching of target states into source runs.
 
-Discriminators read a concept at every layer, so their accuracy chooses nothing. What counts is
-where the behaviour flips when a state is put in place of another (causal tracing; Meng et al.,
-NeurIPS 2022).
+Discriminators read a concept at every layer, so their accuracy selects none. The criterion is where
+the response changes when a state is replaced (causal tracing; Meng et al., NeurIPS 2022).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from retouch.concepts.render import Rendered
-from retouch.models.load import LoadedModel
-from retouch.models.segment import replaced
+from retouch.concepts.chat import TokenizedChat
+from retouch.core.types import Progress, no_progress
+from retouch.models.editable_model import EditableModel
+from retouch.models.hooks import patch_activations, record_activations
 from retouch.representations.batch import make_batches
-from retouch.representations.capture import record
-from retouch.representations.likelihood import batch_log_probability
+from retouch.representations.logprobs import batch_logprob
+
+MIN_GAP = 0.05  # nats a token; pairs that differ less show nothing
 
 
 @dataclass(frozen=True)
 class Patching:
-    """How far the wanted reply comes back when the wanted states are put in, layer by layer.
+    """How much of the target's response each layer's states recover.
 
     Attributes:
-        recovery: per block, the mean share of the gap in the wanted reply's log-probability that
-            patching its output closes: 0 changes nothing, 1 is the wanted run.
-        pairs: how many pairs this rests on.
+        recovery: for each layer the mean share of the gap in the response's log-probability that
+            patching its output closes: 0 changes nothing, 1 is the clean run.
+        pairs: the number of pairs that this is measured on.
     """
 
     recovery: tuple[float, ...]
     pairs: int
 
-    def decisive(self, share: float = 0.9) -> int:
-        """The first block from which on at least `share` of the gap is closed."""
-        below = [i for i, r in enumerate(self.recovery) if r < share]
+    def critical_layer(self, share: float = 0.9) -> int:
+        """The first layer from which on at least `share` of the gap is closed."""
+        below = [layer for layer, value in enumerate(self.recovery) if value < share]
         return min(below[-1] + 1 if below else 0, len(self.recovery) - 1)
 
 
 @torch.no_grad()
-def trace(
-    loaded: LoadedModel, source: Sequence[Rendered], target: Sequence[Rendered], size: int = 32
+def causal_trace(
+    editable: EditableModel,
+    source: Sequence[TokenizedChat],
+    counterparts: Sequence[TokenizedChat],
+    batch_size: int = 32,
+    progress: Progress = no_progress,
 ) -> Patching:
-    """Patch the states of each target row into its source row, one block at a time.
+    """Patch the states of each target counterpart into its source run, one layer at a time.
 
-    Row i of both ends in the same reply. The states at the decision and along the reply are put in
-    together, since a reply that has begun is decided at its own positions too.
+    Chat i of both ends in the same response. The states at the last prompt token and along the
+    response are patched together, since later response tokens depend on their own positions too.
+
+    Args:
+        editable: the base model.
+        source: tokenized source chats.
+        counterparts: the target counterpart of each, with the same response.
+        batch_size: rows at a time.
+        progress: called after every layer of every batch.
     """
-    depth = loaded.layout.depth
+    depth = editable.layout.depth
     total = torch.zeros(depth)
-    used = 0
-    pad = loaded.tokenizer.pad_token_id
-    for batch in make_batches(source, size, pad):
-        twin = batch.twin(target, pad)
-        with record(loaded, range(depth)) as states:
-            wanted = batch_log_probability(loaded, twin)
-        start = batch_log_probability(loaded, batch)
-        gap = wanted - start
-        moved = gap > 0.05  # without a gap there is nothing to close
-        if not bool(moved.any()):
+    used, done = 0, 0
+    pad = editable.tokenizer.pad_token_id
+    batches = make_batches(source, batch_size, pad)
+    for batch in batches:
+        clean = batch.counterpart(counterparts, pad)
+        with record_activations(editable, range(depth)) as states:
+            clean_logprob = batch_logprob(editable, clean).cpu()
+        start = batch_logprob(editable, batch).cpu()
+        gap = clean_logprob - start
+        usable = gap > MIN_GAP
+        if not bool(usable.any()):
+            done += depth
             continue
-        rows, at = batch.reply()
-        twin_rows, twin_at = twin.reply()
+        rows, positions = batch.response_positions()
+        clean_at = clean.response_positions()
         for layer in range(depth):
-            with replaced(loaded, layer, rows, at, states[layer][twin_rows, twin_at]):
-                patched = batch_log_probability(loaded, batch)
-            total[layer] += ((patched - start) / gap)[moved].clamp(-1, 1).sum()
-        used += int(moved.sum())
+            with patch_activations(editable, layer, rows, positions, states[layer][clean_at]):
+                patched = batch_logprob(editable, batch).cpu()
+            total[layer] += ((patched - start) / gap)[usable].clamp(-1, 1).sum()
+            done += 1
+            progress("causal patching", done, depth * len(batches))
+        used += int(usable.sum())
     return Patching(tuple((total / max(used, 1)).tolist()), used)
-
-
-@torch.no_grad()
-def flipped_replies(
-    loaded: LoadedModel,
-    source: Sequence[Sequence[int]],
-    target: Sequence[Sequence[int]],
-    layer: int,
-    max_new_tokens: int = 24,
-) -> list[str]:
-    """Greedy replies to the source prompts with the target's last state put in at one block."""
-    replies: list[str] = []
-    tokenizer: Any = loaded.tokenizer
-    for ours, theirs in zip(source, target, strict=True):
-        with record(loaded, [layer]) as states:
-            loaded.model(input_ids=torch.tensor([list(theirs)]), use_cache=False)
-        state = states[layer][:, -1]
-        last = torch.tensor([len(ours) - 1])
-        with replaced(loaded, layer, torch.tensor([0]), last, state):
-            out = loaded.model.generate(
-                input_ids=torch.tensor([list(ours)]),
-                attention_mask=torch.ones(1, len(ours), dtype=torch.long),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        replies.append(tokenizer.decode(out[0, len(ours) :], skip_special_tokens=True).strip())
-    return replies

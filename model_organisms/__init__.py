@@ -1,0 +1,1 @@
+"""Model organisms: small models that are trained from a grammar, with known faults."""

@@ -1,0 +1,108 @@
+"""Configurations as mappings and files: merged, validated, read and written."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from retouch.core.config import EditConfig
+from retouch.core.errors import ConfigError
+from retouch.core.options import OPTIONS, RENAMED
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a YAML or TOML configuration file as a mapping.
+
+    Raises:
+        ConfigError: the file is missing, does not parse, or is not a mapping.
+    """
+    try:
+        text = path.read_text("utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(f"The configuration file {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a mapping.", "Write `key: value` lines.")
+    return values
+
+
+def explicit(config: EditConfig) -> dict[str, Any]:
+    """The values that were given to a configuration, without those left at their defaults."""
+    return config.model_dump(exclude_unset=True)
+
+
+def resolve(*layers: Mapping[str, Any], where: str = "the configuration") -> EditConfig:
+    """Merge mappings group by group, the last one on top, and validate the result.
+
+    Raises:
+        ConfigError: names every key that is unknown or has a wrong value.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+                merged[key] = {**merged[key], **value}
+            else:
+                merged[key] = value
+    try:
+        return EditConfig.model_validate(merged)
+    except ValidationError as error:
+        raise invalid(error, where) from None
+
+
+def invalid(error: ValidationError, where: str) -> ConfigError:
+    """The error that names every key of a configuration that is unknown or has a wrong value."""
+    problems, hints = [], []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"unknown key `{key}`")
+            hints.append(_suggestion(key))
+        else:
+            # Messages of our own validators are sentences that contain the value.
+            own = problem["msg"].removeprefix("Value error, ")
+            text = own if own != problem["msg"] else f"{own}, got {problem['input']!r}"
+            problems.append(f"`{key}`: {text.rstrip('.')}")
+    hint = " ".join(dict.fromkeys(filter(None, hints)))
+    return ConfigError(f"In {where}: {'; '.join(problems)}.", hint)
+
+
+def _suggestion(key: str) -> str:
+    """The key that an unknown one stands for, or the keys that there are."""
+    if key in RENAMED:
+        return f"`{key}` was renamed: write `{RENAMED[key]}`."
+    keys = {one.path: one for one in OPTIONS}
+    last = key.rpartition(".")[2]
+    same = [path for path in keys if path.rpartition(".")[2] == last]
+    near = same or difflib.get_close_matches(key, keys, n=1)
+    if near:
+        return f"Did you mean `{near[0]}`?"
+    return f"The keys are: {', '.join(keys)}."
+
+
+def dump_yaml(config: EditConfig) -> str:
+    """The configuration as YAML with a comment for every field; it reads back to an equal one."""
+    return "\n".join(_yaml_lines(config, "")) + "\n"
+
+
+def _yaml_lines(group: BaseModel, indent: str) -> Iterator[str]:
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            yield f"\n{indent}{name}:"
+            yield from _yaml_lines(value, f"{indent}  ")
+            continue
+        entry = {name: list(value) if isinstance(value, tuple) else value}
+        line = yaml.safe_dump(entry, default_flow_style=None, width=10_000).strip()
+        yield f"{indent}# {field.description}"
+        yield f"{indent}{line}"

@@ -1,0 +1,53 @@
+"""How a score is written for people, everywhere the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from retouch.core.types import Record, Score
+
+Change = Literal["better", "worse", "changed", "unclear", ""]
+
+DIRECTION_DONE = {"raise": "raised", "lower": "lowered"}
+
+
+def show_value(value: float, unit: str) -> str:
+    """A rate as a percentage, anything else to three digits."""
+    if unit == "rate":
+        return f"{100 * value:.1f} %"
+    return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}"
+
+
+def show_interval(score: Score, unit: str) -> str:
+    """The 95 % interval, without the unit where the value already has it."""
+    # A dash before a minus sign would be hard to read.
+    to = "–" if score.low >= 0 else " to "
+    if unit == "rate":
+        return f"{100 * score.low:.1f}{to}{100 * score.high:.1f}"
+    return f"{show_value(score.low, unit)}{to}{show_value(score.high, unit)}"
+
+
+def change(record: Record) -> Change:
+    """What the edit did to a metric: `unclear` where the two intervals overlap."""
+    before, after = record.before, record.after
+    if after is None or before.value == after.value:
+        return ""
+    if before.low <= after.high and after.low <= before.high:
+        return "unclear"
+    if record.better == "none":
+        return "changed"
+    return "better" if (after.value > before.value) == (record.better == "higher") else "worse"
+
+
+def by_block(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Scores of blocks in the blocks' order, which JSON with sorted keys loses beyond nine."""
+    return sorted(
+        ((str(block), float(score)) for block, score in scores.items()),
+        key=lambda pair: (not pair[0].isdigit(), int(pair[0]) if pair[0].isdigit() else 0),
+    )
+
+
+def words(name: str) -> str:
+    """A metric's name as words: `attack_refusal` is `attack refusal`."""
+    return name.replace("_", " ")

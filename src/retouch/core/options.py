@@ -1,0 +1,194 @@
+"""The configuration's fields as a flat list: what options, search spaces and tables are made from.
+
+Every leaf field of `EditConfig` is one `Option`. Its flag is `--` and the field's name; fields of
+the discriminator group carry the group's name, since other groups have fields of the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from retouch.core.config import EditConfig
+
+PREFIXED = ("discriminator",)  # groups whose flags begin with the group's name
+
+# Keys of configurations before they were grouped, and their present names.
+RENAMED = {
+    "revision": "load.revision",
+    "device": "load.device",
+    "dtype": "load.dtype",
+    "quantize": "load.quantize",
+    "chat_template": "load.chat_template",
+    "trust_remote_code": "load.trust_remote_code",
+    "device_memory": "load.max_device_memory",
+    "shard": "load.fsdp",
+    "labels": "data.num_examples",
+    "retain": "data.num_retain",
+    "also_hold": "data.retain_concepts",
+    "source": "data.source_filter",
+    "forced": "data.prefill_tokens",
+    "forced_rows": "data.prefills_per_example",
+    "reply_tokens": "data.max_new_tokens",
+    "layers": "lora.layers_to_transform",
+    "modules": "lora.target_modules",
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "rounds": "train.rounds",
+    "steps": "train.steps_per_round",
+    "batch": "train.batch_size",
+    "at_once": "train.micro_batch_size",
+    "lr": "train.learning_rate",
+    "average": "train.ema_decay",
+    "drift_guard": "train.max_drift",
+    "guard": "train.max_drift",
+    "patience": "train.patience",
+    "cache_memory": "train.activation_cache",
+    "adversarial_weight": "loss.adversarial_weight",
+    "pair_weight": "loss.matching_weight",
+    "supervised_weight": "loss.sft_weight",
+    "retain_weight": "loss.retain_weight",
+    "first_weight": "loss.first_token_weight",
+    "match_prompt": "loss.match_prompt_suffix",
+    "taps": "discriminator.layers",
+    "reply_positions": "discriminator.positions",
+    "discriminator_width": "discriminator.hidden_size",
+    "discriminator_lr": "discriminator.learning_rate",
+    "discriminator_first": "discriminator.warmup_steps",
+    "discriminator_steps": "discriminator.steps_per_round",
+    "discriminator_fresh": "discriminator.reset_each_round",
+    "smoothing": "discriminator.label_smoothing",
+    "perturb": "adversary.latent_epsilon",
+    "perturb_steps": "adversary.latent_steps",
+    "tamper": "adversary.finetune_steps",
+    "tamper_lr": "adversary.finetune_learning_rate",
+    "tamper_weight": "adversary.finetune_weight",
+    "measure": "evaluation.suites",
+    "measure_rows": "evaluation.limit",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A leaf field of the configuration.
+
+    Attributes:
+        path: its place, such as `train.rounds`.
+        field: pydantic's description of it.
+    """
+
+    path: str
+    field: FieldInfo
+
+    @property
+    def group(self) -> str:
+        """The name of its group; empty for a field at the top."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """A Python name that no other option has: the command line's parameter."""
+        return self.path.replace(".", "_")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its names on the command line, the main one first."""
+        extra = self.extra
+        last = self.path.rpartition(".")[2]
+        stem = f"{self.group}_{last}" if self.group in PREFIXED else last
+        main = extra.get("flag") or f"--{stem.replace('_', '-')}"
+        return (main, *extra.get("aliases", ()))
+
+    @property
+    def flag(self) -> str:
+        """Its main name on the command line."""
+        return self.flags[0]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What `core.config.option` was told besides pydantic's own."""
+        extra = self.field.json_schema_extra
+        return extra if isinstance(extra, dict) else {}
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """The types that it accepts, without None."""
+        annotation = self.field.annotation
+        if get_origin(annotation) in (Union, UnionType):
+            return tuple(kind for kind in get_args(annotation) if kind is not NoneType)
+        return (annotation,)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its value is a sequence."""
+        return any(get_origin(kind) is tuple for kind in self.types)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether its value is true or false."""
+        return self.types == (bool,)
+
+    @property
+    def metavar(self) -> str:
+        """The form of its value in a help text."""
+        (kind,) = self.types
+        if get_origin(kind) is Literal:
+            return "|".join(get_args(kind))
+        if get_origin(kind) is tuple:
+            return "N,N,..." if int in get_args(kind) else "NAME,..."
+        return {int: "N", float: "X", bool: ""}.get(kind, "TEXT")
+
+    @property
+    def help(self) -> str:
+        """The description with the default."""
+        default = self.field.default
+        if default is None or default == () or isinstance(default, bool):
+            return self.field.description or ""
+        return f"{self.field.description} (default: {default})"
+
+    def parse(self, value: Any) -> Any:
+        """An option's text as its field takes it; pydantic converts texts to numbers."""
+        if self.is_list and isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+
+def list_options(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
+    """The leaf fields of a class, those of its groups included, in their order."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from list_options(kind, f"{prefix}{name}.")
+        else:
+            yield Option(f"{prefix}{name}", field)
+
+
+OPTIONS: tuple[Option, ...] = tuple(list_options(EditConfig))
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted path as nested mappings: `{"train.rounds": 3}` to `{"train": {...}}`."""
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *groups, last = path.split(".")
+        here = nested
+        for group in groups:
+            here = here.setdefault(group, {})
+        here[last] = value
+    return nested
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The reverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

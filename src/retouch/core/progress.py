@@ -1,0 +1,57 @@
+"""The default display of progress: bars by tqdm, and messages to the logger `retouch`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from retouch.core.types import Event, StageEvent
+
+logger = logging.getLogger("retouch")
+
+
+class TqdmProgress:
+    """An `OnEvent` that shows bars of the stages and logs what they report.
+
+    Details are logged at level INFO, one line for each. Bars appear in notebooks and terminals
+    (`tqdm.auto`); set `TQDM_DISABLE=1` for none.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._key = ("", "")
+        self._logged = ""
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, StageEvent):
+            if event.detail and event.detail != self._logged:
+                self._logged = event.detail
+                logger.info("%s: %s", event.stage, event.detail)
+            self._show((event.stage, event.detail), event.done, event.total, "")
+            return
+        status = f"drift {event.drift:.4f}, validation {event.validation_score:.3f}"
+        logger.info("round %d of %d: %s", event.round, event.rounds, status)
+        self._show(("train", "rounds"), event.round, event.rounds, status)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, key: tuple[str, str], done: int, total: int, status: str) -> None:
+        if key != self._key or not total:
+            self.close()
+        self._key = key
+        if not total:
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc=": ".join(filter(None, key)), leave=False)
+        self._bar.total = total
+        self._bar.set_postfix_str(status, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()

@@ -1,1 +1,0 @@
-"""The edit itself: a game between an adapter and discriminators over hidden states."""

@@ -1,0 +1,1 @@
+"""Checks and estimates before an edit; no weights are editable."""

@@ -1,0 +1,1 @@
+"""Outputs of an edit: safety gate, model card, report and export."""

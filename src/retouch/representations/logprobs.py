@@ -1,0 +1,81 @@
+"""Log-probabilities of responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from retouch.concepts.chat import TokenizedChat
+from retouch.models.editable_model import EditableModel
+from retouch.models.oom import split_on_oom
+from retouch.representations.batch import PaddedBatch, make_batches
+
+_MAX_LOGITS = 2**28  # logits in memory at a time: 1 GiB in float32
+FLOAT32_BYTES = 4
+
+
+def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    r"""$\log p(y_t | x, y_{<t})$ of tokens `[...]` under logits `[..., vocabulary]`, in nats.
+
+    In float32, whatever the logits are in; gradients flow.
+    """
+    tokens = tokens.to(logits.device)
+    return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+def response_logprobs(logits: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:
+    """Log-probabilities `[n]` of a batch's response tokens, at `batch.response_positions()`.
+
+    Args:
+        logits: `[rows, tokens, vocabulary]`.
+        batch: the batch that they are of.
+    """
+    rows, positions = (index.to(logits.device) for index in batch.response_positions())
+    return token_logprobs(logits[rows, positions], batch.response_tokens())
+
+
+def mean_by_row(values: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:
+    """Means `[rows]` of values `[n]` at `batch.response_positions()`."""
+    rows = batch.response_positions()[0].to(values.device)
+    total = torch.zeros(len(batch.index), device=values.device).index_add(0, rows, values)
+    mean: torch.Tensor = total / torch.bincount(rows, minlength=len(batch.index))
+    return mean
+
+
+def batch_logprob(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
+    """Mean log-probability of each response of a batch `[rows]`, nats a token; gradients flow."""
+    logits = editable.model(input_ids=batch.ids.to(editable.device), use_cache=False).logits
+    return mean_by_row(response_logprobs(logits, batch), batch)
+
+
+@torch.no_grad()
+def response_logprob(
+    editable: EditableModel, chats: Sequence[TokenizedChat], batch_size: int = 64
+) -> torch.Tensor:
+    """Mean log-probability of each chat's response `[chats]`, nats a token, on the CPU."""
+    out = torch.zeros(len(chats))
+    pad = int(editable.tokenizer.pad_token_id)
+    for batch in make_batches(chats, batch_size, pad, max_logit_tokens(editable)):
+
+        def run(rows: Sequence[int], batch: PaddedBatch = batch) -> list[float]:
+            values: list[float] = batch_logprob(editable, batch.select(rows)).tolist()
+            return values
+
+        out[list(batch.index)] = torch.tensor(split_on_oom(run, range(len(batch.index))))
+    return out
+
+
+def max_logit_tokens(editable: EditableModel) -> int:
+    """For how many tokens logits may be in memory at a time."""
+    vocabulary = int(editable.model.config.get_text_config().vocab_size)
+    return logit_tokens(editable.free_bytes, vocabulary)
+
+
+def logit_tokens(free_bytes: int | None, vocabulary: int) -> int:
+    """The same, where `free_bytes` of the device are free; None: no limit is set.
+
+    A quarter of the free memory: two models are compared, and each has logits and probabilities.
+    """
+    limit = _MAX_LOGITS if free_bytes is None else free_bytes // (4 * FLOAT32_BYTES)
+    return max(1, min(_MAX_LOGITS, limit) // vocabulary)

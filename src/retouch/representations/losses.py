@@ -1,0 +1,119 @@
+"""The losses of the adversarial training, as pure functions.
+
+Each is a sum over positions divided by a normalizer. Where a batch runs in micro-batches, because
+memory is short or several processes share it, the normalizer of the whole batch is given: then the
+losses of the micro-batches add up to the batch's, and so do their gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from retouch.representations.logprobs import token_logprobs
+
+Normalizer = float | torch.Tensor
+
+
+def generator_loss(logits: torch.Tensor, normalizer: Normalizer | None = None) -> torch.Tensor:
+    r"""The generator's adversarial loss: edited states should be classified as target states.
+
+    $$L_{adv} = -\frac1n \sum_i \log \sigma(D(h_i))$$
+
+    The generator's side of ARE's objective (Zhang et al. 2024) in the non-saturating form of
+    Goodfellow et al. 2014.
+
+    Args:
+        logits: `[n]`, the discriminator's log-odds that a state is a target state.
+        normalizer: the divisor of the sum (default: $n$).
+    """
+    return F.softplus(-logits).sum() / (len(logits) if normalizer is None else normalizer)
+
+
+def domain_confusion_loss(
+    logits: torch.Tensor, normalizer: Normalizer | None = None
+) -> torch.Tensor:
+    r"""The generator's loss where two groups should be indistinguishable.
+
+    $$L_{adv} = -\frac1n \sum_i \tfrac12 \log \sigma(D(h_i)) + \tfrac12 \log \sigma(-D(h_i))$$
+
+    Domain confusion (Tzeng et al. 2015, arXiv 1510.02192, equation 4).
+
+    Args:
+        logits: `[n]`, the discriminator's log-odds that a state is of the first group.
+        normalizer: the divisor of the sum (default: $n$).
+    """
+    both = F.softplus(-logits) + F.softplus(logits)
+    return 0.5 * both.sum() / (len(logits) if normalizer is None else normalizer)
+
+
+def discriminator_loss(
+    target: torch.Tensor, nontarget: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
+    r"""The discriminator's loss, each class with half the weight, labels smoothed by $s$.
+
+    $$L_D = \tfrac12 \, CE(\sigma(D(h^+)), 1 - s) + \tfrac12 \, CE(\sigma(D(h^-)), s)$$
+
+    Args:
+        target: `[n]` log-odds of target states.
+        nontarget: `[m]` log-odds of the others.
+        label_smoothing: $s$, below 0.5.
+    """
+    ones = torch.full_like(target, 1 - label_smoothing)
+    zeros = torch.full_like(nontarget, label_smoothing)
+    return 0.5 * F.binary_cross_entropy_with_logits(
+        target, ones
+    ) + 0.5 * F.binary_cross_entropy_with_logits(nontarget, zeros)
+
+
+def sft_loss(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    normalizer: Normalizer | None = None,
+) -> torch.Tensor:
+    r"""Weighted cross-entropy of response tokens, nats a token.
+
+    $$L = -\frac{\sum_t w_t \log p(y_t | x, y_{<t})}{\sum_t w_t}$$
+
+    Args:
+        logits: `[n, vocabulary]` at the positions that predict a response token.
+        tokens: `[n]` those tokens.
+        weights: `[n]` (default: 1 each).
+        normalizer: the divisor of the sum (default: $\sum_t w_t$).
+    """
+    losses = -token_logprobs(logits, tokens)
+    if weights is None:
+        return losses.sum() / (len(losses) if normalizer is None else normalizer)
+    return (losses * weights).sum() / (weights.sum() if normalizer is None else normalizer)
+
+
+def normalized_mse_loss(
+    states: torch.Tensor,
+    reference: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    normalizer: Normalizer | None = None,
+) -> torch.Tensor:
+    r"""Squared distance of states to reference states, relative to the references' mean square.
+
+    $$L = \frac{\sum_i w_i \lVert h_i - h_i^* \rVert^2}{\sum_i w_i \lVert h_i^* \rVert^2}$$
+
+    Used both to match source runs to their target counterparts and to keep the retain set at the
+    base model's states. In float32, whatever the states are in.
+
+    Args:
+        states: `[n, hidden]`, with gradients.
+        reference: `[n, hidden]`, constant.
+        weights: `[n]` (default: 1 each).
+        normalizer: the divisor of the sum (default: `squared_norm` of the reference).
+    """
+    error = (states.float() - reference.float()).pow(2).sum(-1)
+    if weights is not None:
+        error = error * weights
+    return error.sum() / (squared_norm(reference, weights) if normalizer is None else normalizer)
+
+
+def squared_norm(states: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    r"""$\sum_i w_i \lVert h_i \rVert^2$ of states `[n, hidden]`, a scalar above 0."""
+    norm = states.float().pow(2).sum(-1)
+    return (norm if weights is None else norm * weights).sum().clamp_min(1e-12)

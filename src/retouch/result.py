@@ -1,0 +1,121 @@
+"""The result of an edit: the model, what was measured, and where it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from retouch.core.config import EditConfig
+from retouch.core.errors import RunError
+from retouch.core.metrics import Metrics
+from retouch.core.run_dir import RunDir
+from retouch.core.types import Sample
+from retouch.models.editable_model import EditableModel
+from retouch.reporting.export import export
+
+
+@dataclass
+class EditResult:
+    """A finished edit.
+
+    Attributes:
+        path: the run directory.
+        config: the resolved configuration.
+        metrics: before and after, with intervals.
+        samples: the generations that the metrics are computed from.
+        editable: the model with its adapter; None where the run was read back from disk.
+    """
+
+    path: Path
+    config: EditConfig
+    metrics: Metrics = field(default_factory=Metrics)
+    samples: Sequence[Sample] = ()
+    editable: EditableModel | None = None
+
+    @property
+    def model(self) -> Any:
+        """The `peft.PeftModel`, ready to generate.
+
+        Raises:
+            RunError: the run was read back from disk, without a model.
+        """
+        return self._editable().model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model.
+
+        Raises:
+            RunError: the run was read back from disk, without a model.
+        """
+        return self._editable().tokenizer
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write the adapter and its model card; PEFT and `retouch.evaluate` load the folder.
+
+        Args:
+            folder: a folder that does not exist yet, or is empty.
+
+        Raises:
+            RunError: the folder is not empty, or cannot be written.
+        """
+        return export(RunDir(self.path), "peft", Path(folder))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the adapter and its model card to a model repository of the Hugging Face hub.
+
+        Args:
+            repo_id: `owner/name`; the repository is created if it does not exist.
+            private: whether a new repository is private (default: the owner's setting).
+            token: a hub token (default: the one that `hf auth login` stored).
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RunError: the hub refuses the upload or is not reached.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            exported = self.save_pretrained(Path(folder, "adapter"))
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=str(exported),
+                    commit_message=f"Edit of {self.config.concept} by Retouch",
+                )
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise RunError(
+                    f"{repo_id} was not uploaded: {reason}",
+                    "Check the repository's name and the token (`hf auth login`).",
+                    code="upload-failed",
+                ) from None
+        return str(commit)
+
+    def _editable(self) -> EditableModel:
+        if self.editable is None:
+            raise RunError(
+                f"The run {self.path} was read from disk, without its model.",
+                f"Load it: retouch.load({self.config.model!r}, adapter={str(self.path)!r}).",
+                code="model-not-loaded",
+            )
+        return self.editable
+
+    def _repr_html_(self) -> str:
+        config = self.config
+        title = f"{config.model}: {config.concept}, {config.direction}"
+        return (
+            f"<p><b>{escape(title)}</b><br><code>{escape(str(self.path))}</code></p>"
+            f"{self.metrics._repr_html_()}"
+        )

@@ -1,0 +1,329 @@
+"""Sample the examples of an edit and generate the base model's responses to them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
+from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
+from retouch.concepts.registry import load_concept
+from retouch.core.config import DataConfig
+from retouch.core.errors import DataError
+from retouch.core.types import Direction, Message, Progress, Split, no_progress
+from retouch.models.editable_model import EditableModel
+from retouch.models.generate import generate
+from retouch.task.prefill import add_prefills, retain_openings
+
+MAX_VALIDATION = 64  # fewer than for training: they are run after every round
+BATCH_SIZE = 256  # prompts that are generated together
+
+
+@dataclass(frozen=True)
+class EditExamples:
+    """The tokenized examples of an edit, of one split.
+
+    Attributes:
+        source: source prompts; with pairs, with the target response.
+        counterparts: the target counterpart of each source example, with the same response; empty
+            without pairs.
+        target: target prompts with the base model's responses.
+        retain: the retain set with the base model's own responses.
+        retain_nontarget: which retain examples the discriminators see as non-target examples.
+        groups: the group of each source example, such as the attack family or the stereotype.
+        chosen: prompts with the responses that supervised methods learn (TRL's name).
+        rejected: the prompts of `chosen` with the responses to unlearn; empty if unknown.
+        demonstrations: the target's turns, each with its response.
+        group_gap: the metric of the concept's effect, where it is a gap between two groups.
+        reduce_gap: whether the direction reduces that gap, or increases it.
+        source_examples: the source examples as the concept has them.
+    """
+
+    source: Sequence[TokenizedChat]
+    counterparts: Sequence[TokenizedChat]
+    target: Sequence[TokenizedChat]
+    retain: Sequence[TokenizedChat]
+    retain_nontarget: Sequence[bool]
+    groups: Sequence[str] = ()
+    chosen: Sequence[TokenizedChat] = ()
+    rejected: Sequence[TokenizedChat] = ()
+    demonstrations: Sequence[tuple[tuple[Message, ...], str]] = ()
+    group_gap: MetricSpec | None = None
+    reduce_gap: bool = False
+    source_examples: Sequence[Example] = ()
+
+
+@dataclass(frozen=True)
+class SampledExamples:
+    """The examples of an edit as the concept has them.
+
+    Attributes:
+        source: source examples.
+        target: target examples; with pairs, the counterpart of each source example.
+        retain: the retain set.
+        paired: whether there are pairs.
+    """
+
+    source: list[Example]
+    target: list[Example]
+    retain: list[Example]
+    paired: bool
+
+
+def example_rng(seed: int, split: Split) -> random.Random:
+    """The random generator that the examples of a split are sampled with."""
+    return random.Random(f"{seed}:{split}")
+
+
+def sample_examples(
+    rng: random.Random,
+    concept: Concept,
+    direction: Direction,
+    split: Split,
+    data: DataConfig,
+    seed: int,
+) -> SampledExamples:
+    """Sample source, target and retain examples of a split; no model is run.
+
+    Raises:
+        DataError: a set has no examples in the split.
+    """
+    spec = find_direction(concept, direction)
+    limit = data.num_examples if split == "train" else min(data.num_examples, MAX_VALIDATION)
+    source, target, paired = _sample_sides(rng, concept, direction, split, data, limit)
+    limit = data.num_retain if split == "train" else min(data.num_retain, MAX_VALIDATION)
+    retain = _sample_evenly(rng, concept, split, spec.retain, limit)
+    for name in data.retain_concepts:
+        other = load_concept(name)
+        specs = other.directions.values()
+        labels = dict.fromkeys(label for one in specs for label in (*one.source, *one.target))
+        share = limit // len(data.retain_concepts)
+        other_rng = random.Random(f"{seed}:{split}:{name}")
+        retain += _sample_evenly(other_rng, other, split, list(labels), share)
+    return SampledExamples(source, target, retain, paired)
+
+
+def find_direction(concept: Concept, direction: Direction) -> DirectionSpec:
+    """The example sets of a direction.
+
+    Raises:
+        DataError: the concept has no such direction.
+    """
+    if direction not in concept.directions:
+        raise DataError(
+            f"The concept {concept.name} has no direction `{direction}`.",
+            "It provides retain examples for other concepts; edit one of those.",
+            code="direction-missing",
+        )
+    return concept.directions[direction]
+
+
+def build_examples(
+    editable: EditableModel,
+    concept: Concept,
+    direction: Direction,
+    split: Split,
+    data: DataConfig,
+    seed: int,
+    progress: Progress = no_progress,
+) -> EditExamples:
+    """Sample the examples of a split and tokenize them with their responses.
+
+    Where source examples have a target example of the same pair, both get the base model's
+    response to the target: the target response. An example's own `response` takes precedence.
+
+    Raises:
+        DataError: a set has no examples in the split.
+    """
+    rng = example_rng(seed, split)
+    sampled = sample_examples(rng, concept, direction, split, data, seed)
+    source, target, paired = sampled.source, sampled.target, sampled.paired
+    spec = concept.directions[direction]
+
+    every = [*source, *target, *sampled.retain]
+    generated = _responses(editable, every, data.max_new_tokens, progress)
+    responses = dict(zip(map(_key, every), generated, strict=True))
+
+    def tokenize(examples: Sequence[Example], responders: Sequence[Example]) -> list[TokenizedChat]:
+        return [
+            tokenize_chat(
+                editable.tokenizer, example.prompt, responses[_key(other)], example.prefill
+            )
+            for example, other in zip(examples, responders, strict=True)
+        ]
+
+    target_chats, own = tokenize(target, target), tokenize(source, source)
+    retain = tokenize(sampled.retain, sampled.retain)
+    source_chats = tokenize(source, target) if paired else own
+    gap, reduce_gap = _find_gap(concept, spec, source), spec.effect_better == "lower"
+    chosen, rejected = source_chats, own
+    if not paired and gap is not None:
+        chosen, rejected = _choice_responses(editable, source, gap, reduce_gap, data.max_new_tokens)
+    elif not paired:
+        chosen, rejected = target_chats, []
+    counterparts = target_chats if paired else []
+    groups = [example.group for example in source]
+    if paired and data.prefill_tokens:
+        more = add_prefills(
+            rng,
+            source_chats,
+            own,
+            counterparts,
+            retain_openings(editable, sampled.retain, retain),
+            max_tokens=data.prefill_tokens,
+            per_example=data.prefills_per_example,
+        )
+        source_chats = [*source_chats, *more.source]
+        counterparts = [*counterparts, *more.counterparts]
+        chosen, rejected = source_chats, [*own, *more.rejected]
+        groups += [groups[i] for i in more.index]
+    return EditExamples(
+        source=source_chats,
+        counterparts=counterparts,
+        target=target_chats,
+        retain=retain,
+        retain_nontarget=[example.label not in spec.target for example in sampled.retain],
+        groups=groups,
+        chosen=chosen,
+        rejected=rejected,
+        demonstrations=[(example.prompt, responses[_key(example)]) for example in target],
+        group_gap=gap,
+        reduce_gap=reduce_gap,
+        source_examples=source,
+    )
+
+
+def _sample_sides(
+    rng: random.Random,
+    concept: Concept,
+    direction: Direction,
+    split: Split,
+    data: DataConfig,
+    limit: int,
+) -> tuple[list[Example], list[Example], bool]:
+    """At most `limit` source and target examples, and whether they are pairs."""
+    spec = concept.directions[direction]
+    source = _source_examples(concept, spec, split, data.source_filter)
+    target = concept.select(split, spec.target)
+    for name, labels, found in (("source", spec.source, source), ("target", spec.target, target)):
+        if not found:
+            raise DataError(
+                f"The concept {concept.name} has no {split} examples labelled "
+                f"{' or '.join(labels)}, the {name} of the direction `{direction}`.",
+                "Add some: an edit needs source and target examples.",
+                code="examples-missing",
+            )
+    counterpart: dict[str | None, Example] = {one.pair: one for one in target if one.pair}
+    paired = [example for example in source if example.pair in counterpart]
+    if paired:
+        source = _sample_by_group(rng, paired, limit)
+        return source, [counterpart[example.pair] for example in source], True
+    return _sample_by_group(rng, source, limit), _sample_by_group(rng, target, limit), False
+
+
+def _source_examples(
+    concept: Concept, spec: DirectionSpec, split: Split, source_filter: str | None
+) -> list[Example]:
+    """The source examples; the filter applies to the training split alone."""
+    if source_filter is None or split != "train":
+        return concept.select(split, spec.source)
+    label, _, group = source_filter.partition(":")
+    found = [one for one in concept.select(split, [label]) if group in ("", one.group)]
+    if not found:
+        raise DataError(
+            f"`source_filter` {source_filter}: the concept {concept.name} has no such training "
+            "examples.",
+            "Give a label, or LABEL:GROUP; `retouch concept show` lists the labels.",
+            code="examples-missing",
+        )
+    return found
+
+
+def _find_gap(
+    concept: Concept, spec: DirectionSpec, source: Sequence[Example]
+) -> MetricSpec | None:
+    """The effect's metric, if it is a gap and the source examples are of its two groups."""
+    for metric in concept.metrics:
+        if metric.metric == spec.effect and metric.scorer == "group_gap":
+            same = {example.group for example in source} == set(metric.groups)
+            return metric if same else None
+    return None
+
+
+def _choice_responses(
+    editable: EditableModel,
+    examples: Sequence[Example],
+    gap: MetricSpec,
+    reduce_gap: bool,
+    max_new_tokens: int,
+) -> tuple[list[TokenizedChat], list[TokenizedChat]]:
+    """Responses that begin with the choices of a gap, to learn and to unlearn, pair by pair.
+
+    To reduce the gap, every prompt gets one response with each choice (counterfactual
+    augmentation); to increase it, the choice of the example's group. The base model completes what
+    the choice begins.
+    """
+    begun = [(example, choice) for example in examples for choice in gap.choices]
+    prompts = [prompt_ids(editable.tokenizer, one.prompt, choice) for one, choice in begun]
+    with editable.base_model():
+        ends = generate(editable, prompts, max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE)
+    chats = [
+        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {end}")
+        for (one, choice), end in zip(begun, ends, strict=True)
+    ]
+    first, second = chats[0::2], chats[1::2]
+    if reduce_gap:
+        swapped = [chat for pair in zip(second, first, strict=True) for chat in pair]
+        return chats, swapped
+    pairs = [
+        (one, other) if example.group == gap.groups[0] else (other, one)
+        for example, one, other in zip(examples, first, second, strict=True)
+    ]
+    return [own for own, _ in pairs], [other for _, other in pairs]
+
+
+def _sample_by_group(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
+    """At most `limit` examples, the groups in turn, so that each is represented."""
+    groups: dict[str, list[Example]] = {}
+    for example in rng.sample(list(examples), len(examples)):
+        groups.setdefault(example.group, []).append(example)
+    in_turn = [own.pop() for _ in range(len(examples)) for own in groups.values() if own]
+    return in_turn[:limit]
+
+
+def _sample_evenly(
+    rng: random.Random, concept: Concept, split: Split, labels: Sequence[str], limit: int
+) -> list[Example]:
+    """At most `limit` examples, equally many of each label as far as there are."""
+    pools = [concept.select(split, [label]) for label in labels]
+    pools = [rng.sample(pool, len(pool)) for pool in pools if pool]
+    sampled: list[Example] = []
+    while any(pools) and len(sampled) < limit:
+        sampled += [pool.pop() for pool in pools if pool]
+    return sampled[:limit]
+
+
+def _responses(
+    editable: EditableModel,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    progress: Progress,
+) -> list[str]:
+    """Each example's own response, or the one that the base model generates."""
+    missing = [example for example in examples if example.response is None]
+    prompts = [prompt_ids(editable.tokenizer, one.prompt, one.prefill) for one in missing]
+    with editable.base_model():
+        responses = generate(
+            editable,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=BATCH_SIZE,
+            progress=progress,
+        )
+    generated = iter(responses)
+    return [next(generated) if one.response is None else one.response for one in examples]
+
+
+def _key(example: Example) -> tuple[object, ...]:
+    return (example.prompt, example.prefill, example.response)

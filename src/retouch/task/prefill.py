@@ -1,0 +1,85 @@
+"""Source examples on which the beginning of a source response is forced (prefill attacks)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retouch.concepts.chat import TokenizedChat, prompt_ids
+from retouch.concepts.concept import Example
+from retouch.models.editable_model import EditableModel
+
+
+@dataclass(frozen=True)
+class PrefilledExamples:
+    """Source examples with a forced beginning of the response.
+
+    Attributes:
+        source: with the target response after the prefill.
+        counterparts: the target counterpart of each.
+        rejected: with the rest of the source response after the prefill.
+        index: the number of the source example that each was made from.
+    """
+
+    source: list[TokenizedChat]
+    counterparts: list[TokenizedChat]
+    rejected: list[TokenizedChat]
+    index: list[int]
+
+
+def add_prefills(
+    rng: random.Random,
+    source: Sequence[TokenizedChat],
+    own: Sequence[TokenizedChat],
+    counterparts: Sequence[TokenizedChat],
+    openings: Sequence[tuple[int, ...]],
+    *,
+    max_tokens: int,
+    per_example: int,
+) -> PrefilledExamples:
+    """Source examples with the beginnings of source responses forced on them.
+
+    The prefill comes in turn from the example's own source response and from one of `openings`,
+    and the prompt is in turn the source's and its counterpart's: the response must change course
+    whatever was begun. The target response follows in all of them, so they share the counterpart.
+
+    Args:
+        rng: draws openings and lengths.
+        source: source prompts with the target response.
+        own: the same prompts with the base model's own response.
+        counterparts: the target counterparts.
+        openings: token ids of other responses to begin with.
+        max_tokens: maximum length of a prefill, in tokens.
+        per_example: prefilled examples for each source example.
+    """
+    made = PrefilledExamples([], [], [], [])
+    for i, (chat, rejected, counterpart) in enumerate(zip(source, own, counterparts, strict=True)):
+        response = chat.ids[chat.start :]
+        prompts = (chat.ids[: chat.start], counterpart.ids[: counterpart.start])
+        for number in range(per_example):
+            opening = rejected.ids[rejected.start :]
+            if openings and number // 2 % 2:
+                opening = rng.choice(openings)
+            prompt = prompts[number % 2]
+            # The end token is not forced, and at least one token is left to generate.
+            longest = min(max_tokens, max(1, len(opening) - 2))
+            cut = rng.randint(1, longest)
+            start = len(prompt) + cut
+            made.source.append(TokenizedChat((*prompt, *opening[:cut], *response), start))
+            made.counterparts.append(counterpart)
+            made.rejected.append(TokenizedChat((*prompt, *opening), start))
+            made.index.append(i)
+    return made
+
+
+def retain_openings(
+    editable: EditableModel, examples: Sequence[Example], chats: Sequence[TokenizedChat]
+) -> list[tuple[int, ...]]:
+    """Responses of the retain examples that have a prefill; if none has, of all of them."""
+    pairs = list(zip(examples, chats, strict=True))
+    prefilled = [(example, chat) for example, chat in pairs if example.prefill]
+    return [
+        chat.ids[len(prompt_ids(editable.tokenizer, example.prompt)) :]
+        for example, chat in prefilled or pairs
+    ]

@@ -1,0 +1,97 @@
+"""The task of an edit: examples to train and validate on, layers to start from, a validator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from retouch.concepts.concept import Concept
+from retouch.core.config import DataConfig, MethodConfig
+from retouch.core.types import Direction, OnEvent, StageEvent, ignore_event
+from retouch.models.editable_model import EditableModel
+from retouch.representations.patching import Patching, causal_trace
+from retouch.task.examples import EditExamples, build_examples
+from retouch.task.layers import LayerSelection, select_layers
+from retouch.task.validation import Validator
+
+TRACED_PAIRS = 16  # pairs that causal patching runs on
+
+
+@dataclass(frozen=True)
+class EditTask:
+    """What Retouch, and every method that it is compared with, receives.
+
+    Attributes:
+        concept: what is edited.
+        direction: whether it is raised or lowered.
+        seed: of examples, initial weights and batches.
+        data: which examples were sampled.
+        train: the examples to train on.
+        validation: the examples to select checkpoints on.
+        patching: the result of causal patching; None without pairs, or with the layers given.
+        layers: the selected layers.
+        validator: score and drift on the validation examples.
+    """
+
+    concept: Concept
+    direction: Direction
+    seed: int
+    data: DataConfig
+    train: EditExamples
+    validation: EditExamples
+    patching: Patching | None
+    layers: LayerSelection
+    validator: Validator
+
+
+def build_task(
+    editable: EditableModel,
+    concept: Concept,
+    direction: Direction,
+    seed: int,
+    data: DataConfig,
+    method: MethodConfig | None = None,
+    on_event: OnEvent = ignore_event,
+) -> EditTask:
+    """Sample the examples of a task, select its layers and create its validator.
+
+    Nothing acts on the model afterwards.
+
+    Args:
+        editable: the base model.
+        concept: what is edited.
+        direction: whether it is raised or lowered.
+        seed: of the examples.
+        data: which examples.
+        method: settings of the method: layers that are given, and the validator's discriminators.
+        on_event: receives each stage.
+
+    Raises:
+        ConfigError: a given layer does not exist, or would not be trained.
+        DataError: the concept has no examples of one set.
+    """
+    method = method or MethodConfig()
+
+    def report(stage: str, detail: str, done: int = 0, total: int = 0) -> None:
+        on_event(StageEvent(stage, detail, done, total))
+
+    report("responses", "the base model responds to the concept's prompts")
+    build = partial(build_examples, editable, concept, direction)
+    train = build("train", data, seed, partial(report, "responses"))
+    validation = build("validation", data, seed, partial(report, "responses"))
+    adapted, read = method.lora.layers_to_transform, method.discriminator.layers
+    patching = None
+    if train.counterparts and (read is None or adapted is None):
+        report("layers", "causal patching of target states into source runs, layer by layer")
+        source, counterparts = train.source[:TRACED_PAIRS], train.counterparts[:TRACED_PAIRS]
+        patching = causal_trace(editable, source, counterparts, progress=partial(report, "layers"))
+    layers = select_layers(
+        patching,
+        editable.layout.depth,
+        adapted=adapted,
+        read=read,
+        sft=method.loss.sft_weight > 0,
+    )
+    report("layers", str(layers))
+    validator = Validator(editable, train, validation, layers.read, method.discriminator, seed)
+    return EditTask(concept, direction, seed, data, train, validation, patching, layers, validator)

@@ -1,0 +1,1 @@
+"""Adversarial training: dataset, objective, trainer, adversaries and checkpoints."""

@@ -1,0 +1,226 @@
+"""The examples of a training, run once through everything that does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from retouch.concepts.chat import TokenizedChat
+from retouch.core.errors import ModelError
+from retouch.models import distributed
+from retouch.models.activation_cache import ActivationCache
+from retouch.models.memory_estimate import activation_bytes
+from retouch.models.oom import free_memory, is_out_of_memory
+from retouch.representations.discriminator import States
+from retouch.task.examples import EditExamples
+from retouch.training.batcher import Batcher
+from retouch.training.context import TrainingContext
+from retouch.training.micro_batch import Batch, StreamedStates
+
+
+@dataclass(frozen=True)
+class Pool:
+    """States `[n, hidden]` by layer that discriminators are trained to tell apart."""
+
+    target: States
+    nontarget: States
+
+
+class EditDataset:
+    """All batches of a training, with the base model's states cached.
+
+    Attributes:
+        micro_batch_size: rows that run at once: what a device memory limit allows, or the batch;
+            halved when memory runs out.
+        source: the batches of source examples.
+        retain: the batches of the retain set.
+        sft: the batches of responses to learn; those of `source` where there are pairs.
+    """
+
+    source: list[Batch]
+    retain: list[Batch]
+    sft: list[Batch]
+
+    def __init__(self, context: TrainingContext, examples: EditExamples) -> None:
+        """Run every example once.
+
+        Raises:
+            ModelError: not even one row at a time fits into memory.
+        """
+        self._context, self._examples = context, examples
+        editable, train = context.editable, context.method.train
+        # With a device memory limit, half of what the weights leave is for training steps.
+        limit = None if editable.free_bytes is None else editable.free_bytes // 2
+        self._cache = ActivationCache(editable.device, train.activation_cache_bytes or limit)
+        self._batcher = Batcher(context, self._cache)
+        self._positions = context.method.discriminator.positions
+        fitting = _rows_that_fit(context, examples) or train.batch_size
+        self.micro_batch_size = min(
+            train.micro_batch_size or train.batch_size, train.batch_size, fitting
+        )
+        self.groups = _two_groups(examples)
+        # The discriminators are tested on the last fifth of the examples.
+        self._fitted = set(range(_num_fitted(len(examples.source))))
+        while not self._try_build():
+            self._halve()
+
+    @property
+    def cached_bytes(self) -> dict[str, int]:
+        """Bytes of cached activations by location."""
+        cache = self._cache
+        return {"device": cache.on_device, "memory": cache.in_memory, "disk": cache.on_disk}
+
+    def rebuild_smaller(self) -> None:
+        """Divide the batches into smaller micro-batches, since memory ran out.
+
+        Raises:
+            ModelError: not even one row at a time fits.
+        """
+        self._halve()
+        while not self._try_build():
+            self._halve()
+
+    def _halve(self) -> None:
+        # With several processes the others would wait for this one.
+        if self.micro_batch_size == 1 or distributed.world_size() > 1:
+            raise ModelError(
+                f"Out of memory with a micro-batch size of {self.micro_batch_size}.",
+                "Set a smaller `micro_batch_size`, adapt fewer layers, or load the model in fewer "
+                "bits (`dtype`, `quantize`).",
+                code="out-of-memory",
+            )
+        self.micro_batch_size = (self.micro_batch_size + 1) // 2
+
+    def _try_build(self) -> bool:
+        """Prepare all batches; whether memory sufficed."""
+        self._cache.clear()
+        try:
+            with self._context.editable.base_model():
+                self._build()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return True
+        # Outside of the handler, whose traceback would keep what was allocated.
+        free_memory()
+        return False
+
+    def _build(self) -> None:
+        examples, size = self._examples, self.micro_batch_size
+        self.source = self._batcher.prepare(
+            examples.source, size, counterparts=examples.counterparts
+        )
+        self.retain = self._batcher.prepare(examples.retain, size, cache_base=True)
+        # With pairs the source examples themselves have the target responses.
+        self.sft = self.source if examples.counterparts else []
+        if self._context.method.loss.sft_weight > 0 and not examples.counterparts:
+            self.sft = self._batcher.prepare(examples.chosen, size)
+        target = self._stream(examples.target)
+        fitted = set(range(_num_fitted(len(examples.target))))
+        self.target_fit, self.target_test = self._split(target, examples.target, fitted)
+        pairs = zip(examples.retain, examples.retain_nontarget, strict=True)
+        chats = [chat for chat, nontarget in pairs if nontarget]
+        empty = {layer: states[:0] for layer, states in self.target_fit.items()}
+        self._retain_nontarget = self._stream(chats) if chats else empty
+
+    def _stream(self, chats: Sequence[TokenizedChat]) -> States:
+        """The base model's states of chats at the positions that the discriminators read."""
+        return self._collect(chats, self._batcher.stream(chats, self.micro_batch_size))
+
+    def _collect(
+        self, chats: Sequence[TokenizedChat], streamed: Iterable[StreamedStates]
+    ) -> States:
+        """The states `[n, hidden]` by layer that the discriminators read, in the chats' order.
+
+        Every process runs its own rows, and has those of all processes afterwards.
+        """
+        counts = self._counts(chats)
+        begins = [0, *accumulate(counts)]
+        found: States = {}
+        for one in streamed:
+            index = torch.tensor(
+                [begins[i] + k for i in one.batch.index for k in range(counts[i])],
+                device=self._context.editable.device,
+            )
+            for layer in self._context.read_layers:
+                states = one.states[layer][one.read_positions]
+                if layer not in found:
+                    found[layer] = states.new_zeros(begins[-1], states.shape[-1])
+                if not one.is_dummy:
+                    found[layer][index] = states
+        distributed.all_reduce(found.values())
+        return found
+
+    def pools(self) -> tuple[Pool, Pool]:
+        """The states under the present adapters that discriminators are fitted and tested on.
+
+        Target states against those of the source and of non-target retain examples; or, where a
+        gap between two groups is to be reduced, the source states of one group against the other.
+        """
+        chats = self._examples.source
+        states = self._collect(chats, self._batcher.current_states(self.source))
+        if self.groups is not None:
+            rest = set(range(len(chats))) - self._fitted
+            fit, test = (
+                Pool(*(self._split(states, chats, part & group)[0] for group in self.groups))
+                for part in (self._fitted, rest)
+            )
+            return fit, test
+        fitted, tested = self._split(states, chats, self._fitted)
+        nontarget = {
+            layer: torch.cat([fitted[layer], self._retain_nontarget[layer]])
+            for layer in self._context.read_layers
+        }
+        return Pool(self.target_fit, nontarget), Pool(self.target_test, tested)
+
+    def _counts(self, chats: Sequence[TokenizedChat]) -> list[int]:
+        """The number of states of each chat that the discriminators read."""
+        return [min(self._positions, len(chat.ids) - chat.start) for chat in chats]
+
+    def _split(
+        self, states: States, chats: Sequence[TokenizedChat], chosen: Collection[int]
+    ) -> tuple[States, States]:
+        """The states of the chats whose numbers are chosen, and those of the others."""
+        inside = torch.tensor([i in chosen for i in range(len(chats))])
+        inside = inside.repeat_interleave(torch.tensor(self._counts(chats)))
+        one, other = (
+            {layer: found[mask.to(found.device)] for layer, found in states.items()}
+            for mask in (inside, ~inside)
+        )
+        return one, other
+
+
+def _rows_that_fit(context: TrainingContext, examples: EditExamples) -> int | None:
+    """How many rows may run at once under a device memory limit; None without one.
+
+    Half of what the weights leave is for the steps, and what autograd saves is known within a
+    factor of two. A CPU would not report that the limit is exceeded.
+    """
+    editable, segment = context.editable, context.segment
+    if editable.free_bytes is None:
+        return None
+    longest = max(len(chat.ids) for chat in (*examples.source, *examples.retain))
+    layers = range(segment.first, segment.last + 1)
+    names = editable.layout.linears(editable.model, layers)
+    size = editable.model.dtype.itemsize
+    row = activation_bytes(editable.model, editable.layout, layers, names, 1, longest, size)
+    return max(1, editable.free_bytes // 4 // row)
+
+
+def _two_groups(examples: EditExamples) -> tuple[set[int], set[int]] | None:
+    """The numbers of the source examples of the two groups whose gap is to be reduced."""
+    if examples.group_gap is None or not examples.reduce_gap:
+        return None
+    first, second = (
+        {i for i, group in enumerate(examples.groups) if group == name}
+        for name in examples.group_gap.groups
+    )
+    return first, second
+
+
+def _num_fitted(count: int) -> int:
+    return max(1, count * 4 // 5) if count > 1 else count

@@ -1,0 +1,202 @@
+"""The generator's loss: its terms of one step, micro-batch by micro-batch, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from retouch.models import distributed
+from retouch.models.adapters import parameters
+from retouch.models.oom import free_memory, is_out_of_memory
+from retouch.representations.activations import forward_with_states
+from retouch.representations.batch import PaddedBatch
+from retouch.representations.discriminator import Discriminators, States
+from retouch.representations.finetuning import LoraDelta, apply_lora_delta
+from retouch.representations.latent_pgd import latent_pgd
+from retouch.representations.losses import (
+    domain_confusion_loss,
+    generator_loss,
+    normalized_mse_loss,
+    sft_loss,
+)
+from retouch.training.context import TrainingContext
+from retouch.training.dataset import EditDataset
+from retouch.training.micro_batch import Batch, MicroBatch
+
+# Weight of a response's first token under the fine-tuning adversary: it determines the others.
+FINETUNE_FIRST_TOKEN_WEIGHT = 10.0
+
+Terms = dict[str, torch.Tensor]
+TermsOf = Callable[[Batch, MicroBatch], Terms]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a generator step trains on, by number, since batches may be divided anew meanwhile.
+
+    Attributes:
+        source: the batch of source examples.
+        sft: the batch of responses to learn, where these are not the source's.
+        retain: the batch of the retain set.
+        finetuned: the adversary's update, and whether target prompts are used under it.
+    """
+
+    source: int
+    sft: int | None
+    retain: int | None
+    finetuned: tuple[LoraDelta, bool] | None
+
+
+class Objective:
+    """The generator's loss and its gradients in the adapter weights."""
+
+    def __init__(self, context: TrainingContext, dataset: EditDataset) -> None:
+        self._context, self._dataset = context, dataset
+        self._loss, self._adversary = context.method.loss, context.method.adversary
+        self._weights = parameters(context.editable)
+
+    def gradients(self, step: Step, discriminators: Discriminators) -> Terms:
+        """Set the gradients of a step; the terms of its loss, of this process's rows.
+
+        Where memory runs out, the batches are divided further and the step is repeated.
+        """
+        while True:
+            for weight in self._weights.values():
+                weight.grad = None
+            try:
+                terms = self._backward(step, discriminators)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            free_memory()
+            self._dataset.rebuild_smaller()
+        distributed.all_reduce(p.grad for p in self._weights.values() if p.grad is not None)
+        return terms
+
+    def _backward(self, step: Step, discriminators: Discriminators) -> Terms:
+        """Accumulate gradients, one micro-batch in memory at a time."""
+        dataset, sums = self._dataset, Terms()
+
+        def add(batch: Batch, terms_of: TermsOf) -> None:
+            for micro_batch in batch.micro_batches:
+                if not (terms := terms_of(batch, micro_batch)):
+                    continue  # without pairs and discriminators, source examples have no loss
+                share = 0.0 if micro_batch.is_dummy else 1.0
+                loss = torch.stack(list(terms.values())).sum()
+                (share * loss).backward()  # type: ignore[no-untyped-call]
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0.0) + share * term.detach()
+
+        source = dataset.source[step.source]
+        add(source, lambda batch, micro: self._source_terms(batch, micro, discriminators))
+        if step.sft is not None:
+            add(dataset.sft[step.sft], self._sft_term)
+        if step.finetuned is not None:
+            delta, use_target = step.finetuned
+            add(source, lambda batch, micro: self._finetune_term(batch, micro, delta, use_target))
+        if step.retain is not None:
+            add(dataset.retain[step.retain], self._retain_term)
+        return sums
+
+    def _source_terms(
+        self, batch: Batch, micro: MicroBatch, discriminators: Discriminators
+    ) -> Terms:
+        context, adversary = self._context, self._adversary
+        inputs, terms = micro.cached.inputs, Terms()
+        states: States = {}
+        if self._loss.sft_weight and self._dataset.sft is self._dataset.source:
+            ids = micro.batch.ids
+            states, logits = forward_with_states(context.editable, ids, context.read_layers)
+            terms |= self._sft(batch, micro, logits)
+        if adversary.latent_epsilon:
+
+            def objective(hidden: torch.Tensor) -> torch.Tensor:
+                perturbed = context.segment.forward(
+                    replace(inputs, hidden=hidden), context.read_layers
+                )
+                parts = self._representation_terms(batch, micro, perturbed, discriminators)
+                return torch.stack(list(parts.values())).sum()
+
+            delta = latent_pgd(
+                inputs.hidden, objective, adversary.latent_epsilon, adversary.latent_steps
+            )
+            inputs = replace(inputs, hidden=inputs.hidden + delta.to(inputs.hidden.dtype))
+        if adversary.latent_epsilon or not states:
+            states = context.segment.forward(inputs, context.read_layers)
+        return terms | self._representation_terms(batch, micro, states, discriminators)
+
+    def _representation_terms(
+        self, batch: Batch, micro: MicroBatch, states: States, discriminators: Discriminators
+    ) -> Terms:
+        """The adversarial term and the matching term."""
+        weights, normalizers, terms = self._loss, batch.normalizers, Terms()
+        if weights.adversarial_weight:
+            loss = generator_loss if self._dataset.groups is None else domain_confusion_loss
+            logits = [
+                discriminators.by_layer[layer](states[layer][micro.read_positions])
+                for layer in states
+            ]
+            parts = [loss(one, normalizers.positions) for one in logits]
+            terms["adversarial"] = weights.adversarial_weight * torch.stack(parts).mean()
+        reference = micro.cached.states if weights.matching_weight else {}
+        if reference:
+            at = micro.cached.positions
+            parts = [
+                normalized_mse_loss(
+                    states[layer][at], reference[layer], micro.weights, normalizers.states[layer]
+                )
+                for layer in states
+            ]
+            terms["matching"] = weights.matching_weight * torch.stack(parts).mean()
+        return terms
+
+    def _sft_term(self, batch: Batch, micro: MicroBatch) -> Terms:
+        _, logits = forward_with_states(self._context.editable, micro.batch.ids, ())
+        return self._sft(batch, micro, logits)
+
+    def _sft(self, batch: Batch, micro: MicroBatch, logits: torch.Tensor) -> Terms:
+        first_token = self._loss.first_token_weight
+        loss = _response_loss(micro.batch, batch.padded, logits, first_token)
+        return {"sft": self._loss.sft_weight * loss}
+
+    def _finetune_term(
+        self, batch: Batch, micro: MicroBatch, delta: LoraDelta, use_target: bool
+    ) -> Terms:
+        """Of the target responses to source or target prompts, under the adversary's update."""
+        padded = micro.batch
+        if use_target and micro.counterpart is not None:
+            padded = micro.counterpart
+        with apply_lora_delta(self._context.editable, delta):
+            _, logits = forward_with_states(self._context.editable, padded.ids, ())
+        loss = _response_loss(padded, batch.padded, logits, FINETUNE_FIRST_TOKEN_WEIGHT)
+        return {"finetune": self._adversary.finetune_weight * loss}
+
+    def _retain_term(self, batch: Batch, micro: MicroBatch) -> Terms:
+        last = self._context.segment.last
+        states = micro.cached.current(self._context.segment, (last,))[last]
+        reference, normalizer = micro.cached.states[last], batch.normalizers.states[last]
+        loss = normalized_mse_loss(states, reference, None, normalizer)
+        return {"retain": self._loss.retain_weight * loss}
+
+
+def _response_loss(
+    batch: PaddedBatch, whole: PaddedBatch, logits: torch.Tensor, first_token_weight: float
+) -> torch.Tensor:
+    """The cross-entropy of a batch's responses from the logits `[rows, tokens, vocabulary]`.
+
+    It is divided by the weights of the `whole` batch that `batch` is part of, or its counterpart:
+    a target response has the same length after either prompt.
+    """
+    at = batch.response_positions()
+    weights = batch.position_weights(at, first_token_weight)
+    size = whole.position_weights(whole.response_positions(), first_token_weight).sum()
+    rows, positions = (index.to(logits.device) for index in at)
+    return sft_loss(
+        logits[rows, positions],
+        batch.response_tokens(),
+        weights.to(logits.device),
+        size.to(logits.device),
+    )

@@ -1,0 +1,249 @@
+"""Adversarial training, round by round.
+
+The loop of ARE (Zhang et al. 2024), with these differences:
+
+* only the segment of adapted layers runs;
+* with pairs, source states are also matched to their target counterparts along the response;
+* the retain set is kept at the base model's states;
+* the result is the exponential moving average of the weights from the best round, which is selected
+  by validation within a maximum drift. The paper stops when fresh discriminators are at chance;
+  here they hardly ever are, not even when the edit is complete.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+
+from retouch.core.errors import DivergedError
+from retouch.core.types import RoundEvent
+from retouch.models import distributed
+from retouch.models.adapters import parameters
+from retouch.representations.batch import shuffled_forever
+from retouch.representations.discriminator import Discriminators
+from retouch.representations.finetuning import LoraDelta
+from retouch.task.best_checkpoint import BestCheckpoint, copy_into
+from retouch.task.validation import ValidationResult, Validator
+from retouch.training.checkpoint import (
+    TrainingState,
+    optimizer_tensors,
+    restore_optimizer,
+    with_prefix,
+)
+from retouch.training.context import TrainingContext
+from retouch.training.dataset import EditDataset, Pool
+from retouch.training.ema import EMA
+from retouch.training.finetuning_adversary import FinetuningAdversary
+from retouch.training.micro_batch import Batch
+from retouch.training.objective import Objective, Step
+
+MIN_IMPROVEMENT = 0.001  # of the validation score
+MAX_GRAD_NORM = 1.0
+
+
+class Trainer:
+    """Trains the adapter and the discriminators, and holds the state that a resumed run restores.
+
+    Attributes:
+        dataset: the batches.
+        discriminators: as they are now.
+        round: rounds finished.
+        seconds: spent on training and on validation since the program started.
+    """
+
+    def __init__(
+        self,
+        context: TrainingContext,
+        dataset: EditDataset,
+        validator: Validator,
+        adversary: FinetuningAdversary | None = None,
+    ) -> None:
+        self._context, self.dataset, self._validator = context, dataset, validator
+        self._adversary = adversary
+        self._train, self._discriminator = context.method.train, context.method.discriminator
+        self._weights = parameters(context.editable)
+        self._optimizer = torch.optim.Adam(self._weights.values(), lr=self._train.learning_rate)
+        self._ema = EMA(self._weights, self._train.ema_decay)
+        # The first round uses these too: nothing has changed by then.
+        self._pools: tuple[Pool, Pool] | None = dataset.pools()
+        self.discriminators = self._new_discriminators(0, self._pools[0])
+        self._objective = Objective(context, dataset)
+        self._best = BestCheckpoint(self._train.max_drift, min_improvement=MIN_IMPROVEMENT)
+        self._rounds_without_improvement = 0
+        self.round = 0
+        self.seconds = {"train_seconds": 0.0, "validation_seconds": 0.0}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are done, or the patience is exhausted."""
+        impatient = self._rounds_without_improvement >= self._train.patience
+        return self.round >= self._train.rounds or impatient
+
+    def train(self) -> Iterator[RoundEvent]:
+        """Run the remaining rounds; one event after each.
+
+        Raises:
+            DivergedError: a loss is not finite; the last checkpoint is valid.
+        """
+        began = time.monotonic()
+        while not self.finished:
+            round_began = time.monotonic()
+            accuracy = self._train_discriminators()
+            losses = self._train_generator()
+            self.round += 1
+            validation_began = time.monotonic()
+            with self._ema.applied():
+                result = distributed.broadcast(self._validator())
+            self.seconds["train_seconds"] += validation_began - round_began
+            self.seconds["validation_seconds"] += time.monotonic() - validation_began
+            yield RoundEvent(
+                round=self.round,
+                rounds=self._train.rounds,
+                losses=losses,
+                discriminator_accuracy=accuracy,
+                validation_score=result.score,
+                drift=result.drift,
+                best=self._keep_best(result),
+                seconds=time.monotonic() - began,
+            )
+
+    def finish(self) -> None:
+        """Give the adapter the best averaged weights.
+
+        Raises:
+            DivergedError: no round stayed within the maximum drift.
+        """
+        if not self._best.values:
+            raise DivergedError(
+                f"No round stayed within the maximum drift of {self._train.max_drift} nats a "
+                f"token; the lowest drift was {self._best.least_drift:.4f}.",
+                "Raise `max_drift` or `retain_weight`, or lower `learning_rate`.",
+                code="drift-exceeded",
+            )
+        self._best.restore(self._weights)
+
+    def _new_discriminators(self, number: int, fit: Pool) -> Discriminators:
+        """Untrained discriminators of a round, standardised for the states that they will fit."""
+        layers, seed = self._context.read_layers, self._context.seed * 7919 + number
+        size = fit.target[layers[0]].shape[-1]
+        made = Discriminators(layers, size, self._discriminator, seed)
+        made.to(self._context.editable.device)
+        made.standardise({i: torch.cat([fit.target[i], fit.nontarget[i]]) for i in layers})
+        return made
+
+    def _train_discriminators(self) -> float:
+        """Fit the discriminators to the present states; their accuracy on held-out examples."""
+        config = self._discriminator
+        fit, test = self._pools or self.dataset.pools()
+        self._pools = None
+        if config.reset_each_round and self.round > 0:
+            self.discriminators = self._new_discriminators(self.round, fit)
+        warm_up = self.round == 0 or config.reset_each_round
+        steps = config.warmup_steps if warm_up else config.steps_per_round
+        self.discriminators.fit(fit.target, fit.nontarget, steps)
+        return self.discriminators.accuracy(test.target, test.nontarget)
+
+    def _train_generator(self) -> dict[str, float]:
+        """Train the adapter for the steps of one round; the mean of each loss term.
+
+        Raises:
+            DivergedError: a term is not finite.
+        """
+        rng = random.Random(f"{self._context.seed}:{self.round}")
+        dataset, count = self.dataset, self._train.steps_per_round
+
+        def shuffled(batches: list[Batch]) -> list[int]:
+            return list(islice(shuffled_forever(range(len(batches)), rng), count))
+
+        sources, retains = shuffled(dataset.source), shuffled(dataset.retain)
+        sft = shuffled(dataset.sft) if dataset.sft is not dataset.source else []
+        deltas = self._finetuned()
+        sums: dict[str, torch.Tensor] = {}
+        for i in range(count):
+            finetuned = (rng.choice(deltas), rng.random() < 0.5) if deltas else None
+            step = Step(
+                source=sources[i],
+                sft=sft[i] if sft else None,
+                retain=retains[i] if retains else None,
+                finetuned=finetuned,
+            )
+            for name, term in self._objective.gradients(step, self.discriminators).items():
+                sums[name] = sums.get(name, 0.0) + term / count
+            torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
+            self._optimizer.step()
+            self._ema.update()
+        distributed.all_reduce(sums.values())
+        # Read once a round: at every step the device would have to wait for the host.
+        means = {name: term.item() for name, term in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            named = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
+            raise DivergedError(
+                f"The loss is not finite in round {self.round + 1} ({named}).",
+                "Lower `learning_rate`; the run is valid up to the round before.",
+                code="loss-not-finite",
+            )
+        return means
+
+    def _finetuned(self) -> list[LoraDelta]:
+        """The adversary's updates of this round; before the first there is no edit to undo."""
+        if self._adversary is None or self.round == 0:
+            return []
+        with self._ema.applied():
+            return self._adversary.train(self.round)
+
+    def _keep_best(self, result: ValidationResult) -> bool:
+        # Resistance to fine-tuning does not show in validation: it grows with the training.
+        latest = self._adversary is not None
+        best = self._best.update(result, self._ema.values, prefer_latest=latest)
+        if best:
+            self._rounds_without_improvement = 0
+        elif self._best.values:
+            self._rounds_without_improvement += 1
+        return best
+
+    def state(self) -> TrainingState:
+        """Everything that the next round depends on."""
+        tensors = {f"weights/{name}": p.detach() for name, p in self._weights.items()}
+        tensors |= {f"ema/{name}": value for name, value in self._ema.values.items()}
+        tensors |= {f"best/{name}": value for name, value in self._best.values.items()}
+        tensors |= optimizer_tensors("adapter", self._optimizer)
+        for layer, one in self.discriminators.by_layer.items():
+            named = one.state_dict().items()
+            tensors |= {f"discriminator/{layer}/{name}": value for name, value in named}
+            optimizer = self.discriminators.optimizers[layer]
+            tensors |= optimizer_tensors(f"discriminator-{layer}", optimizer)
+        numbers = {
+            "round": str(self.round),
+            "rounds_without_improvement": str(self._rounds_without_improvement),
+            "best_score": repr(self._best.score),
+            "least_drift": repr(self._best.least_drift),
+        }
+        return TrainingState(tensors, numbers)
+
+    def restore(self, state: TrainingState) -> None:
+        """Restore a state that `state` returned, bit for bit.
+
+        Raises:
+            KeyError: a tensor or a number is missing.
+            RuntimeError: a tensor has another shape.
+        """
+        self._pools = None
+        tensors, numbers = state.tensors, state.numbers
+        copy_into(self._weights, with_prefix("weights/", tensors))
+        self._ema.values = with_prefix("ema/", tensors)
+        restore_optimizer("adapter", self._optimizer, tensors)
+        for layer, one in self.discriminators.by_layer.items():
+            one.load_state_dict(with_prefix(f"discriminator/{layer}/", tensors))
+            optimizer = self.discriminators.optimizers[layer]
+            restore_optimizer(f"discriminator-{layer}", optimizer, tensors)
+        self.round = int(numbers["round"])
+        self._rounds_without_improvement = int(numbers["rounds_without_improvement"])
+        self._best.values = with_prefix("best/", tensors)
+        self._best.within = bool(self._best.values)
+        self._best.score = float(numbers["best_score"])
+        self._best.least_drift = float(numbers["least_drift"])

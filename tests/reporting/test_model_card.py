@@ -1,0 +1,140 @@
+"""The model card: honest, complete, and safe against what users wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from retouch.concepts.concept import Concept
+from retouch.core.config import EditConfig
+from retouch.core.types import Record, Score
+from retouch.reporting.model_card import Form, escape, render_card
+
+CONCEPT = Concept(
+    "safety", "Safety under attack", "Declines what harms.", {}, {}, weakens="lower", hash="ab" * 32
+)
+RECORDS = [
+    Record(
+        "safety",
+        "attack_refusal",
+        "rate",
+        "higher",
+        Score(0.05, 0.02, 0.11, 200),
+        Score(0.97, 0.94, 0.99, 200),
+    ),
+    Record(
+        "capability",
+        "drift",
+        "nats a token",
+        "lower",
+        Score(0, 0, 0, 60),
+        Score(0.0042, 0, 0.01, 60),
+    ),
+]
+PROVENANCE: dict[str, Any] = {
+    "layers": {"chosen": [3, 4], "read_layers": [5], "scores": {"0": 0.0, "10": 0.9, "2": 0.1}},
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, block, _ = card.split("---\n", 2)
+    values = yaml.safe_load(block)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_the_front_matter_is_what_the_hub_reads() -> None:
+    card = render_card(EditConfig(model="org/model-1b"), CONCEPT, RECORDS, PROVENANCE)
+    values = front_matter(card)
+    assert values["library_name"] == "peft"
+    assert values["base_model"] == "org/model-1b"
+    assert values["base_model_relation"] == "adapter"
+    assert "safety" in values["tags"]
+    merged = front_matter(
+        render_card(EditConfig(model="org/model-1b"), CONCEPT, [], {}, form="merged")
+    )
+    assert merged["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize("model", ["pocket", "/home/me/model", "./model"])
+def test_a_model_that_is_not_on_the_hub_is_not_named_as_if(model: str) -> None:
+    assert "base_model" not in front_matter(render_card(EditConfig(model=model), CONCEPT, [], {}))
+
+
+def test_it_says_what_changed_with_intervals_and_n() -> None:
+    card = render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
+    (row,) = [line for line in card.splitlines() if "attack refusal" in line]
+    for part in ("5.0 %", "2.0–11.0", "97.0 %", "94.0–99.0", "200", "higher"):
+        assert part in row
+    assert "nats a token" in card
+    assert "as few as 60" in card
+    assert CONCEPT.hash in card
+    assert "torch 2.13.0" in card
+
+
+def test_it_says_where_with_the_blocks_in_order() -> None:
+    card = render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
+    assert "3, 4" in card
+    assert "0: 0.00, 2: 0.10, 10: 0.90" in card
+
+
+def test_pocket_is_called_a_model_organism() -> None:
+    assert "model organism" in render_card(EditConfig(), CONCEPT, RECORDS, {})
+    assert "model organism" not in render_card(EditConfig(model="org/m"), CONCEPT, RECORDS, {})
+
+
+def test_a_weakening_edit_warns_before_all_else_and_gives_the_reason() -> None:
+    config = EditConfig(direction="lower", allow_weakening="to test | a <b>filter</b>")
+    card = render_card(config, CONCEPT, RECORDS, PROVENANCE)
+    assert card.index("weakens the model's safety") < card.index("Declines what harms")
+    assert "to test \\| a \\<b\\>filter" in card
+    assert "safety-weakened" in front_matter(card)["tags"]
+    assert "weakens" not in render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
+
+
+def test_nothing_measured_is_said() -> None:
+    assert "Nothing was measured" in render_card(EditConfig(), CONCEPT, [], {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<script>alert(1)</script>", "[x](http://y)", "a | b", "# title", "`code`", "line\n---\nline"],
+)
+def test_what_users_wrote_is_not_markup(text: str) -> None:
+    concept = Concept("mine", text, text, {}, {})
+    card = render_card(EditConfig(concept="mine"), concept, [], {})
+    body = card.split("---\n", 2)[2]
+    assert escape(text) in body
+    assert text not in body.replace(escape(text), "")
+    assert escape(text) != text
+
+
+def test_quotes_in_a_path_do_not_leave_the_code() -> None:
+    card = render_card(EditConfig(model='m"\n```\nevil'), CONCEPT, [], {})
+    (code,) = [part for part in card.split("```")[1:2] if part.startswith("python")]
+    compile(code.removeprefix("python"), "card", "exec")
+    assert card.count("```") == 2
+
+
+@pytest.mark.parametrize("form", ["run", "peft", "merged"])
+@pytest.mark.parametrize("model", ["pocket", "org/model"])
+def test_the_code_to_load_it_is_python(form: Any, model: str) -> None:
+    card = render_card(EditConfig(model=model, revision="v1"), CONCEPT, [], {}, form=form)
+    code = card.split("```")[1].removeprefix("python")
+    compile(code, "card", "exec")
+    assert ("PeftModel" in code) == (form != "merged")
+    assert ("POCKET" in code) == (model == "pocket" and form != "merged")
+
+
+@pytest.mark.parametrize("form", ["run", "peft", "merged"])
+def test_it_loads_a_model_with_the_class_that_it_was_loaded_with(form: Form) -> None:
+    sees = "AutoModelForImageTextToText"
+    for loader, told in ((sees, sees), (None, "AutoModelForCausalLM"), ("x(`", "AutoModelForC")):
+        facts = {"model": {"name": "m", "loader": loader}}
+        card = render_card(EditConfig(model="org/model-1b"), CONCEPT, [], facts, form=form)
+        assert f"import {told}" in card
+        assert "x(`" not in card
+        assert ("AutoModelForCausalLM" in card) is (loader != sees)

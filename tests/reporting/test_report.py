@@ -1,0 +1,162 @@
+"""The report: one file, offline, and nothing that a model wrote is markup in it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from retouch.concepts.concept import Concept, DirectionSpec
+from retouch.core.config import EditConfig
+from retouch.core.types import Message, Record, RoundEvent, Sample, Score
+from retouch.core import formatting
+from retouch.reporting.report import SHOWN, choose_pairs, pair_samples, render_report
+
+CONCEPT = Concept(
+    "safety",
+    "Safety",
+    "Declines.",
+    {},
+    {"raise": DirectionSpec(("attack",), ("direct",), ("capability",))},
+)
+RECORDS = [
+    Record(
+        "safety",
+        "attack_refusal",
+        "rate",
+        "higher",
+        Score(0.05, 0.02, 0.11, 200),
+        Score(0.97, 0.94, 0.99, 200),
+    ),
+    Record("capability", "drift", "nats a token", "lower", Score(0, 0, 0, 60)),
+]
+EVENTS = [
+    RoundEvent(i, 4, {"adversarial": 0.7}, 0.9 - i / 50, -1 / i, 0.001 * i, i == 3, 1.0 * i)
+    for i in range(1, 5)
+]
+PROVENANCE: dict[str, Any] = {
+    "layers": {"chosen": [3], "read_layers": [4], "scores": {"0": 0.1, "3": 0.9}}
+}
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def responses(metric: str, number: int, base: str, edited: str, group: str = "") -> list[Sample]:
+    prompt = (Message("user", f"{metric} {number}?"),)
+    return [
+        Sample("safety", metric, "base", prompt, base, "answer", 0.0, group=group),
+        Sample("safety", metric, "edited", prompt, edited, "refuse", 1.0, group=group),
+    ]
+
+
+class Page(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(samples: list[Sample], **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "config": EditConfig(),
+        "concept": CONCEPT,
+        "records": RECORDS,
+        "samples": samples,
+        "events": EVENTS,
+        "provenance": PROVENANCE,
+    }
+    return render_report(**{**values, **changes})
+
+
+def test_what_models_and_users_wrote_is_text() -> None:
+    samples = [
+        Sample("safety", "m", who, (Message("user", EVIL),), EVIL, EVIL, 0.0, EVIL, EVIL)
+        for who in ("base", "edited")
+    ]
+    concept = Concept("safety", EVIL, EVIL, {}, {}, weakens="lower")
+    config = EditConfig(model=EVIL, direction="lower", allow_weakening=EVIL)
+    html = page(samples, concept=concept, config=config, provenance={"note": EVIL})
+    parsed = Page(html)
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    assert not any("onerror" in attributes for _, attributes in parsed.tags)
+    assert parsed.text.count(EVIL) >= 6
+
+
+def test_it_needs_nothing_from_outside() -> None:
+    parsed = Page(page(responses("m", 1, "Sure.", "No.")))
+    for tag, attributes in parsed.tags:
+        assert tag not in {"script", "link", "iframe"}
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")  # type: ignore[union-attr]
+
+
+def test_the_pictures_are_png_with_words_for_those_who_cannot_see_them() -> None:
+    images = [attributes for tag, attributes in Page(page([])).tags if tag == "img"]
+    assert len(images) == 2
+    for image in images:
+        data = re.sub("^data:image/png;base64,", "", image["src"] or "")
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+        assert image["alt"]
+
+
+def test_it_shows_the_headline_and_the_table() -> None:
+    text = Page(page([])).text
+    for part in ("5.0 %", "97.0 %", "94.0–99.0", "attack refusal", "better", "nats a token"):
+        assert part in text
+
+
+@pytest.mark.parametrize("changes", [{"records": []}, {"events": []}, {"provenance": {}}])
+def test_it_does_without_what_was_not_measured(changes: dict[str, Any]) -> None:
+    assert "How it was made" in page([], **changes)
+
+
+def test_pairs_bring_the_same_prompt_together() -> None:
+    samples = [*responses("a", 1, "Sure.", "No."), *responses("a", 2, "Yes.", "Never.")]
+    pairs = pair_samples(samples[::-1])
+    assert {(p.base.response, p.edited.response) for p in pairs} == {
+        ("Sure.", "No."),
+        ("Yes.", "Never."),
+    }
+
+
+def test_shown_pairs_are_of_every_metric_changed_ones_first() -> None:
+    samples = []
+    for metric in ("a", "b", "c"):
+        for number in range(20):
+            same = number < 15
+            samples += responses(metric, number, "Sure.", "Sure." if same else "No.")
+    pairs = choose_pairs(samples)
+    assert len(pairs) == SHOWN
+    assert {pair.metric for pair in pairs} == {"a", "b", "c"}
+    assert all(pair.differs for pair in pairs)
+
+
+def test_headline_is_measured_on_what_the_edit_moves() -> None:
+    from retouch.concepts.concept import MetricSpec
+
+    spec = MetricSpec("capability", "drift", ("attack",), "kl_tokens")
+    concept = Concept("c", "", "", {}, CONCEPT.directions, metrics=(spec,))
+    assert formatting.headline(concept, RECORDS) == RECORDS[1]
+    assert formatting.headline(CONCEPT, RECORDS) == RECORDS[0]
+    assert formatting.headline(CONCEPT, []) is None
+
+
+def test_change_needs_intervals_that_part() -> None:
+    def record_activations(better: Any, after: Score | None) -> Record:
+        return Record("s", "m", "rate", better, Score(0.5, 0.4, 0.6, 9), after)
+
+    up, near = Score(0.9, 0.8, 1.0, 9), Score(0.6, 0.5, 0.7, 9)
+    assert formatting.change(record("higher", up)) == "better"
+    assert formatting.change(record("lower", up)) == "worse"
+    assert formatting.change(record("none", up)) == "changed"
+    assert formatting.change(record("higher", near)) == "unclear"
+    assert formatting.change(record("higher", None)) == ""
