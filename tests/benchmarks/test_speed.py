@@ -13,7 +13,7 @@ from benchmarks.peak import Peak, _lowered
 from benchmarks.workload import Case, draw_prompts, llama
 
 from retouch.models.segment import Segment
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_models import tiny_editable
 
 FIELDS = {
     "case",
@@ -38,7 +38,7 @@ IDS = torch.arange(6, 46).reshape(4, 10)
 
 
 def test_whole_and_cut_passes_read_what_the_segment_reads() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     runs = []
     for kind in (Segment, Whole, Cut):
         segment = kind(editable, 1, 2)
@@ -49,7 +49,7 @@ def test_whole_and_cut_passes_read_what_the_segment_reads() -> None:
 
 
 def test_cut_pass_stops_after_the_last_tap_and_leaves_no_hook() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     seen: list[int] = []
     handle = editable.blocks[3].register_forward_hook(lambda *_: seen.append(3))
     cut = Cut(editable, 1, 2)

@@ -6,7 +6,7 @@ from retouch.core.errors import DataError
 from retouch.core.types import Message
 from retouch.evaluation import evaluate
 from retouch.evaluation.evaluate import evaluate
-from helpers.char_tokenizer import edit, spelled
+from helpers.char_tokenizer import edit, char_editable
 
 
 def ask(text, label, **more):
@@ -67,7 +67,7 @@ def scripted(monkeypatch):
 
 
 def test_scores_before_and_after(scripted):
-    found = evaluate(edit(spelled(), 0.3), [concept()])
+    found = evaluate(edit(char_editable(), 0.3), [concept()])
     assert [(r.suite, r.metric) for r in found.records] == [(m.suite, m.metric) for m in METRICS]
     attack, correct, over, tokens, responses, gap, lean = found.records
     assert (attack.before.value, attack.after.value, attack.before.n) == (0.0, 1.0, 3)
@@ -85,14 +85,14 @@ def test_scores_before_and_after(scripted):
 
 
 def test_each_response_is_generated_once_and_drift_asks_the_base_alone(scripted):
-    evaluate(edit(spelled(), 0.3), [concept()])
+    evaluate(edit(char_editable(), 0.3), [concept()])
     base, edited = scripted
     assert len(base) == len(set(base)) == 8  # attacks, benign, jobs: once though used twice
     assert len(edited) == len(set(edited)) == 5  # no jobs: drift is of the base's own responses
 
 
 def test_every_generation_that_a_score_rests_on_is_kept(scripted):
-    found = evaluate(edit(spelled(), 0.3), [concept()])
+    found = evaluate(edit(char_editable(), 0.3), [concept()])
     assert len(found.samples) == 2 * (3 + 2 + 2)
     for record in found.records[:3]:
         for model, score in (("base", record.before), ("edited", record.after)):
@@ -107,7 +107,7 @@ def test_every_generation_that_a_score_rests_on_is_kept(scripted):
 def test_a_bare_model_is_measured_once(scripted):
     told = []
     found = evaluate(
-        spelled(), [concept()], progress=lambda what, done, of: told.append((what, done, of))
+        char_editable(), [concept()], progress=lambda what, done, of: told.append((what, done, of))
     )
     assert len(scripted) == 1
     assert all(record.after is None for record in found.records)
@@ -118,24 +118,24 @@ def test_a_bare_model_is_measured_once(scripted):
 
 def test_a_metric_of_two_concepts_is_measured_once(scripted):
     other = concept("other", metrics=(METRICS[1], METRICS[0]))
-    found = evaluate(spelled(), [concept(metrics=METRICS[:2]), other])
+    found = evaluate(char_editable(), [concept(metrics=METRICS[:2]), other])
     assert [r.metric for r in found.records] == ["attack_refusal", "benign_correct"]
     assert found.records[0].before.n == 3
 
 
 def test_limit_takes_the_first_rows_and_both_groups(scripted):
-    found = evaluate(spelled(), [concept()], limit=2)
+    found = evaluate(char_editable(), [concept()], limit=2)
     assert [r.before.n for r in found.records] == [2] * 7
     assert [s.entity for s in found.samples[:2]] == ["rob", "lie"]
 
 
 def test_metrics_without_rows_are_named():
     with pytest.raises(DataError, match=r"safety.*safety/attack_refusal.*validation.*attack"):
-        evaluate(spelled(), [concept()], split="validation")
+        evaluate(char_editable(), [concept()], split="validation")
 
 
 def test_the_real_thing_end_to_end():
-    editable = edit(spelled(), 0.0)
+    editable = edit(char_editable(), 0.0)
     found = evaluate(editable, [concept()], max_new_tokens=4)
     # An adapter that changes nothing changes no score.
     assert all(record.after == record.before for record in found.records if record.suite != "drift")
@@ -146,7 +146,7 @@ def test_the_real_thing_end_to_end():
 
 
 def test_the_model_is_left_as_it_was(scripted):
-    editable = edit(spelled(), 0.3)
+    editable = edit(char_editable(), 0.3)
     before = {name: weight.clone() for name, weight in editable.model.named_parameters()}
     editable.model.train()
     evaluate(editable, [concept()])
@@ -156,18 +156,18 @@ def test_the_model_is_left_as_it_was(scripted):
 
 def test_the_bases_responses_that_are_known_are_not_asked_again(scripted):
     known = {}
-    first = evaluate(spelled(), [concept()], known=known)
+    first = evaluate(char_editable(), [concept()], known=known)
     # The jobs are asked for though nothing is edited yet: drift will need them.
     assert [len(batch) for batch in scripted] == [8]
     assert len(known) == 8
-    again = evaluate(edit(spelled(), 0.3), [concept()], known=known)
+    again = evaluate(edit(char_editable(), 0.3), [concept()], known=known)
     assert [len(batch) for batch in scripted] == [8, 5]  # the edited model's alone
     assert [r.before for r in again.records] == [r.before for r in first.records]
-    assert again == evaluate(edit(spelled(), 0.3), [concept()])
+    assert again == evaluate(edit(char_editable(), 0.3), [concept()])
 
 
 def test_every_score_comes_with_its_rows(scripted):
-    for editable in (spelled(), edit(spelled(), 0.3)):
+    for editable in (char_editable(), edit(char_editable(), 0.3)):
         found = evaluate(editable, [concept()])
         for record in found.records:
             rows = found.rows[record.suite, record.metric]

@@ -30,8 +30,8 @@ from retouch.models.load import load
 from retouch.models.model_copy import merged_copy
 from retouch.representations.batch import PaddedBatch, make_batches
 from retouch.representations.logprobs import batch_logprob, response_logprob
-from helpers.char_tokenizer import edit, spelled
-from helpers.tiny_models import tiny_loaded
+from helpers.char_tokenizer import edit, char_editable
+from helpers.tiny_models import tiny_editable
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 TARGET = (10, 11, 12)
@@ -58,7 +58,7 @@ def same(editable: EditableModel, before: dict[str, torch.Tensor]) -> bool:
 
 def acting() -> EditableModel:
     """A model on which an adapter, steering and a prompt act."""
-    editable = edit(spelled(), 0.3)
+    editable = edit(char_editable(), 0.3)
     editable.intervene(Steering({1: torch.linspace(-0.2, 0.2, 32)}))
     editable.intervene(Prompting((Message("system", "Be good."),)))
     return editable
@@ -70,7 +70,7 @@ def acting() -> EditableModel:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_the_gradient_of_a_token_is_that_of_its_one_hot(family: str) -> None:
     """By the definition: the model is run on a mixture of embeddings, and its weights moved."""
-    editable = tiny_loaded(family)
+    editable = tiny_editable(family)
     frame = typed.Frame("", "", "", [1, 7], [3, 5])
     tokens, said = torch.arange(6, 99), torch.tensor(TARGET)
     ours = suffix._gradient(editable, frame, [20, 30], said, tokens)
@@ -83,7 +83,7 @@ def test_the_gradient_of_a_token_is_that_of_its_one_hot(family: str) -> None:
     assert torch.allclose(ours, theirs[2:4, 6:], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [tiny_loaded, acting], ids=["words", "characters, edited"])
+@pytest.mark.parametrize("make", [tiny_editable, acting], ids=["words", "characters, edited"])
 def test_a_suffix_raises_the_target_and_can_be_typed(make: Any) -> None:
     editable = make()
     before = weights(editable)
@@ -101,7 +101,7 @@ def test_a_suffix_raises_the_target_and_can_be_typed(make: Any) -> None:
 
 
 def test_the_gradient_proposes_better_than_chance() -> None:
-    editable = spelled()
+    editable = char_editable()
     prompt = (Message("user", "ab"),)
 
     def reached(top: int) -> float:
@@ -115,7 +115,7 @@ def test_the_gradient_proposes_better_than_chance() -> None:
 
 
 def test_special_tokens_and_what_does_not_survive_are_no_suffix() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     assert typed.allowed_tokens(editable).tolist() == list(range(6, 99))
     pocket = load("pocket", device="cpu")
     allowed = typed.allowed_tokens(pocket).tolist()
@@ -139,7 +139,7 @@ def rows() -> PaddedBatch:
 
 
 def test_a_perturbation_stays_within_its_ball_and_beats_a_random_one() -> None:
-    editable, batch = edit(tiny_loaded(), 0.3), rows()
+    editable, batch = edit(tiny_editable(), 0.3), rows()
     delta = latent.search_perturbation(editable, batch, 1, radius=0.3, steps=6)
     states: list[torch.Tensor] = []
     with torch.no_grad(), latent._entering(editable, 1, lambda h: states.append(h) or h):
@@ -163,7 +163,7 @@ def test_a_perturbation_stays_within_its_ball_and_beats_a_random_one() -> None:
 
 
 def test_responses_are_generated_under_the_perturbation() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     with torch.no_grad():
         editable.model.get_output_embeddings().weight.mul_(20.0)
     texts = [TokenizedChat((1, 9, 30, 31, 32, 33, 22), 6), TokenizedChat((1, 7, 8, 40), 3)]
@@ -175,7 +175,7 @@ def test_responses_are_generated_under_the_perturbation() -> None:
 
 
 def test_the_first_adapted_block_is_the_one_that_is_pushed() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     assert latent.first_adapted(editable) == 2
     adapters.attach(editable, [1, 3], ["q_proj"], rank=2, alpha=2.0, seed=0)
     assert latent.first_adapted(editable) == 1
@@ -202,7 +202,7 @@ def test_a_merged_copy_is_the_same_model_on_weights_of_its_own() -> None:
     assert torch.equal(logits(editable), was)
     assert editable.rewrite_prompt(turns) != turns
     with editable.base_model():
-        assert torch.allclose(logits(editable), logits(spelled()))
+        assert torch.allclose(logits(editable), logits(char_editable()))
 
 
 def test_a_strength_acts_inside_and_leaves_no_trace() -> None:
@@ -219,13 +219,13 @@ def test_a_strength_acts_inside_and_leaves_no_trace() -> None:
         assert not torch.allclose(logits(editable), was, atol=1e-2)
     assert torch.equal(logits(editable), was)
     assert same(editable, before)
-    with pytest.raises(ConfigError, match="adapter"), scaled(spelled(), 1.0):
+    with pytest.raises(ConfigError, match="adapter"), scaled(char_editable(), 1.0):
         pass
 
 
 def saved(folder: Path, layers: Sequence[int], modules: Sequence[str], rank: int) -> Path:
     """An adapter with random weights, as a PEFT folder."""
-    editable = tiny_loaded()
+    editable = tiny_editable()
     adapters.attach(editable, layers, modules, rank=rank, alpha=3.0, seed=rank)
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
@@ -238,9 +238,9 @@ def saved(folder: Path, layers: Sequence[int], modules: Sequence[str], rank: int
 
 def change(folders: Sequence[Path], amounts: Sequence[float]) -> dict[str, torch.Tensor]:
     """What the composed adapters add to each weight."""
-    editable = tiny_loaded()
+    editable = tiny_editable()
     compose(editable, folders, amounts)
-    merged, base = adapters.merged(editable).state_dict(), tiny_loaded().model.state_dict()
+    merged, base = adapters.merged(editable).state_dict(), tiny_editable().model.state_dict()
     return {name: merged[name] - weight for name, weight in base.items()}
 
 
@@ -261,13 +261,13 @@ def test_adapters_of_other_ranks_and_layers_add_up_exactly(tmp_path: Path) -> No
 def test_a_composed_adapter_travels_as_one_folder(tmp_path: Path) -> None:
     a = saved(tmp_path / "a", [1, 2], ["q_proj"], rank=2)
     b = saved(tmp_path / "b", [0, 2], ["down_proj"], rank=3)
-    editable = tiny_loaded()
+    editable = tiny_editable()
     compose(editable, [a, b], [1.0, 0.7])
     was = logits(editable)
     adapters.save(editable, tmp_path / "sum")
     assert (tmp_path / "sum" / "adapter_model.safetensors").is_file()
     adapters.detach(editable)
-    assert torch.equal(logits(editable), logits(tiny_loaded()))
+    assert torch.equal(logits(editable), logits(tiny_editable()))
     compose(editable, [tmp_path / "sum"], [1.0])
     assert torch.allclose(logits(editable), was, atol=1e-6)
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_composed_leaves_the_base(tmp_path: Path) -> None:
     b = saved(tmp_path / "b", [1], ["q_proj"], rank=2)
     config = json.loads((b / "adapter_config.json").read_text())
     (b / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    editable = tiny_loaded()
+    editable = tiny_editable()
     with pytest.raises(ModelError, match="plain LoRA"):
         compose(editable, [a, b], [1.0, 1.0])
     assert not editable.adapted
@@ -362,7 +362,7 @@ def test_the_adversary_faces_what_acts_on_the_model(
 
 
 def test_what_cannot_be_demanded_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    editable = spelled()
+    editable = char_editable()
     with pytest.raises(ConfigError, match="not about refusing"):
         tamper.tamper(editable, replace(concept(), weakens=None))
     monkeypatch.setattr(
@@ -426,7 +426,7 @@ def test_without_sacrebleu_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_all_questions_of_an_edited_model(complying: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robustness, "LENGTHS", (2,))
     monkeypatch.setattr(robustness, "tamper", lambda *a, **k: tamper.tamper(*a, **k, steps=(0, 2)))
-    editable = edit(spelled(), 0.3)
+    editable = edit(char_editable(), 0.3)
     before = weights(editable)
     told: list[str] = []
     found = robustness.robustness(
@@ -463,14 +463,14 @@ def test_all_questions_of_an_edited_model(complying: None, monkeypatch: pytest.M
 
 def test_only_what_can_be_asked_is_asked_by_default() -> None:
     other = replace(concept(), weakens=None)
-    assert robustness.applicable_attacks(edit(spelled(), 0.3), other) == (
+    assert robustness.applicable_attacks(edit(char_editable(), 0.3), other) == (
         "strength_sweep",
         "quality",
     )
-    assert "strength_sweep" not in robustness.applicable_attacks(spelled(), concept())
+    assert "strength_sweep" not in robustness.applicable_attacks(char_editable(), concept())
     silent = replace(other, directions={"raise": replace(other.directions["raise"], effect="")})
     with pytest.raises(ConfigError, match="effect"):
-        robustness.robustness(edit(spelled(), 0.3), silent, ["strength_sweep"])
+        robustness.robustness(edit(char_editable(), 0.3), silent, ["strength_sweep"])
 
 
 def call(*arguments: str) -> Result:

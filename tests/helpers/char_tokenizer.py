@@ -8,9 +8,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from retouch.core.config import LoraConfig
 from retouch.models.adapters import attach
 from retouch.models.editable_model import EditableModel
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_models import tiny_editable
 
 SPECIAL = ["<pad>", "<begin>", "<end>", "<unk>"]
 CHARACTERS = [chr(code) for code in range(32, 127)]  # 99 tokens in all
@@ -21,7 +22,7 @@ TEMPLATE = (
 )
 
 
-def spelling_tokenizer() -> Any:
+def char_tokenizer() -> Any:
     """One token a printable character: any text comes back as it was."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -39,18 +40,19 @@ def spelling_tokenizer() -> Any:
     )
 
 
-def spelled() -> EditableModel:
+def char_editable() -> EditableModel:
     """The tiny Llama, asked and answering in characters."""
-    editable = tiny_loaded()
-    editable.tokenizer = spelling_tokenizer()
+    editable = tiny_editable()
+    editable.tokenizer = char_tokenizer()
     with torch.no_grad():  # random logits are too flat to tell models apart
         editable.model.get_output_embeddings().weight.mul_(20.0)
     return editable
 
 
-def edit(editable: EditableModel, scale: float) -> EditableModel:
+def add_random_adapter(editable: EditableModel, scale: float) -> EditableModel:
     """Put an adapter with random weights on, in place; at scale 0 it changes nothing."""
-    attach(editable, range(4), ["q_proj", "v_proj", "down_proj"], rank=2, alpha=4.0, seed=0)
+    config = LoraConfig(r=2, lora_alpha=4.0, target_modules=("q_proj", "v_proj", "down_proj"))
+    attach(editable, range(4), config, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in editable.model.named_parameters():

@@ -11,7 +11,7 @@ from retouch.models import adapters, distributed
 from retouch.models.generate import generate
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
-from test_game import play, settings, tiny_concept
+from helpers.tiny_edit import run_training, tiny_concept, tiny_config
 
 # Odd numbers of rows, so that the processes have unlike shares, and one has none of some batch.
 WAYS = {

@@ -15,7 +15,7 @@ from retouch.methods.method import Method, Settings, tunable
 from retouch.models.interventions import Steering
 from retouch.models.editable_model import EditableModel
 from retouch.task.task import EditTask
-from helpers.char_tokenizer import spelled
+from helpers.char_tokenizer import char_editable
 
 PACK = """
 name: small
@@ -101,4 +101,4 @@ def put_methods(
 
 
 def model() -> EditableModel:
-    return spelled()
+    return char_editable()

@@ -237,7 +237,7 @@ def tiny_model(model_type: str = "llama", **more: Any) -> Any:
     return model.float().requires_grad_(False).eval()
 
 
-def tiny_loaded(model_type: str = "llama", **more: Any) -> EditableModel:
+def tiny_editable(model_type: str = "llama", **more: Any) -> EditableModel:
     """The tiny model as `models.load` hands it out."""
     model = tiny_model(model_type, **more)
     where = torch.device("cpu")

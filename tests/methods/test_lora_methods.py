@@ -22,7 +22,7 @@ from retouch.models.segment import Segment
 from retouch.representations.batch import make_batches
 from retouch.task.task import EditTask, build_task
 from retouch.task.validation import ValidationResult
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_models import tiny_editable
 
 TRAINED = (
     "lora-sft",
@@ -88,7 +88,7 @@ def weights(editable: EditableModel) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("id", [*TRAINED, *PUBLISHED])
 def test_base_weights_and_responses_are_as_they_were_after_detaching(id: str) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = make_task(editable)
     base, before = editable.model, {n: p.clone() for n, p in editable.model.named_parameters()}
     held, shaped = set(vars(base)), base.config.to_dict()
@@ -110,7 +110,7 @@ def test_base_weights_and_responses_are_as_they_were_after_detaching(id: str) ->
 def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(id: str) -> None:
     found: list[dict[str, torch.Tensor]] = []
     for seed in (3, 3, 4):
-        editable = tiny_loaded()
+        editable = tiny_editable()
         torch.manual_seed(len(found))  # nothing hangs on the global state
         apply(
             editable,
@@ -125,7 +125,7 @@ def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(id: s
 
 @pytest.mark.parametrize("id", ["lora-sft", "lora-sft-kl", "dpo"])
 def test_what_learns_the_wanted_responses_makes_them_likelier(id: str) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = make_task(editable)
     before = task.validator().validation_score
     apply(editable, id, task)
@@ -133,7 +133,7 @@ def test_what_learns_the_wanted_responses_makes_them_likelier(id: str) -> None:
 
 
 def test_the_sft_loss_is_that_of_transformers() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     (batch,) = make_batches(make_task(editable).train.chosen, 8, 0)
     labels = torch.full_like(batch.ids, -100)
     for row, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
@@ -145,7 +145,7 @@ def test_the_sft_loss_is_that_of_transformers() -> None:
 
 
 def test_the_divergence_is_0_at_first_and_then_what_a_hand_computes() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     rows = make_task(editable).train.retain
     (batch,) = make_batches(rows, 8, 0)
     adapters.attach(editable, (1, 2), (), 4, 8.0, 0)
@@ -166,7 +166,7 @@ def test_the_divergence_is_0_at_first_and_then_what_a_hand_computes() -> None:
 
 
 def test_batches_go_on_without_end_and_every_row_comes_before_any_comes_again() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     rows = make_task(editable).train.retain
     endless = cycle(editable, rows, 3, "seed")
     seen = [i for _ in range(3) for i in next(endless).index]
@@ -191,7 +191,7 @@ def test_the_keeper_takes_the_best_within_the_guard_else_the_lowest_drift() -> N
 
 
 def ready(pairs: bool = True) -> tuple[EditableModel, EditTask, Segment]:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     return editable, make_task(editable, pairs), Segment(editable, 0, 2)
 
 
@@ -258,7 +258,7 @@ def test_paired_matching_brings_states_to_the_wanted_ones(pairs: bool) -> None:
 
 
 def test_the_offset_moves_the_place_as_far_as_the_model_reaches() -> None:
-    task = make_task(tiny_loaded())
+    task = make_task(tiny_editable())
     assert paired_matching.placed(task, 0, 4) == (1, 2)
     assert paired_matching.placed(task, 1, 4) == (2, 3)
     assert paired_matching.placed(task, 2, 4) == (3,)
@@ -267,7 +267,7 @@ def test_the_offset_moves_the_place_as_far_as_the_model_reaches() -> None:
 
 @pytest.mark.parametrize("id", ["dpo", "circuit-breaker"])
 def test_a_concept_without_unwanted_responses_is_refused(id: str) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = make_task(editable, pairs=False)
     with pytest.raises(ConfigError, match="no pairs"):
         apply(editable, id, task)
@@ -276,7 +276,7 @@ def test_a_concept_without_unwanted_responses_is_refused(id: str) -> None:
 
 @pytest.mark.parametrize("sft_weight", [0.0, 0.5])
 def test_trl_trains_on_our_ids_and_begins_at_log_2(sft_weight: float, tmp_path: Path) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     rows = make_task(editable).train
     adapters.attach(editable, range(4), (), 4, 8.0, 0)
     with dpo.left_alone(editable):
@@ -303,7 +303,7 @@ def test_dpo_says_nothing_and_leaves_no_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    editable = tiny_loaded()
+    editable = tiny_editable()
     apply(editable, "dpo", make_task(editable), steps=4)
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
@@ -311,7 +311,7 @@ def test_dpo_says_nothing_and_leaves_no_file(
 
 
 def test_dpo_widens_the_margin_over_the_base() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = make_task(editable)
     apply(editable, "dpo", task, beta=0.5)
 
@@ -326,7 +326,7 @@ def test_dpo_widens_the_margin_over_the_base() -> None:
 
 
 def test_the_published_loop_lowers_its_loss_prompt_by_prompt() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = make_task(editable)
     shown, labels = are_published.prompts(task.train)
     assert labels.tolist() == [0, 1] * 8
@@ -345,7 +345,7 @@ def test_the_published_loop_lowers_its_loss_prompt_by_prompt() -> None:
 def test_the_published_loop_takes_a_fresh_discriminator_every_round_and_stops_by_its_rule(
     id: str, pushed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = make_task(editable)
     readers: list[are_published.Reader] = []
     rows: list[int] = []
@@ -380,7 +380,7 @@ def test_the_stop_rule() -> None:
 
 
 def test_forced_beginnings_are_none_of_the_published_prompts() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     config = EditConfig(concept="tiny", labels=8, retain=8, layers=(1,), read_layers=(1,), forced=2)
     task = build_task(editable, tiny_concept(), config)
     assert len(task.train.source) == 24
@@ -388,13 +388,13 @@ def test_forced_beginnings_are_none_of_the_published_prompts() -> None:
 
 
 def test_a_model_without_the_named_linears_is_an_error() -> None:
-    editable = tiny_loaded("gpt2")
+    editable = tiny_editable("gpt2")
     with pytest.raises(ModelError, match="q_proj"):
         apply(editable, "are-published", make_task(editable))
 
 
 def test_methods_without_a_judge_never_ask_it() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
 
     def never() -> ValidationResult:
         raise AssertionError

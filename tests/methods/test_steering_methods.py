@@ -30,8 +30,8 @@ from retouch.models.adapters import detach, merged, save
 from retouch.models.editable_model import EditableModel
 from retouch.representations.activations import record_activations
 from retouch.task.task import EditTask, build_task
-from test_game import settings, tiny_concept
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_edit import tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
@@ -40,7 +40,7 @@ IDS = torch.arange(6, 46).reshape(4, 10)
 def tiny_task(pairs: bool) -> EditTask:
     """Every tiny model has the same weights, so that one task serves them all."""
     few = settings(layers=None, read_layers=(1,), labels=6, response_tokens=2)
-    return build_task(tiny_loaded(), tiny_concept(pairs), few)
+    return build_task(tiny_editable(), tiny_concept(pairs), few)
 
 
 def put_on(editable: EditableModel, task: EditTask, id: str, **more: Any) -> None:
@@ -64,7 +64,7 @@ ACTING = {
 @pytest.mark.parametrize("pairs", [True, False])
 @pytest.mark.parametrize("id", ACTING)
 def test_a_method_acts_and_the_base_comes_back_bit_for_bit(id: str, pairs: bool) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     base = logits(editable)
     before = {n: p.detach().clone() for n, p in editable.model.named_parameters()}
     put_on(editable, tiny_task(pairs), id, **ACTING[id])
@@ -78,7 +78,7 @@ def test_a_method_acts_and_the_base_comes_back_bit_for_bit(id: str, pairs: bool)
 
 
 def test_no_edit_does_nothing() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     base = logits(editable)
     put_on(editable, tiny_task(True), "none")
     assert not editable.edited
@@ -87,7 +87,7 @@ def test_no_edit_does_nothing() -> None:
 
 @pytest.mark.parametrize(("positions", "block"), [(1, 0), (1, 3), (2, 1)])
 def test_the_steering_vector_is_the_mean_difference_by_hand(positions: int, block: int) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = tiny_task(True)
 
     def by_hand(rows: Any) -> torch.Tensor:
@@ -109,7 +109,7 @@ def test_the_steering_vector_is_the_mean_difference_by_hand(positions: int, bloc
 
 
 def test_states_come_in_the_order_of_the_rows() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     rows = [*tiny_task(True).train.source, *tiny_task(True).train.retain]  # of unlike lengths
     alone = torch.cat([response_states(editable, [row], [2], 1)[2] for row in rows])
     torch.testing.assert_close(response_states(editable, rows, [2], 1)[2], alone)
@@ -134,7 +134,7 @@ def test_a_planted_direction_is_read_and_points_to_the_wanted() -> None:
 
 
 def test_reading_vectors_are_as_long_as_the_mean_difference_on_every_block_of_the_span() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = tiny_task(True)
     found = contrast(editable, task, range(4), 1)
     put_on(editable, task, "reading-vector", strength=3.0, offset=1, span=4)
@@ -158,7 +158,7 @@ WRITERS = {
     ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt"],
 )
 def test_scaled_weights_are_the_equation_and_ablation_leaves_nothing(family: str) -> None:
-    editable = tiny_loaded(family)
+    editable = tiny_editable(family)
     r = unit(torch.randn(32, generator=torch.Generator().manual_seed(1)))
     names = writers(editable)
     ends = {name.removeprefix(editable.layout.path).split(".", 2)[2] for name in names}
@@ -181,7 +181,7 @@ def test_scaled_weights_are_the_equation_and_ablation_leaves_nothing(family: str
 def test_an_ablated_model_writes_nothing_along_the_direction_and_travels(tmp_path: Any) -> None:
     from peft import PeftModel
 
-    editable = tiny_loaded()
+    editable = tiny_editable()
     r = unit(torch.randn(32, generator=torch.Generator().manual_seed(1)))
     scale_direction(editable, r, -1.0)
     with record_activations(editable, range(4)) as states:
@@ -192,13 +192,13 @@ def test_an_ablated_model_writes_nothing_along_the_direction_and_travels(tmp_pat
         assert float(along.abs().max()) < 1e-5
     torch.testing.assert_close(merged(editable)(input_ids=IDS).logits, ablated)
     save(editable, tmp_path)
-    again = PeftModel.from_pretrained(tiny_loaded().model, str(tmp_path))
+    again = PeftModel.from_pretrained(tiny_editable().model, str(tmp_path))
     torch.testing.assert_close(again(input_ids=IDS).logits, ablated)
 
 
 @pytest.mark.parametrize("place", ["system", "around", "both"])
 def test_the_reminder_stands_in_the_prompt(place: str) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     base = logits(editable)
     task = tiny_task(True)
     put_on(editable, task, "self-reminder", phrasing=4, place=place)
@@ -231,7 +231,7 @@ def test_every_concept_has_reminders() -> None:
 
 @pytest.mark.parametrize("shown", ["asked", "direct"])
 def test_demonstrations_with_the_wanted_response_stand_before_the_chat(shown: str) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = tiny_task(True)
     put_on(editable, task, "in-context-defense", count=2, shown=shown)
     turns = editable.rewrite_prompt((Message("user", "w3"),))
@@ -251,7 +251,7 @@ def test_demonstrations_with_the_wanted_response_stand_before_the_chat(shown: st
 
 
 def test_without_pairs_the_direct_prompts_are_shown() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = tiny_task(False)
     put_on(editable, task, "in-context-defense", count=1, shown="asked")
     assert (
@@ -260,7 +260,7 @@ def test_without_pairs_the_direct_prompts_are_shown() -> None:
 
 
 def test_demonstrations_that_do_not_fit_are_refused() -> None:
-    editable = tiny_loaded(max_position_embeddings=16)
+    editable = tiny_editable(max_position_embeddings=16)
     with pytest.raises(ConfigError, match="the model reads 16"):
         put_on(editable, tiny_task(True), "in-context-defense", count=6)
     assert not editable.edited
@@ -307,7 +307,7 @@ def test_steering_vectors_of_the_library_are_the_same(monkeypatch: pytest.Monkey
         library = pytest.importorskip(
             "steering_vectors", reason="pip install --no-deps -r tests/peers.txt"
         )
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = tiny_task(True)
     pairs = pairs_as_text(editable, task)
     found = contrast(editable, task, range(4), 1)
@@ -338,7 +338,7 @@ def test_repeng_reads_the_same_vectors_and_steers_the_same(
             stand_in(patch, "sklearn.decomposition", PCA=PCA)
             patch.setattr(np, "float_", np.float64, raising=False)  # gone since numpy 2
         library = pytest.importorskip("repeng", reason="pip install --no-deps -r tests/peers.txt")
-    editable = tiny_loaded()
+    editable = tiny_editable()
     task = tiny_task(True)
     rows = [library.DatasetEntry(*pair) for pair in pairs_as_text(editable, task)]
     found = contrast(editable, task, (1, 2), 1)
@@ -349,7 +349,7 @@ def test_repeng_reads_the_same_vectors_and_steers_the_same(
     for layer in (1, 2):
         direction = torch.from_numpy(theirs.directions[layer])
         assert float(reading_direction(found[layer], 0) @ direction) > 0.999
-    wrapped = library.ControlModel(tiny_loaded().model, [1, 2])
+    wrapped = library.ControlModel(tiny_editable().model, [1, 2])
     length = {layer: float(mean_difference(found[layer]).norm()) for layer in (1, 2)}
     scaled = {layer: length[layer] * theirs.directions[layer] for layer in (1, 2)}
     wrapped.set_control(library.ControlVector("llama", scaled), 1.5)

@@ -19,7 +19,7 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
 from retouch.representations.activations import record_activations
 from retouch.representations.losses import normalized_mse_loss
-from helpers.tiny_models import EXTRA, VISION, tiny_loaded
+from helpers.tiny_models import EXTRA, VISION, tiny_editable
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 TWINS = IDS.flip(0)
@@ -42,7 +42,7 @@ class Subject:
 
 @pytest.fixture(scope="module", params=[*EXTRA, *VISION])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    editable = tiny_loaded(request.param)
+    editable = tiny_editable(request.param)
     weights = {n: p.detach().clone() for n, p in editable.model.named_parameters()}
     return Subject(request.param, editable, weights)
 
@@ -206,7 +206,7 @@ def test_a_response_does_not_depend_on_the_rows_beside_it(editable: EditableMode
 
 @pytest.mark.parametrize("family", FUSED)
 def test_experts_get_no_adapter_and_attention_does(family: str) -> None:
-    editable = tiny_loaded(family)
+    editable = tiny_editable(family)
     layout, model = editable.layout, editable.model
     experts = [n for n in layout.unreached(model, BLOCKS) if ".experts." in n]
     assert all(model.get_parameter(name).dim() == 3 for name in experts if "bias" not in name)
@@ -218,7 +218,7 @@ def test_experts_get_no_adapter_and_attention_does(family: str) -> None:
 
 def test_a_dense_layer_that_shares_its_name_with_experts_is_left_alone_and_said() -> None:
     # PEFT would put the adapter on the experts of every block instead.
-    editable = tiny_loaded("deepseek_v3")
+    editable = tiny_editable("deepseek_v3")
     out = editable.layout.unreached(editable.model, [1])
     assert out["model.layers.1.mlp.down_proj.weight"] == 32 * 64
     with pytest.raises(ModelError, match=r"ends in down_proj.*There are:.*o_proj"):
@@ -226,21 +226,21 @@ def test_a_dense_layer_that_shares_its_name_with_experts_is_left_alone_and_said(
 
 
 def test_a_router_that_looks_like_a_linear_layer_is_none() -> None:
-    editable = tiny_loaded("llama4_text")
+    editable = tiny_editable("llama4_text")
     router = editable.blocks[1].get_submodule("feed_forward.router")
     assert isinstance(router, nn.Linear)
     assert not any("router" in name for name in editable.layout.linears(editable.model, BLOCKS))
 
 
 def test_a_layer_whose_weight_mamba_reads_itself_gets_no_adapter() -> None:
-    jamba, falcon = tiny_loaded("jamba"), tiny_loaded("falcon_h1")
+    jamba, falcon = tiny_editable("jamba"), tiny_editable("falcon_h1")
     assert "model.layers.0.mamba.dt_proj.weight" in jamba.layout.unreached(jamba.model, [0])
     assert "model.layers.0.mamba.out_proj.weight" in falcon.layout.unreached(falcon.model, [0])
     assert "model.layers.0.mamba.in_proj" in falcon.layout.linears(falcon.model, [0])
 
 
 def test_an_adapter_that_peft_puts_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    editable = tiny_loaded("qwen3_moe")
+    editable = tiny_editable("qwen3_moe")
     monkeypatch.setattr("retouch.models.layout.reachable", lambda _, names: list(names))
     with pytest.raises(ModelError, match="PEFT adapts other layers of tiny"):
         adapters.attach(editable, [0], (), 4, 8.0, 0)
@@ -249,7 +249,7 @@ def test_an_adapter_that_peft_puts_elsewhere_is_refused(monkeypatch: pytest.Monk
 
 
 def test_states_in_several_streams_are_refused() -> None:
-    editable = tiny_loaded(
+    editable = tiny_editable(
         "gemma3n_text",
         head_dim=8,
         intermediate_size=[64] * 4,

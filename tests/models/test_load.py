@@ -17,8 +17,8 @@ from retouch.models.generate import generate
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
 from retouch.training.setup import set_up_training
-from test_game import settings, tiny_concept
-from helpers.tiny_models import VISION, tiny_loaded, tiny_model, tiny_tokenizer
+from helpers.tiny_edit import tiny_concept, tiny_config
+from helpers.tiny_models import VISION, tiny_editable, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_adapter(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_model_does_not_fit(folder: Path, tmp_path: Path) -> None:
-    wide = tiny_loaded(hidden_size=64)
+    wide = tiny_editable(hidden_size=64)
     adapters.attach(wide, [1], (), 2, 4.0, 0)
     adapters.save(wide, tmp_path / "wide")
     with pytest.raises(ModelError, match="does not fit"):
@@ -239,7 +239,7 @@ def test_that_there_is_no_template_is_said(
 
     monkeypatch.setattr(pipeline, "set_up_training", stop)
     monkeypatch.setattr(pipeline, "evaluate_concepts", stop)
-    editable = tiny_loaded()
+    editable = tiny_editable()
     editable.tokenizer.chat_template = template
     with pytest.raises(KeyError):
         begin(editable)

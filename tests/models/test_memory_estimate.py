@@ -16,7 +16,7 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
 from retouch.models.segment import Segment
 from retouch.models.weights import Quantize
-from helpers.tiny_models import tiny_loaded, tiny_model, tiny_tokenizer
+from helpers.tiny_models import tiny_editable, tiny_model, tiny_tokenizer
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt"]
 
@@ -49,7 +49,7 @@ def test_the_numbers_of_a_model_without_weights_are_those_of_the_model(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapter_numbers_are_those_that_peft_makes(family: str) -> None:
-    editable = tiny_loaded(family)
+    editable = tiny_editable(family)
     names = editable.layout.linears(editable.model, BLOCKS)
     foreseen = footprint.adapter_numbers(editable.model, names, 4)
     adapters.attach(editable, BLOCKS, (), 4, 8.0, 0)
@@ -87,25 +87,25 @@ def foreseen_bytes(editable: EditableModel, modules: tuple[str, ...] = ()) -> in
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_foreseen_within_a_factor_of_two(family: str) -> None:
-    editable = tiny_loaded(family)
+    editable = tiny_editable(family)
     assert 0.5 < foreseen_bytes(editable) / saved_bytes(editable) < 2
 
 
 def test_activations_of_pocket_and_of_a_wider_model_are_foreseen() -> None:
     assert 0.8 < (foreseen_bytes(pocket := load("pocket")) / saved_bytes(pocket)) < 1.4
-    wide = tiny_loaded("llama", hidden_size=256, intermediate_size=688, num_attention_heads=8)
+    wide = tiny_editable("llama", hidden_size=256, intermediate_size=688, num_attention_heads=8)
     assert 0.8 < foreseen_bytes(wide) / saved_bytes(wide) < 1.4
 
 
 @pytest.mark.parametrize("modules", [(), ("q_proj", "v_proj")])
 def test_activations_below_float32_count_the_adapters_copies(modules: tuple[str, ...]) -> None:
-    editable = tiny_loaded("llama", hidden_size=256, intermediate_size=688)
+    editable = tiny_editable("llama", hidden_size=256, intermediate_size=688)
     editable.model.to(torch.bfloat16)
     assert 0.7 < foreseen_bytes(editable, modules) / saved_bytes(editable, modules) < 1.5
 
 
 def test_operations_of_a_forward_pass_are_those_that_are_counted() -> None:
-    editable = tiny_loaded("llama", hidden_size=128, intermediate_size=256)
+    editable = tiny_editable("llama", hidden_size=128, intermediate_size=256)
     counts = footprint.count(editable.model, editable.layout)
     ids = torch.arange(6, 46).reshape(4, 10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -118,7 +118,7 @@ def test_operations_of_a_forward_pass_are_those_that_are_counted() -> None:
 
 
 def test_operations_of_a_training_step_through_frozen_weights() -> None:
-    editable = tiny_loaded("llama", hidden_size=128, intermediate_size=256)
+    editable = tiny_editable("llama", hidden_size=128, intermediate_size=256)
     counts = footprint.count(editable.model, editable.layout)
     ids = torch.arange(6, 86).reshape(4, 20)
     adapters.attach(editable, BLOCKS, (), 4, 8.0, 0)
@@ -135,7 +135,7 @@ def test_operations_of_a_training_step_through_frozen_weights() -> None:
 
 
 def test_the_cache_is_what_a_generation_keeps() -> None:
-    editable = tiny_loaded("llama")
+    editable = tiny_editable("llama")
     ids = torch.arange(6, 46).reshape(4, 10)
     cache = editable.model(input_ids=ids, use_cache=True).past_key_values
     real = sum(
@@ -147,7 +147,7 @@ def test_the_cache_is_what_a_generation_keeps() -> None:
 
 
 def test_a_model_without_attention_is_counted_too() -> None:
-    editable = tiny_loaded("mamba")
+    editable = tiny_editable("mamba")
     del editable.model.config.num_attention_heads
     assert footprint.cache_bytes(editable.model.config, 4, 10, 4) == 0
     assert foreseen_bytes(editable) > 0

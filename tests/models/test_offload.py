@@ -10,7 +10,7 @@ from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
 from retouch.training.setup import set_up_training
-from test_game import play, settings, tiny_concept
+from helpers.tiny_edit import run_training, tiny_concept, tiny_config
 from helpers.tiny_models import tiny_model, tiny_tokenizer
 
 IDS = torch.arange(10, 30).reshape(2, 10)

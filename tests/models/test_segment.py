@@ -15,14 +15,14 @@ from retouch.representations.batch import make_batches
 from retouch.representations.divergence import token_kl
 from retouch.representations.logprobs import response_logprob
 from retouch.training.setup import set_up_training
-from test_game import settings, tiny_concept
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_edit import tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
 
 def test_catching_stops_before_the_last_block_and_leaves_no_hook() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     seen: list[int] = []
     handle = editable.blocks[2].register_forward_hook(lambda *_: seen.append(1))
     Segment(editable, 1, 2).catch(IDS)
@@ -97,7 +97,7 @@ def test_states_of_another_shape_are_refused() -> None:
 def test_an_edit_checks_the_segment_before_it_attaches_an_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    editable, held = tiny_loaded(), Segment.run
+    editable, held = tiny_editable(), Segment.run
     monkeypatch.setattr(Segment, "run", lambda *given: {i: s + 1 for i, s in held(*given).items()})
     with pytest.raises(ModelError, match="tiny cannot be edited"):
         set_up_training(editable, tiny_concept(), settings())
@@ -105,14 +105,14 @@ def test_an_edit_checks_the_segment_before_it_attaches_an_adapter(
 
 
 def test_record_lets_go_after_an_error() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     with pytest.raises(RuntimeError), record(editable, [0, 3]):
         raise RuntimeError
     assert all(not block._forward_hooks for block in editable.blocks)
 
 
 def test_padding_changes_no_state_of_a_real_token() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     rows = [TokenizedChat(tuple(range(6, 14)), 5), TokenizedChat(tuple(range(20, 32)), 7)]
     (batch,) = make_batches(rows, 4, 0)
     segment = Segment(editable, 1, 2)
@@ -132,7 +132,7 @@ def test_response_positions_predict_the_response() -> None:
 
 
 def test_replacing_states_with_those_of_another_run_gives_that_run() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     with record_activations(editable, [2]) as states:
         other = editable.model(input_ids=IDS + 40, use_cache=False).logits
     rows = torch.arange(4).repeat_interleave(10)
@@ -143,7 +143,7 @@ def test_replacing_states_with_those_of_another_run_gives_that_run() -> None:
 
 
 def test_patching_the_last_block_brings_the_whole_response_back() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     source = [TokenizedChat((10 + i, 20, 30, 40, 50), 3) for i in range(6)]
     target = [TokenizedChat((60 + i, 21, 31, 40, 50), 3) for i in range(6)]
     found = causal_trace(editable, source, target)
@@ -153,7 +153,7 @@ def test_patching_the_last_block_brings_the_whole_response_back() -> None:
 
 
 def test_log_probability_of_a_response_by_hand() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     row = TokenizedChat((10, 11, 12, 13), 2)
     logits = editable.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
     by_hand = (logits[1, 12] + logits[2, 13]) / 2
@@ -163,7 +163,7 @@ def test_log_probability_of_a_response_by_hand() -> None:
 def test_divergence_of_a_model_from_itself_is_zero() -> None:
     from retouch.models import adapters
 
-    editable = tiny_loaded()
+    editable = tiny_editable()
     adapters.attach(editable, [1], (), 2, 4.0, 0)
     rows = [TokenizedChat((10, 11, 12, 13), 2)]
     assert token_kl(editable, rows)[0].total == 0.0
@@ -177,7 +177,7 @@ def test_divergence_of_a_model_from_itself_is_zero() -> None:
 
 @pytest.mark.parametrize("last", [2, 3])
 def test_reading_at_once_is_catching_and_running(last: int) -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     segment = Segment(editable, 1, last)
     both = (1, last)
     read, run = (

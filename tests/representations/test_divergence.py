@@ -6,7 +6,7 @@ from retouch.core.types import Message
 from retouch.evaluation.drift import mean_kl
 from retouch.representations.batch import make_batches
 from retouch.representations.divergence import token_kl
-from helpers.char_tokenizer import edit, spelled
+from helpers.char_tokenizer import edit, char_editable
 
 PROMPTS = ["Hi", "What is the capital of France?", "Count these: a, b.", "So?"]
 
@@ -31,7 +31,7 @@ def by_hand(editable, text):
 
 
 def test_kl_is_the_definition_whatever_the_batch():
-    editable = edit(spelled(), 0.3)
+    editable = edit(char_editable(), 0.3)
     texts = tokenized(editable)
     for batch_size in (1, 3, 8):
         rows = token_kl(editable, texts, batch_size)
@@ -44,7 +44,7 @@ def test_kl_is_the_definition_whatever_the_batch():
     assert mean_kl(rows, responses=False).value > 1e-3  # there was something to measure
 
 
-@pytest.mark.parametrize("editable", [spelled(), edit(spelled(), 0.0)], ids=["bare", "adapter"])
+@pytest.mark.parametrize("editable", [char_editable(), edit(char_editable(), 0.0)], ids=["bare", "adapter"])
 def test_a_model_is_at_exactly_no_distance_from_itself(editable):
     rows = token_kl(editable, tokenized(editable), 2)
     for responses in (True, False):
@@ -55,14 +55,14 @@ def test_a_model_is_at_exactly_no_distance_from_itself(editable):
 def test_farther_edits_drift_farther():
     scores = [
         mean_kl(token_kl(editable, tokenized(editable), 4), responses=True).value
-        for editable in (edit(spelled(), scale) for scale in (0.01, 0.1, 1.0))
+        for editable in (edit(char_editable(), scale) for scale in (0.01, 0.1, 1.0))
     ]
     assert scores == sorted(scores)
     assert scores[0] > 0
 
 
 def test_what_the_base_rules_out_is_no_nan():
-    editable = edit(spelled(), 0.3)
+    editable = edit(char_editable(), 0.3)
     head = editable.model.get_base_model().lm_head
 
     def ruled_out(module, args, logits):

@@ -18,8 +18,8 @@ from retouch.representations.latent_pgd import latent_pgd
 from retouch.representations.losses import domain_confusion_loss, normalized_mse_loss, sft_loss
 from retouch.task.examples import build_examples
 from retouch.training.setup import set_up_training
-from test_game import settings, tiny_concept
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_edit import tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
@@ -60,7 +60,7 @@ def test_losses_are_what_their_docstrings_say() -> None:
 
 
 def test_a_forced_row_breaks_off_into_the_wanted_response() -> None:
-    editable, concept = tiny_loaded(), tiny_concept()
+    editable, concept = tiny_editable(), tiny_concept()
     plain = build_examples(editable, concept, settings(), "train")
     rows = build_examples(editable, concept, settings(forced=1, forced_rows=2), "train")
     count = len(plain.source)
@@ -89,7 +89,7 @@ def test_a_forced_row_breaks_off_into_the_wanted_response() -> None:
 
 
 def test_what_a_retain_row_is_forced_to_begin_with_is_forced_on_source_rows() -> None:
-    editable, concept = tiny_loaded(), tiny_concept()
+    editable, concept = tiny_editable(), tiny_concept()
     held = [replace(row, prefill="w50 w51") for row in concept.examples["train"][2:9:3]]
     concept = replace(
         concept, rows={**concept.examples, "train": (*concept.examples["train"], *held)}
@@ -106,7 +106,7 @@ def test_what_a_retain_row_is_forced_to_begin_with_is_forced_on_source_rows() ->
 
 
 def test_other_training_rows_can_be_named_and_must_be_there() -> None:
-    editable, concept = tiny_loaded(), tiny_concept()
+    editable, concept = tiny_editable(), tiny_concept()
     extra = [replace(row, label="more", group="g") for row in concept.examples["train"][:9:3]]
     concept = replace(
         concept, rows={**concept.examples, "train": (*concept.examples["train"], *extra)}
@@ -136,7 +136,7 @@ def test_prompts_are_matched_at_the_words_that_both_end_in() -> None:
 
 
 def test_the_whole_run_gives_the_library_s_states_and_logits() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     states, logits = forward_with_states(editable, IDS, (0, 2))
     full = editable.model(input_ids=IDS, output_hidden_states=True, use_cache=False)
     assert torch.equal(states[2], full.hidden_states[3])
@@ -144,7 +144,7 @@ def test_the_whole_run_gives_the_library_s_states_and_logits() -> None:
 
 
 def test_a_push_stays_in_its_ball_and_hurts_more_than_a_random_one() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     segment = Segment(editable, 1, 2)
     inputs = segment.capture_inputs(IDS)
     objective = torch.randn(4, 10, 32)
@@ -165,7 +165,7 @@ def test_a_push_stays_in_its_ball_and_hurts_more_than_a_random_one() -> None:
 def test_a_pushed_game_is_another_game() -> None:
     losses = []
     for radius in (0.0, 0.5):
-        setting = set_up_training(tiny_loaded(), tiny_concept(), settings(rounds=1, perturb=radius))
+        setting = set_up_training(tiny_editable(), tiny_concept(), settings(rounds=1, perturb=radius))
         losses.append(next(iter(setting.trainer.train())).losses["pair"])
     assert losses[1] > losses[0]
 
@@ -174,15 +174,15 @@ def test_the_wanted_response_is_learnt_word_by_word_above_the_taps_too() -> None
     only = {"adversarial_weight": 0.0, "pair_weight": 0.0, "retain_weight": 0.1}
     high = {"layers": (2, 3), "read_layers": (2,)}
     with pytest.raises(ConfigError, match="supervised-weight"):
-        set_up_training(tiny_loaded(), tiny_concept(), settings(**only, **high))
+        set_up_training(tiny_editable(), tiny_concept(), settings(**only, **high))
     config = settings(**only, **high, supervised_weight=1.0, rounds=12)
-    events = list(set_up_training(tiny_loaded(), tiny_concept(), config).trainer.train())
+    events = list(set_up_training(tiny_editable(), tiny_concept(), config).trainer.train())
     # The frozen head of a random model leaves little to be learnt: a third of a nat.
     assert events[-1].losses["supervised"] < events[0].losses["supervised"] - 0.3
 
 
 def test_closing_a_gap_plays_one_group_against_the_other() -> None:
-    editable, concept = tiny_loaded(), groups_concept("lower")
+    editable, concept = tiny_editable(), groups_concept("lower")
     config = settings(labels=16, rounds=6, retain_weight=0.1, response_positions=1)
     setting = set_up_training(editable, concept, config)
     rows = build_examples(editable, concept, config, "train")
@@ -193,7 +193,7 @@ def test_closing_a_gap_plays_one_group_against_the_other() -> None:
 
 
 def test_widening_a_gap_learns_the_choice_of_the_group() -> None:
-    editable, concept = tiny_loaded(), groups_concept("higher")
+    editable, concept = tiny_editable(), groups_concept("higher")
     rows = build_examples(editable, concept, settings(labels=16), "train")
     first = editable.tokenizer("w7")["input_ids"][0]
     second = editable.tokenizer("w8")["input_ids"][0]

@@ -15,8 +15,8 @@ from retouch.task.examples import build_examples
 from retouch.task.layers import LayerSelection
 from retouch.training.finetuning_adversary import RANK, SCALE, FinetuningAdversary, apply_lora_delta
 from retouch.training.setup import build_trainer, set_up_training
-from test_game import settings, tiny_concept
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_edit import tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
@@ -27,7 +27,7 @@ def adversarial(**more: Any) -> Any:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_change_is_what_it_would_be_in_the_weights(family: str) -> None:
-    editable, turned = tiny_loaded(family), family == "gpt2"
+    editable, turned = tiny_editable(family), family == "gpt2"
     config = adversarial()
     rows = build_examples(editable, tiny_concept(), config, "train")
     change = FinetuningAdversary(editable, rows, config).train(1)[-1]
@@ -44,7 +44,7 @@ def test_a_change_is_what_it_would_be_in_the_weights(family: str) -> None:
 
 
 def test_the_adversary_learns_and_leaves_model_and_adapter_as_they_are() -> None:
-    editable, config = tiny_loaded(), adversarial(tamper=30, tamper_lr=5e-3)
+    editable, config = tiny_editable(), adversarial(tamper=30, tamper_lr=5e-3)
     rows = build_examples(editable, tiny_concept(), config, "train")
     finetuning_adversary = FinetuningAdversary(editable, rows, config)
     adapters.attach(editable, (1, 2), (), 4, 8.0, 0)
@@ -82,7 +82,7 @@ def test_the_edit_learns_to_stand_it() -> None:
         pair_weight=0.0,
         retain_weight=0.0,
     )
-    setting = set_up_training(tiny_loaded(), tiny_concept(), config)
+    setting = set_up_training(tiny_editable(), tiny_concept(), config)
     events = list(setting.trainer.train())
     assert "tamper" not in events[0].losses  # there is no edit yet that could be undone
     assert events[-1].losses["tamper"] < 0.95 * events[1].losses["tamper"]
@@ -90,12 +90,12 @@ def test_the_edit_learns_to_stand_it() -> None:
 
 
 def test_a_restored_game_meets_the_same_adversaries() -> None:
-    config, whole = adversarial(), tiny_loaded()
+    config, whole = adversarial(), tiny_editable()
     setting = set_up_training(whole, tiny_concept(), config)
     for event in setting.trainer.train():
         if event.round == 2:
             tensors, numbers = setting.trainer.state()
-    editable = tiny_loaded()
+    editable = tiny_editable()
     again = set_up_training(editable, tiny_concept(), config)
     again.trainer.restore(tensors, numbers)
     assert [event.round for event in again.trainer.train()] == [3, 4]
@@ -104,7 +104,7 @@ def test_a_restored_game_meets_the_same_adversaries() -> None:
 
 
 def test_without_pairs_there_is_nothing_to_teach() -> None:
-    editable, config = tiny_loaded(), adversarial()
+    editable, config = tiny_editable(), adversarial()
     rows = build_examples(editable, tiny_concept(pairs=False), config, "train")
     with pytest.raises(DataError, match="--tamper"):
         build_trainer(editable, rows, LayerSelection((1, 2), (2,), ""), lambda: None, config)  # type: ignore[arg-type, return-value]

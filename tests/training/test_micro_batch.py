@@ -12,14 +12,14 @@ from retouch.models import adapters
 from retouch.models.activation_cache import ActivationCache
 from retouch.models.oom import is_out_of_memory, split_on_oom
 from retouch.training.setup import set_up_training
-from test_game import play, settings, tiny_concept
-from helpers.tiny_models import tiny_loaded
+from helpers.tiny_edit import run_training, tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
 
 CPU = torch.device("cpu")
 
 
 def weights_of(config: EditConfig, pairs: bool = True) -> dict[str, torch.Tensor]:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     play(editable, config, tiny_concept(pairs))
     return {name: p.detach().clone() for name, p in adapters.parameters(editable).items()}
 
@@ -51,7 +51,7 @@ def test_responses_without_pairs_may_be_cut_too() -> None:
 
 def test_memory_that_runs_out_halves_what_runs_at_once() -> None:
     whole = weights_of(settings())
-    editable = tiny_loaded()
+    editable = tiny_editable()
 
     def tight(_: Any, args: tuple[torch.Tensor, ...]) -> None:
         if torch.is_grad_enabled() and len(args[0]) > 1:
@@ -67,7 +67,7 @@ def test_memory_that_runs_out_halves_what_runs_at_once() -> None:
 
 
 def test_one_row_that_does_not_fit_is_a_clear_error() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
 
     def full(*_: Any) -> None:
         if torch.is_grad_enabled():
@@ -120,7 +120,7 @@ def test_states_beyond_the_budget_lie_on_disk_and_are_the_same(
 def test_an_edit_from_disk_is_the_edit_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = weights_of(settings())
     monkeypatch.setattr("retouch.models.activation_cache.SMALL", 0)
-    editable = tiny_loaded()
+    editable = tiny_editable()
     setting = play(editable, settings(cache_memory="1B"))
     assert setting.trainer.dataset.kept["memory"] == 0
     assert setting.trainer.dataset.kept["disk"] > 10_000

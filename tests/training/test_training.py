@@ -16,60 +16,8 @@ from retouch.representations.discriminator import Discriminators
 from retouch.representations.losses import discriminator_loss, generator_loss, normalized_mse_loss
 from retouch.training.ema import EMA
 from retouch.training.setup import TrainingSetup, set_up_training
-from helpers.tiny_models import tiny_loaded
-
-
-def tiny_concept(pairs: bool = True) -> Concept:
-    """Prompts that end in w80 against the same prompts without it."""
-
-    def rows(begin: int) -> tuple[Example, ...]:
-        made = []
-        for i in range(begin, begin + 12):
-            pair = f"p{i}" if pairs else None
-            plain, marked = f"w{i} w{i + 1}", f"w{i} w{i + 1} w80"
-            made.append(Example((Message("user", marked),), "negative", "w5 w6", pair))
-            made.append(Example((Message("user", plain),), "positive", "w7 w8", pair))
-            made.append(Example((Message("user", f"w60 w{i}"),), "retain", "w9"))
-        return tuple(made)
-
-    direction_spec = DirectionSpec(("negative",), ("positive",), ("retain",))
-    back = DirectionSpec(("positive",), ("negative",), ("retain",))
-    return Concept(
-        "tiny",
-        "Tiny",
-        "",
-        {"train": rows(0), "validation": rows(20), "test": rows(40)},
-        {"raise": direction_spec, "lower": back},
-    )
-
-
-def settings(**more: Any) -> EditConfig:
-    plain: dict[str, Any] = {
-        "concept": "tiny",
-        "labels": 8,
-        "retain": 8,
-        "batch": 4,
-        "rounds": 4,
-        "steps": 4,
-        "discriminator_width": 16,
-        "discriminator_first": 20,
-        "discriminator_steps": 5,
-        "layers": (1, 2),
-        "read_layers": (2,),
-        "drift_guard": 100.0,
-        "patience": 99,
-    }
-    return EditConfig(**(plain | more))
-
-
-def train(
-    editable: EditableModel, config: EditConfig, concept: Concept | None = None
-) -> TrainingSetup:
-    setting = set_up_training(editable, concept or tiny_concept(), config)
-    for _ in setting.trainer.train():
-        pass
-    setting.trainer.finish()
-    return setting
+from helpers.tiny_edit import build_training, run_training, tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
 
 
 def test_losses_are_what_their_docstrings_say() -> None:
@@ -118,13 +66,13 @@ def test_moving_average_is_applied_and_taken_off() -> None:
 def test_each_part_of_the_game_lowers_its_loss(part: str, direction: str) -> None:
     weights = {"adversarial_weight": 0.0, "pair_weight": 0.0} | {f"{part}_weight": 1.0}
     config = settings(direction=direction, rounds=6, retain_weight=0.1, **weights)
-    setting = set_up_training(tiny_loaded(), tiny_concept(), config)
+    setting = set_up_training(tiny_editable(), tiny_concept(), config)
     losses = [event.losses[part] for event in setting.trainer.train()]
     assert losses[-1] < 0.9 * losses[0]
 
 
 def test_the_edit_moves_the_wanted_response_and_holds_frozen_weights() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     before = {n: p.detach().clone() for n, p in editable.model.named_parameters()}
     # A random model has learnt nothing that could carry over: it is num_validations on the rows it is
     # trained on.
@@ -142,7 +90,7 @@ def test_the_edit_moves_the_wanted_response_and_holds_frozen_weights() -> None:
 
 
 def test_a_concept_without_pairs_is_judged_by_fixed_discriminators() -> None:
-    setting = set_up_training(tiny_loaded(), tiny_concept(pairs=False), settings(retain_weight=0.1))
+    setting = set_up_training(tiny_editable(), tiny_concept(pairs=False), settings(retain_weight=0.1))
     assert setting.patching is None
     events = list(setting.trainer.train())
     assert all("pair" not in event.losses for event in events)
@@ -152,7 +100,7 @@ def test_a_concept_without_pairs_is_judged_by_fixed_discriminators() -> None:
 def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others() -> None:
     found = []
     for seed in (3, 3, 4):
-        editable = tiny_loaded()
+        editable = tiny_editable()
         play(editable, settings(seed=seed))
         found.append({n: p.detach().clone() for n, p in adapters.parameters(editable).items()})
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
@@ -162,14 +110,14 @@ def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others() -> 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_restored_game_goes_on_bit_for_bit(fresh: bool) -> None:
     config = settings(discriminator_fresh=fresh)
-    whole = tiny_loaded()
+    whole = tiny_editable()
     play(whole, config)
-    cut = set_up_training(tiny_loaded(), tiny_concept(), config)
+    cut = set_up_training(tiny_editable(), tiny_concept(), config)
     for event in cut.trainer.train():
         if event.round == 2:
             break
     tensors, numbers = cut.trainer.state()
-    editable = tiny_loaded()
+    editable = tiny_editable()
     again = set_up_training(editable, tiny_concept(), config)
     again.trainer.restore(tensors, numbers)
     assert [event.round for event in again.trainer.train()] == [3, 4]
@@ -188,12 +136,12 @@ def test_a_restored_game_goes_on_bit_for_bit(fresh: bool) -> None:
 )
 def test_blocks_that_cannot_be_edited_are_named(named: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        set_up_training(tiny_loaded(), tiny_concept(), settings(**named))
+        set_up_training(tiny_editable(), tiny_concept(), settings(**named))
 
 
 def test_patience_ends_the_game() -> None:
     setting = set_up_training(
-        tiny_loaded(), tiny_concept(), settings(rounds=30, patience=2, lr=0.2)
+        tiny_editable(), tiny_concept(), settings(rounds=30, patience=2, lr=0.2)
     )
     events = list(setting.trainer.train())
     assert len(events) < 30
@@ -201,14 +149,14 @@ def test_patience_ends_the_game() -> None:
 
 
 def test_no_round_within_the_guard_is_an_error() -> None:
-    setting = set_up_training(tiny_loaded(), tiny_concept(), settings(drift_guard=1e-12))
+    setting = set_up_training(tiny_editable(), tiny_concept(), settings(drift_guard=1e-12))
     list(setting.trainer.train())
     with pytest.raises(DivergedError, match="drift guard"):
         setting.trainer.finish()
 
 
 def test_a_loss_that_is_not_finite_stops_the_game() -> None:
-    setting = set_up_training(tiny_loaded(), tiny_concept(), settings(lr=1e30, rounds=9))
+    setting = set_up_training(tiny_editable(), tiny_concept(), settings(lr=1e30, rounds=9))
     with pytest.raises(DivergedError, match="not finite"):
         list(setting.trainer.train())
 
@@ -218,12 +166,12 @@ def test_one_class_is_an_error_that_names_the_missing_side() -> None:
     rows = {s: tuple(r for r in rs if r.label != "positive") for s, rs in concept.examples.items()}
     with pytest.raises(DataError, match="no train rows labelled positive"):
         set_up_training(
-            tiny_loaded(), Concept("tiny", "", "", rows, concept.directions), settings()
+            tiny_editable(), Concept("tiny", "", "", rows, concept.directions), settings()
         )
 
 
 def test_a_second_edit_on_top_is_an_error() -> None:
-    editable = tiny_loaded()
+    editable = tiny_editable()
     play(editable, settings(rounds=1))
     with pytest.raises(ModelError, match="adapter already"):
         set_up_training(editable, tiny_concept(), settings())
