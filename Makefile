@@ -1,4 +1,4 @@
-# Retouch: everything a fresh machine with Python 3.11+ needs is `make demo` or `make test`.
+# Retouch: on a fresh machine with Python 3.11 or newer, start with `make demo` or `make test`.
 #
 # Variables, all optional:
 #   PYTHON       the interpreter .venv is made from (default: the newest of 3.13, 3.12, 3.11, python3)
@@ -19,10 +19,10 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if $$p -c '$(PROBE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pocket bench targets clean
+.PHONY: help demo test docs docs-serve pocket bench targets clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP) ## Edit one concept in the built-in model, offline, on a CPU
 	@$(BIN)/retouch demo
@@ -33,6 +33,13 @@ test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at t
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest
+
+docs: $(STAMP) ## Build the documentation into site/; a broken link or reference is an error
+	$(BIN)/python -m docs.reference --check
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(STAMP) ## Serve the documentation on this machine while it is edited
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 pocket: $(STAMP) ## Train the built-in model again from its grammar
 	@$(BIN)/python -m model_organisms.pocket.train
@@ -45,7 +52,7 @@ targets: $(STAMP) ## Measure the edits of the built-in model beside their target
 
 clean: ## Remove the environment, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests benchmarks examples model_organisms -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Installed once; again only when the dependencies change. The stamp is laid last, so an
 # installation that was broken off is taken up again.

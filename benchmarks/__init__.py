@@ -1,1 +1,1 @@
-"""Benchmarks: commands beside the tests, each prints the table that the docs quote."""
+"""Benchmarks: commands that print the tables which the documentation cites."""

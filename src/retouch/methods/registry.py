@@ -1,47 +1,115 @@
-"""The methods by their ids, in the order of every table."""
+"""The methods by id: the built-in ones, and entry points of the group `retouch.methods`."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
 from retouch.core.errors import ConfigError
 from retouch.methods.method import Method
 
-_HOMES = {
-    "none": ("prompting", "NoEdit"),
-    "self-reminder": ("prompting", "SelfReminder"),
-    "in-context-defense": ("prompting", "InContextDefense"),
-    "steering": ("steering", "Steering"),
-    "reading-vector": ("steering", "ReadingVector"),
-    "ablation": ("ablation", "Ablation"),
-    "lorra": ("lorra", "Lorra"),
-    "circuit-breaker": ("circuit_breaker", "CircuitBreaker"),
-    "paired-matching": ("paired_matching", "PairedMatching"),
-    "lora-sft": ("fine_tuning", "LoraSft"),
-    "lora-sft-replay": ("fine_tuning", "LoraSftReplay"),
-    "lora-sft-kl": ("fine_tuning", "LoraSftKl"),
-    "dpo": ("dpo", "Dpo"),
-    "are-published": ("are_published", "AreOriginal"),
-    "are-published-wrapped": ("are_published", "AreOriginalSource"),
-    "retouch": ("retouch", "Retouch"),
+ENTRY_POINTS = "retouch.methods"
+_BUILTIN = {  # in the order of tables and plots
+    "none": "prompting:NoEdit",
+    "self-reminder": "prompting:SelfReminder",
+    "in-context-defense": "prompting:InContextDefense",
+    "steering": "steering:Steering",
+    "reading-vector": "steering:ReadingVector",
+    "ablation": "ablation:Ablation",
+    "lorra": "lorra:Lorra",
+    "circuit-breaker": "circuit_breaker:CircuitBreaker",
+    "paired-matching": "paired_matching:PairedMatching",
+    "lora-sft": "sft:LoraSft",
+    "lora-sft-replay": "sft:LoraSftReplay",
+    "lora-sft-kl": "sft:LoraSftKl",
+    "dpo": "dpo:Dpo",
+    "are-original": "are_original:AreOriginal",
+    "are-original-source": "are_original:AreOriginalSource",
+    "retouch": "retouch:Retouch",
 }
-IDS = tuple(_HOMES)
+_REGISTERED: dict[str, type[Method]] = {}
+
+
+def method_ids() -> tuple[str, ...]:
+    """The ids of all methods: built-in, then registered, then entry points by name."""
+    return tuple(dict.fromkeys((*_BUILTIN, *_REGISTERED, *sorted(_plugins()))))
+
+
+def register_method(method_class: type[Method]) -> type[Method]:
+    """Add a method under its `id`; usable as a class decorator.
+
+    Only the current process knows it; worker processes need an entry point.
+
+    Raises:
+        ConfigError: a built-in method has the id, or the class has none.
+    """
+    id = getattr(method_class, "id", "")
+    if not id or id in _BUILTIN:
+        raise ConfigError(
+            f"`{method_class.__name__}.id` is {id!r}, which is "
+            f"{'a built-in method' if id else 'no id'}.",
+            "Give the class an `id` of its own.",
+            code="method-id",
+        )
+    _REGISTERED[id] = method_class
+    return method_class
 
 
 def get_method(id: str) -> Method:
-    """The method of an id; its libraries are imported when it is asked for.
+    """Instantiate the method of an id; its module is imported only now.
 
     Raises:
-        ConfigError: there is no such method, or its library is not installed.
+        ConfigError: there is no such method, a library that it needs is not installed, or its
+            entry point cannot be loaded.
     """
-    if id not in _HOMES:
-        raise ConfigError(f"There is no method `{id}`.", f"The methods are: {', '.join(IDS)}.")
-    module, name = _HOMES[id]
+    if id in _BUILTIN:
+        return _load_builtin(id)()
+    if id in _REGISTERED:
+        return _REGISTERED[id]()
+    plugins = _plugins()
+    if id not in plugins:
+        raise ConfigError(
+            f"There is no method `{id}`.",
+            f"The methods are: {', '.join(method_ids())}.",
+            code="method-unknown",
+        )
+    return _load_plugin(plugins[id])()
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """The entry points by name, without those that have the id of a built-in method."""
+    found = entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in found if point.name not in _BUILTIN}
+
+
+def _load_builtin(id: str) -> type[Method]:
+    module, _, name = _BUILTIN[id].partition(":")
     try:
-        found = getattr(import_module(f"retouch.methods.{module}"), name)
+        method: type[Method] = getattr(import_module(f"retouch.methods.{module}"), name)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"The method `{id}` needs the library {error.name}.", "pip install 'retouch[compare]'"
+            f"The method `{id}` needs the library {error.name}.",
+            "pip install 'retouch[compare]'",
+            code="library-missing",
         ) from None
-    method: Method = found()
     return method
+
+
+def _load_plugin(point: EntryPoint) -> type[Method]:
+    try:
+        found = point.load()
+    except Exception as error:  # importing foreign code can raise anything
+        raise ConfigError(
+            f"The method `{point.name}` (entry point {point.value}) cannot be loaded: "
+            f"{type(error).__name__}: {error}.",
+            "Update or uninstall the package that provides it.",
+            code="method-not-loaded",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(
+            f"The method `{point.name}` (entry point {point.value}) is no subclass of "
+            "`retouch.methods.method.Method`.",
+            "Update or uninstall the package that provides it.",
+            code="method-not-loaded",
+        )
+    return found
