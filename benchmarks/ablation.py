@@ -1,33 +1,33 @@
-"""Print what each part of the edit buys: a concept edited with one part taken out at a time.
+"""Measure what each part of the method contributes: a concept edited with one part left out.
 
-    python -m benchmarks.ablation [--concept safety] [--direction raise] [--labels 16] [--seeds 3]
-        [--parts "whole,no game"]
+    python -m benchmarks.ablation [--concept safety] [--direction raise] [--num-examples 16]
+        [--seeds 3] [--parts "none,adversarial loss"]
 
-Each variant keeps the concept's settings but for what it takes out; test splits. Finished edits are
-kept under --out and not made again.
+Each variant keeps the concept's settings but for the part; test splits. Finished runs are kept
+under --out and reused.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import edited
+from benchmarks.common import argument_parser, edit_run, parse_names
 from retouch.concepts.registry import load_concept
-from retouch.core.types import Record
+from retouch.core.types import DIRECTIONS, Direction, Record
 
-# What is taken out, and how: options of `retouch edit`.
+# The part that is left out, and the options of `retouch edit` that leave it out.
 PARTS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "no game": {"adversarial-weight": 0},
-    "no pairs": {"pair-weight": 0},
-    "no retain set": {"retain-weight": 0},
-    "no words learnt": {"supervised-weight": 0},
-    "no moving average": {"average": 0},
-    "decision alone read": {"response-positions": 1},
+    "none": {},
+    "adversarial loss": {"adversarial-weight": 0},
+    "matching loss": {"matching-weight": 0},
+    # Without the retain loss an edit may drift far; it is measured all the same.
+    "retain loss": {"retain-weight": 0, "max-drift": 10},
+    "SFT loss": {"sft-weight": 0},
+    "EMA": {"ema-decay": 0},
+    "positions after the first": {"discriminator-positions": 1},
 }
 METRICS = (
     "nested_refusal",
@@ -43,65 +43,71 @@ METRICS = (
 )
 
 
-def value(records: dict[str, Record], metric: str) -> float:
+def value_after(records: Mapping[str, Record], metric: str) -> float:
     """A metric after the edit."""
     score = records[metric].after
     assert score is not None
     return score.value
 
 
-def table(
-    concept: str, direction: str, labels: int, seeds: int, parts: Sequence[str], out: Path
-) -> str:
-    """Mean over the seeds, and the worst seed of the effect."""
-    effect = load_concept(concept).directions[direction].effect  # type: ignore[index]
-    higher = load_concept(concept).directions[direction].effect_better == "higher"  # type: ignore[index]
-    lines: list[str] = []
+def rows(
+    concept: str,
+    direction: Direction,
+    num_examples: int,
+    seeds: int,
+    parts: Sequence[str],
+    out: Path,
+) -> Iterator[str]:
+    """The lines of the table, each as soon as its edits are made.
+
+    The effect is the mean over the seeds with the worst seed; other metrics are means.
+    """
+    spec = load_concept(concept).directions[direction]
+    header = False
     for part in parts:
-        options, runs = PARTS[part], []
+        runs = []
         for seed in range(seeds):
-            path = out / f"{concept}-{direction}-{labels}-{part.replace(' ', '-')}-seed{seed}"
-            # Without the retain set an edit may drift far: it is measured all the same.
-            wide = {"drift-guard": 10} if part == "no retain set" else {}
-            run = edited(
-                path, concept, direction, {"labels": labels, "seed": seed, **options, **wide}
-            )
+            name = f"{concept}-{direction}-{num_examples}-{part.replace(' ', '-')}-seed{seed}"
+            options = {"num-examples": num_examples, "seed": seed, **PARTS[part]}
+            run = edit_run(out / name, concept, direction, options)
             runs.append({record.metric: record for record in run.metrics()})
-        shown = [m for m in METRICS if m in runs[0] and m != effect]
-        if not lines:
-            lines = [
-                f"{concept}, {direction}, {labels} labels, {seeds} seeds, test split.",
-                "",
-                f"| part taken out | {effect} (worst seed) | {' | '.join(shown)} |",
-                f"|---|---|{'---|' * len(shown)}",
-            ]
-        values = [value(run, effect) for run in runs]
-        means = [statistics.fmean(value(run, metric) for run in runs) for metric in shown]
-        worst = (min if higher else max)(values)
-        points = " | ".join(f"{mean:.4f}" for mean in means)
-        lines.append(f"| {part} | {statistics.fmean(values):.3f} ({worst:.3f}) | {points} |")
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
+        others = [metric for metric in METRICS if metric in runs[0] and metric != spec.effect]
+        if not header:
+            header = True
+            yield f"| part left out | {spec.effect} (worst seed) | {' | '.join(others)} |"
+            yield f"|---|---|{'---|' * len(others)}"
+        effects = [value_after(run, spec.effect) for run in runs]
+        worst = (min if spec.effect_better == "higher" else max)(effects)
+        means = [statistics.fmean(value_after(run, metric) for run in runs) for metric in others]
+        columns = " | ".join(f"{mean:.4f}" for mean in means)
+        yield f"| {part} | {statistics.fmean(effects):.3f} ({worst:.3f}) | {columns} |"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse the options and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--concept", default="safety")
-    parser.add_argument("--direction", default="raise")
-    parser.add_argument("--labels", type=int, default=16)
+    parser.add_argument("--direction", choices=DIRECTIONS, default="raise")
+    parser.add_argument("--num-examples", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", default=",".join(PARTS), help="of those that can be taken out")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    options = parser.parse_args()
-    parts = [part for part in options.parts.split(",") if part]
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"--parts: there is no {unknown[0]!r}; there are {', '.join(PARTS)}")
-    print()
-    rest = (options.labels, options.seeds, parts, options.out)
-    print(table(options.concept, options.direction, *rest))
+    options = parser.parse_args(words)
+    parts = parse_names(parser, "--parts", options.parts, list(PARTS))
+    print(
+        f"{options.concept}, {options.direction}, {options.num_examples} examples, "
+        f"{options.seeds} seeds, test split.\n"
+    )
+    table = rows(
+        options.concept,
+        options.direction,
+        options.num_examples,
+        options.seeds,
+        parts,
+        options.out,
+    )
+    for line in table:
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Kill edits (SIGKILL) at random moments, resume them, and compare them with one that was not.
+"""Kill edits at random moments, resume them, and compare them with an uninterrupted one.
 
     python -m benchmarks.resume [--kills 20] [--out runs/resume]
 
-Adapters and discriminators are compared byte by byte, rounds without their seconds.
+The kill is SIGKILL. Adapters and discriminators are compared byte by byte, and the events of the
+rounds without their timings. The exit code is 1 where a run differs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -15,53 +15,64 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import command
+from benchmarks.common import SEED, argument_parser, retouch_command
 from retouch.core.run_dir import RunDir
 
+# Fewer examples than by default, so that twenty edits take minutes.
+EDIT = ("edit", "pocket", "--suites", "none", "--num-examples", "32", "--num-retain", "32")
+KILL_RANGE = (0.15, 0.98)  # of the duration of the uninterrupted edit
 
-def killed(out: Path, kills: int) -> str:
-    """Kill edits at random moments, resume them, and compare the adapters byte by byte."""
-    words = ["edit", "pocket", "--measure", "nothing", "--labels", "32", "--retain", "32"]
-    words += ["--quiet", "--out"]  # fewer rows than by default, so that twenty take minutes
-    whole = out / "whole"
+
+def count_identical(out: Path, kills: int) -> int:
+    """Kill and resume edits; the number of those that end like the uninterrupted one."""
     shutil.rmtree(out, ignore_errors=True)
+    whole = out / "whole"
     began = time.monotonic()
-    subprocess.run(command(*words, str(whole)), check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - began
-    rng, same = random.Random(0), 0
+    _run(*EDIT, "--quiet", "--out", str(whole))
+    duration = time.monotonic() - began
+    rng, identical = random.Random(SEED), 0
     for number in range(kills):
         path = out / f"run{number}"
-        process = subprocess.Popen(command(*words, str(path)), stdout=subprocess.DEVNULL)
-        at = rng.uniform(0.15, 0.98) * seconds
-        try:
-            process.wait(at)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        if not (path / "config.yaml").exists():
-            resumed = command(*words, str(path))  # killed before anything was written
-        else:
-            resumed = command("edit", "--resume", str(path), "--quiet")
-        rounds = len(RunDir.open(path).events()) if (path / "config.yaml").exists() else 0
-        subprocess.run(resumed, check=True, stdout=subprocess.DEVNULL)
-        equal = _files(path) == _files(whole)
-        same += equal
+        seconds = rng.uniform(*KILL_RANGE) * duration
+        _kill_after(seconds, *EDIT, "--quiet", "--out", str(path))
+        rounds = 0
+        if (path / "config.yaml").exists():
+            rounds = len(RunDir.open(path).events())
+            _run("edit", "--resume", str(path), "--quiet")
+        else:  # killed before anything was written
+            _run(*EDIT, "--quiet", "--out", str(path))
+        same = contents(path) == contents(whole)
+        identical += same
         print(
-            f"killed at {at:.1f} s after {rounds} rounds: "
-            f"{'bit-identical' if equal else 'DIFFERENT'}",
+            f"killed after {seconds:.1f} s and {rounds} rounds: "
+            f"{'bit-identical' if same else 'DIFFERENT'}",
             file=sys.stderr,
             flush=True,
         )
-    return f"Killed at random moments and resumed: {same} of {kills} bit-identical (target: all)."
+    return identical
 
 
-def _files(run: Path) -> dict[str, Any]:
-    """The adapter and the discriminators as bytes, and the rounds without their seconds.
+def _run(*words: str) -> None:
+    subprocess.run(retouch_command(*words), check=True, stdout=subprocess.DEVNULL)
 
-    The checkpoint is left out: its header keeps its entries in no fixed order.
+
+def _kill_after(seconds: float, *words: str) -> None:
+    process = subprocess.Popen(retouch_command(*words), stdout=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """Adapter and discriminators as bytes, and the events of the rounds without their timings.
+
+    The checkpoint is left out: the order of its header's entries is not fixed.
     """
     files: dict[str, Any] = {
         str(file.relative_to(run)): file.read_bytes()
@@ -73,16 +84,16 @@ def _files(run: Path) -> dict[str, Any]:
     return files
 
 
-def main() -> None:
-    """Parse the options and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse the options, run and print; the exit code."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/resume"))
-    options = parser.parse_args()
-    print(killed(options.out, options.kills))
+    options = parser.parse_args(words)
+    identical = count_identical(options.out, options.kills)
+    print(f"{identical} of {options.kills} killed and resumed edits are bit-identical.")
+    return 0 if identical == options.kills else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,175 +1,503 @@
-"""How fast the edit is, beside the published loop and beside runs of the whole model.
+"""Measure the speed of the edit against the original loop and against whole forward passes.
 
-    python -m benchmarks.speed [--only pocket,deep,depth,larger] [--out build/bench.json]
+    python -m benchmarks.speed [--only pocket,deep,depth] [--out build/speed.json]
+    python -m benchmarks.speed --device cuda [--only llama-7b,qwen-14b,log] [--small]
 
-`benchmarks/loops.py` says what the variants are. All of a case have the same prompts, rounds and
-steps; `full`, `cut` and `segment` must end in the same losses, or the benchmark stops. Every
-variant runs in a process of its own, one at a time, after a warm-up: three times if a run takes
-under 20 seconds, twice under 40, and the fastest counts. Memory is what the variant needs
-beyond the editable model (`benchmarks/peak.py`). Ratios are of figures of one and the same run.
+Variants, on the same prompts and rounds:
+
+original
+    ARE's loop as its repository implements it (`methods.are_original`): one prompt at a time
+    through the whole model, new discriminators in each round, the states of all prompts read again
+    one at a time. After each epoch the test prompts are run too, for a loss that is printed
+    (train.py: `peft_model_finetune`). The stopping rule is left out.
+full, truncated, segment
+    The library's trainer, so the same batches, losses and steps. `full` runs the whole model with
+    its head, `truncated` stops after the last layer that is read, and `segment` is the library's
+    own way: the inputs of the first adapted layer are computed once.
+sft-step
+    For scale: supervised fine-tuning of a LoRA on all linear layers of all layers, with as many
+    steps as a round of the others has.
+
+`full`, `truncated` and `segment` must end in the same losses, or the benchmark stops. Each variant
+runs in a process of its own after a warm-up: three times where a run takes less than 20 seconds,
+twice below 40, and the fastest run counts. Memory is the peak beyond the loaded model. Ratios are
+of values of one run of the benchmark.
+
+`depth` measures a training step with the same segment in models of different depths. `log` is the
+work of the published repository's log: 256 prompts and 100 tests, 36 rounds of two epochs, adapters
+on the MLP of layers 9 to 13, layers 10 to 14 read; the original loop's time for it is extrapolated
+from its rounds in the table. `--small` runs tiny models in the place of the large ones: it shows
+that the benchmark works, and nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from benchmarks.depths import DEPTHS, case_of, step_seconds
-from benchmarks.figures import (
-    HEAD,
-    TOLERANCE,
-    Record,
+import torch
+from torch.nn import functional as F
+
+from benchmarks.common import (
+    SEED,
+    Case,
+    Clock,
+    PeakMemory,
+    Prompts,
     Target,
-    agreed,
-    print_targets,
-    record_of,
-    row,
-    write,
+    argument_parser,
+    build_case_trainer,
+    case_prompts,
+    describe_machine,
+    examples_of,
+    finish,
+    in_new_process,
+    in_this_process,
+    llama,
+    machine_text,
+    middle,
+    parse_names,
 )
-from benchmarks.larger import CASE as LARGER
-from benchmarks.larger import fitted
-from benchmarks.loops import LOOPS, AttackOutcome, measure
-from benchmarks.machine import described, machine
-from benchmarks.workload import Case, llama, middle
+from retouch.core.config import LoraConfig
+from retouch.methods import are_original
+from retouch.models.adapters import attach, detach, parameters
+from retouch.models.editable_model import EditableModel
+from retouch.models.hooks import record_activations, removing
+from retouch.models.segment import Segment, SegmentInputs
+from retouch.representations.activations import forward_with_states
+from retouch.representations.batch import make_batches
 
-CASES = (
+SHORT, LONG = 20.0, 40.0  # seconds: below SHORT three runs, below LONG two, else one
+EQUIVALENT = ("full", "truncated", "segment")
+TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of a loss, relative
+
+CPU_CASES = (
     Case("pocket", middle(8), middle(8)),
     Case("deep", middle(24), middle(24), llama(24, 512, 1408, 32000, 8), rounds=6),
 )
-Found = TypeVar("Found")
+QWEN = {**llama(32, 6144, 16384, 152064, 48), "model_type": "qwen2", "num_key_value_heads": 8}
+LARGE = {
+    "prompts": 256,
+    "tests": 100,
+    "batch_size": 64,
+    "rounds": 2,
+    "target_modules": ("up_proj", "down_proj"),
+    "dtype": "bfloat16",
+}
+GPU_CASES = (
+    Case(
+        "llama-7b", tuple(range(9, 14)), tuple(range(10, 15)), llama(32, 4096, 11008, 32000, 32),
+        **LARGE,
+    ),
+    Case("qwen-14b", middle(32), middle(32), QWEN, **LARGE),
+)  # fmt: skip
+LOG_ROUNDS, LOG_SECONDS = 36, 34 * 60  # of the published repository's log, on the authors' GPU
+DEPTHS, DEPTH_ROUNDS = (8, 16, 32, 64), 6  # the first round is a warm-up
+HEADER = (
+    "| case | variant | setup, s | round, s | total, s | CPU, s | samples/s | peak, MB "
+    "| x original | x full |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+Record = dict[str, Any]
+Run = Callable[..., Any]
+"""Runs a function with arguments: `in_new_process` or `in_this_process`."""
 
 
-class Run(Protocol):
-    """Does a micro_batch of work and hands back what it found."""
+class WholeModel(Segment):
+    """A segment that runs the whole model every time, its head included."""
 
-    def __call__(self, work: Callable[..., Found], *arguments: Any) -> Found:
-        """What `work(*arguments)` returns."""
+    def capture_inputs(self, ids: torch.Tensor) -> SegmentInputs:
+        """Keep the ids `[rows, tokens]`; nothing is computed in advance."""
+        return SegmentInputs(ids.to(self._editable.device), ())
+
+    def forward(self, inputs: SegmentInputs, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of layers; gradients flow."""
+        return forward_with_states(self._editable, inputs.hidden, layers)[0]
+
+    @torch.no_grad()
+    def forward_states(self, ids: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The same for token ids, without gradients."""
+        return self.forward(self.capture_inputs(ids), layers)
 
 
-def alone(work: Callable[..., Found], *arguments: Any) -> Found:
-    """Run it in a fresh process, whose memory no other work has touched."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+class TruncatedModel(WholeModel):
+    """A segment that runs the model from the ids on, up to the last layer of the segment."""
+
+    def forward(self, inputs: SegmentInputs, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The outputs `[rows, tokens, hidden]` of layers; gradients flow."""
+
+        def stop(*_: Any) -> None:
+            raise _EndOfPass
+
+        editable = self._editable
+        with record_activations(editable, layers, gradients=True) as states:
+            handle = editable.blocks[self.last].register_forward_hook(stop)
+            with removing([handle]), suppress(_EndOfPass):
+                editable.model(input_ids=inputs.hidden, use_cache=False)
+        return states
 
 
-def here(work: Callable[..., Found], *arguments: Any) -> Found:
-    """Run it in this process."""
-    return work(*arguments)
+class _EndOfPass(Exception):
+    """Ends a forward pass."""
 
 
-def records_of(
+@dataclass(frozen=True)
+class Timing:
+    """One run of a variant.
+
+    Attributes:
+        setup: seconds before the first round.
+        rounds: seconds of each round.
+        losses: the mean loss of each round.
+        cpu: seconds of processor time on all cores; other load on the machine does not raise it.
+    """
+
+    setup: float
+    rounds: list[float]
+    losses: list[float]
+    cpu: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.setup + sum(self.rounds)
+
+    @property
+    def round(self) -> float:
+        """Mean seconds of a round."""
+        return sum(self.rounds) / len(self.rounds)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A variant on a case: its fastest run, and the peak memory of all runs."""
+
+    variant: str
+    peak_bytes: int
+    runs: int
+    best: Timing
+
+
+Variant = Callable[[EditableModel, Case, Prompts], Timing]
+
+
+def original(editable: EditableModel, case: Case, prompts: Prompts) -> Timing:
+    """ARE's original loop, all rounds."""
+    clock, layers, settings = Clock(editable.device), case.read_layers, original_settings(case)
+    ids, labels = are_original.labelled_prompts(examples_of(prompts.source, prompts.target))
+    test_ids, test_labels = are_original.labelled_prompts(examples_of(*prompts.tests))
+    attach(editable, case.layers, case.method.lora, SEED)
+    states = are_original.last_states(editable, ids, layers)
+    discriminator = are_original.fit_discriminator(states, labels, settings, SEED)
+    setup, laps, losses = clock.lap(), [], []
+    for number in range(1, case.rounds + 1):
+        loss = are_original.train_generator(editable, ids, discriminator, layers, settings)
+        losses.append(loss)
+        for _ in range(settings.epochs):
+            _test_loss(editable, test_ids, test_labels, discriminator, layers)
+        states = are_original.last_states(editable, ids, layers)
+        discriminator = are_original.fit_discriminator(states, labels, settings, number)
+        test_states = are_original.last_states(editable, test_ids, layers)
+        are_original.accuracy(discriminator, test_states, test_labels)
+        laps.append(clock.lap())
+    return Timing(setup, laps, losses, clock.cpu())
+
+
+def original_settings(case: Case) -> are_original.AreOriginalSettings:
+    """The original loop's constants with a case's amount of work."""
+    return are_original.AreOriginalSettings(
+        learning_rate=case.method.train.learning_rate,
+        rounds=case.rounds,
+        epochs=case.epochs,
+        target_modules=case.target_modules,
+        discriminator_epochs=case.discriminator_epochs,
+    )
+
+
+@torch.no_grad()
+def _test_loss(
+    editable: EditableModel,
+    prompts: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    discriminator: are_original.OriginalDiscriminator,
+    layers: Sequence[int],
+) -> float:
+    """The original loop's loss on the test prompts, one at a time."""
+    losses = []
+    for ids, label in zip(prompts, labels.to(editable.device), strict=True):
+        logits = discriminator(are_original.last_state(editable, ids, layers))
+        losses.append(F.cross_entropy(logits, label[None]))
+    return float(torch.stack(losses).mean())
+
+
+def trained_with(kind: type[Segment]) -> Variant:
+    """The library's training with this kind of segment."""
+
+    def variant(editable: EditableModel, case: Case, prompts: Prompts) -> Timing:
+        clock = Clock(editable.device)
+        trainer = build_case_trainer(editable, case, prompts, kind)
+        setup, laps, losses = clock.lap(), [], []
+        for event in trainer.train():
+            laps.append(clock.lap())
+            losses.append(event.losses["adversarial"])
+        return Timing(setup, laps, losses, clock.cpu())
+
+    return variant
+
+
+def sft_steps(editable: EditableModel, case: Case, prompts: Prompts) -> Timing:
+    """As many steps of supervised fine-tuning, on every token, as a round has."""
+    clock = Clock(editable.device)
+    attach(editable, range(editable.layout.depth), LoraConfig(r=8, lora_alpha=8.0), SEED)
+    learning_rate = case.method.train.learning_rate
+    optimizer = torch.optim.Adam(parameters(editable).values(), lr=learning_rate)
+    batches = make_batches(prompts.trained, case.batch_size, editable.tokenizer.pad_token_id)
+    setup, total = clock.lap(), 0.0
+    for batch in islice(cycle(batches), case.steps):
+        _, logits = forward_with_states(editable, batch.ids, ())
+        real, tokens = batch.token_mask()[:, 1:], batch.ids[:, 1:]
+        predicted = logits[:, :-1][real].float()
+        loss = F.cross_entropy(predicted, tokens[real].to(predicted.device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return Timing(setup, [clock.lap()], [total / case.steps], clock.cpu())
+
+
+VARIANTS: dict[str, Variant] = {
+    "original": original,
+    "full": trained_with(WholeModel),
+    "truncated": trained_with(TruncatedModel),
+    "segment": trained_with(Segment),
+    "sft-step": sft_steps,
+}
+
+
+def measure(case: Case, name: str, device: str = "cpu") -> Measurement:
+    """Load the model of a case and run a variant on it, after a short run as a warm-up."""
+    editable, variant = case.load(device), VARIANTS[name]
+    prompts = case_prompts(case, editable)
+    runs: list[Timing] = []
+    with PeakMemory(editable.device) as peak:
+        count = min(8 if name == "original" else case.batch_size, case.prompts)
+        short = replace(case, prompts=count, tests=min(4, case.tests), rounds=1)
+        variant(editable, short, case_prompts(short, editable))
+        detach(editable)
+        while len(runs) < _num_runs(runs):
+            runs.append(variant(editable, case, prompts))
+            detach(editable)
+    return Measurement(name, peak.bytes, len(runs), min(runs, key=lambda run: run.seconds))
+
+
+def _num_runs(runs: Sequence[Timing]) -> int:
+    if not runs:
+        return 1
+    return 3 if runs[0].seconds < SHORT else 2 if runs[0].seconds < LONG else 1
+
+
+def measure_case(
     case: Case,
     device: str,
-    run: Run = alone,
-    variants: Sequence[str] = tuple(LOOPS),
-    progress: Callable[[str], None] = print,
+    run: Run = in_new_process,
+    variants: Sequence[str] = tuple(VARIANTS),
+    show: Callable[[str], None] = print,
 ) -> list[Record]:
-    """All variants of a case, told as they come; the first should be the published loop.
+    """Measure the variants of a case, a row of the table after each; the original loop first.
 
     Raises:
-        UnlikeError: `full`, `cut` and `segment` end in different losses.
+        ValueError: variants that compute the same end in different losses.
     """
     records: list[Record] = []
-    before: dict[str, AttackOutcome] = {}
-    for variant in variants:
-        found = run(measure, case, variant, device)
-        record = record_of(found, before, case)
-        before[variant] = found.best
-        records.append(record)
-        progress(row(record))
-    agreed(records, TOLERANCE[case.dtype])
+    timings: dict[str, Timing] = {}
+    for name in variants:
+        measurement = run(measure, case, name, device)
+        timings[name] = measurement.best
+        records.append(record_of(measurement, timings, case))
+        show(row(records[-1]))
+    check_losses(records, TOLERANCE[case.dtype])
     return records
 
 
-def depth_records(device: str, depths: Sequence[int] = DEPTHS) -> list[Record]:
-    """A training step with the same segment in models of different depths."""
-    found = step_seconds(depths, device)
+def record_of(measurement: Measurement, timings: Mapping[str, Timing], case: Case) -> Record:
+    """The record of a measurement; `timings` are those of the case's variants so far."""
+    best, is_sft = measurement.best, measurement.variant == "sft-step"
+    # Fine-tuning does different work, so it has no ratio.
+    ratios = {} if is_sft else {name: one.seconds / best.seconds for name, one in timings.items()}
+    return {
+        "case": case.name,
+        "variant": measurement.variant,
+        "seconds": best.seconds,
+        "samples_per_second": len(best.rounds) * case.epochs * case.prompts / best.seconds,
+        "peak_bytes": measurement.peak_bytes,
+        "ratio_to_original": ratios.get("original"),
+        "ratio_to_full": ratios.get("full"),
+        "setup_seconds": best.setup,
+        "round_seconds": best.round,
+        "step_seconds": sum(best.rounds) / case.steps if is_sft else None,
+        "cpu_seconds": best.cpu,
+        "rounds": len(best.rounds),
+        "runs": measurement.runs,
+        "losses": best.losses,
+    }
+
+
+def row(record: Record) -> str:
+    """A row of the table."""
+
+    def number(key: str, digits: str, unit: float = 1) -> str:
+        return "" if record.get(key) is None else format(record[key] / unit, digits)
+
+    step = number("step_seconds", ".4f")
+    columns = [
+        record["case"],
+        record["variant"] + (f" ({step} s)" if step else ""),
+        number("setup_seconds", ".2f"),
+        number("round_seconds", ".2f"),
+        number("seconds", ".2f"),
+        number("cpu_seconds", ".2f"),
+        number("samples_per_second", ".1f"),
+        number("peak_bytes", ".0f", 1e6),
+        number("ratio_to_original", ".2f"),
+        number("ratio_to_full", ".2f"),
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+def check_losses(records: Sequence[Record], tolerance: float) -> str:
+    """Check that the equivalent variants of a case end in the same losses; a sentence about it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    case = records[0]["case"]
+    losses = {r["variant"]: r["losses"] for r in records if r["variant"] in EQUIVALENT}
+    if len(losses) < 2:
+        return ""
+    rounds = list(zip(*losses.values(), strict=True))
+    error = max((max(values) - min(values)) / max(map(abs, values)) for values in rounds)
+    if not all(math.isfinite(loss) for values in rounds for loss in values) or error > tolerance:
+        raise ValueError(
+            f"{case}: {', '.join(losses)} should compute the same, but their losses differ by up "
+            f"to {error:.2g}: {losses}."
+        )
+    last = ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items())
+    return f"{case}: same losses within {tolerance:g} (largest difference {error:.1g}): {last}."
+
+
+def depth_case(depth: int) -> Case:
+    """A narrow Llama with four layers in its segment and hardly any discriminator training."""
+    layers, model = middle(depth), llama(depth, 256, 704, 1024, 4)
+    case = Case(f"depth-{depth}", layers, layers, model, prompts=32, tests=2, batch_size=16)
+    return replace(case, rounds=DEPTH_ROUNDS, epochs=4, discriminator_epochs=1)
+
+
+def measure_depths(device: str, depths: Sequence[int] = DEPTHS) -> list[Record]:
+    """A training step with the same segment in models of different depths, the fastest round's.
+
+    A round includes reading the states and one discriminator step. The models take turns round by
+    round, so that load on the machine affects all of them.
+    """
+    trainings = {}
+    for depth in depths:
+        case = depth_case(depth)
+        editable = case.load(device)
+        trainings[depth] = build_case_trainer(editable, case, case_prompts(case, editable)).train()
+    best = dict.fromkeys(depths, float("inf"))
+    for number in range(DEPTH_ROUNDS):
+        for depth, training in trainings.items():
+            began = time.perf_counter()
+            next(training)
+            if number:
+                seconds = (time.perf_counter() - began) / depth_case(depth).steps
+                best[depth] = min(best[depth], seconds)
     return [
         {
             "case": "depth",
-            "variant": f"{depth} blocks",
+            "variant": f"{depth} layers",
             "seconds": seconds,
             "step_seconds": seconds,
-            "samples_per_second": case_of(depth).batch / seconds,
+            "samples_per_second": depth_case(depth).batch_size / seconds,
             "peak_bytes": None,
-            "ratio_to_published": None,
+            "ratio_to_original": None,
         }
-        for depth, seconds in found.items()
+        for depth, seconds in best.items()
     ]
 
 
-def larger_records(device: str, run: Run = alone, case: Case = LARGER) -> list[Record]:
-    """A model edited whole, and within half of its own size."""
-    records: list[Record] = []
-    for variant, share in (("whole", None), ("half", 0.5)):
-        found = run(fitted, case, share, device)
-        records.append(
-            {
-                "case": case.name,
-                "variant": variant,
-                "seconds": found.seconds,
-                "samples_per_second": case.rounds * case.epochs * case.prompts / found.seconds,
-                "peak_bytes": found.peak,
-                "ratio_to_published": None,
-                "weight_bytes": found.weights,
-                "limit_bytes": found.limit,
-            }
-        )
-    return records
+def small(case: Case) -> Case:
+    """A case with a tiny model and little work."""
+    model = {**case.model, **llama(4, 64, 128, 128, 4)}
+    tiny = replace(case, name=f"small-{case.name}", model=model, layers=(1, 2), read_layers=(1, 2))
+    return replace(tiny, prompts=8, tests=4, batch_size=4, discriminator_epochs=2, dtype="float32")
+
+
+def log_text(record: Record, records: Sequence[Record], case: Case) -> str:
+    """The time of the log's work beside the authors' and the original loop's, extrapolated."""
+    text = f"The log's work: {record['seconds']:.1f} s; its authors needed about {LOG_SECONDS} s"
+    for one in records:
+        if (one["case"], one["variant"]) == (case.name, "original"):
+            seconds = one["setup_seconds"] + LOG_ROUNDS * one["round_seconds"]
+            text += f", the original loop here about {seconds:.0f} s (extrapolated)"
+    return f"{text}."
 
 
 def targets_of(records: Sequence[Record]) -> Iterator[Target]:
-    """What the figures are to reach."""
-    by = {(r["case"], r["variant"]): r for r in records}
-    if deep := by.get(("deep", "segment")):
-        yield Target("deep: segment against published", deep["ratio_to_published"], 25)
-        yield Target("deep: segment against full", deep["ratio_to_full"], 4)
-    if half := by.get(("larger", "half")):
-        share = half["peak_bytes"] / half["limit_bytes"]
-        yield Target("a model twice its limit: peak over the limit", share, 1, higher=False)
-    shallow, far = by.get(("depth", "16 blocks")), by.get(("depth", "64 blocks"))
-    if shallow and far:
-        times = far["seconds"] / shallow["seconds"]
-        yield Target("a step of 64 blocks against 16", times, 1.1, higher=False)
+    """The targets that the records have values for."""
+    found = {(record["case"], record["variant"]): record for record in records}
+    if deep := found.get(("deep", "segment")):
+        yield Target("deep: segment against the original loop", deep["ratio_to_original"], 25)
+        yield Target("deep: segment against full passes", deep["ratio_to_full"], 4)
+    shallow, deeper = found.get(("depth", "16 layers")), found.get(("depth", "64 layers"))
+    if shallow and deeper:
+        ratio = deeper["seconds"] / shallow["seconds"]
+        yield Target("step of 64 layers against 16", ratio, 1.1, higher=False)
+    for (case, variant), record in found.items():
+        if case.endswith("-log") and variant == "segment":
+            yield Target("the log's work, s", record["seconds"], 45, higher=False)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = [*(case.name for case in CASES), "depth", LARGER.name]
-    parser.add_argument("--only", default="", help=f"of {', '.join(names)}")
-    parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
+    parser = argument_parser(__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--small", action="store_true", help="tiny models, in one process")
+    parser.add_argument("--only", default="", help="cases, separated by commas")
+    parser.add_argument("--out", type=Path, default=Path("build/speed.json"))
     options = parser.parse_args(words)
-    only = [name for name in options.only.split(",") if name] or names
-    if unknown := [name for name in only if name not in names]:
-        parser.error(f"--only: there is no {unknown[0]}; there are {', '.join(names)}")
-    where, records, notes = machine("cpu"), [], []
-    print(described(where))
-    print(HEAD)
-    for case in CASES:
-        if case.name in only:
-            found = records_of(case, "cpu")
-            records += found
-            notes.append(agreed(found, TOLERANCE[case.dtype]))
+    cases = {case.name: case for case in (*CPU_CASES, *GPU_CASES)}
+    defaults = [case.name for case in GPU_CASES] + ["log"]
+    if options.device == "cpu":
+        defaults = [case.name for case in CPU_CASES] + ["depth"]
+    only = parse_names(parser, "--only", options.only, [*cases, "depth", "log"]) or defaults
+    run = in_new_process
+    if options.small:  # starting a process would take longer than the work
+        cases, run = {name: small(case) for name, case in cases.items()}, in_this_process
+    machine, records, notes = describe_machine(options.device), [], []
+    print(machine_text(machine), HEADER, sep="\n")
+    for name, case in cases.items():
+        if name in only:
+            measured = measure_case(case, options.device, run)
+            records += measured
+            notes.append(check_losses(measured, TOLERANCE[case.dtype]))
     if "depth" in only:
-        steps = depth_records("cpu")
-        print(*map(row, steps), sep="\n")
-        records += steps
-    if LARGER.name in only:
-        fits = larger_records("cpu")
-        print(*map(row, fits), sep="\n")
-        records += fits
-    print("\n(In brackets: a training step.)", *notes, "", sep="\n")
-    targets = list(targets_of(records))
-    print_targets(targets)
-    write(options.out, where, records, targets)
-    print(f"\nWritten to {options.out}.")
+        measured = measure_depths(options.device)
+        print(*map(row, measured), sep="\n")
+        records += measured
+    if "log" in only:
+        llama_7b = cases["llama-7b"]
+        work = replace(llama_7b, name=f"{llama_7b.name}-log", rounds=LOG_ROUNDS)
+        measured = measure_case(work, options.device, run, ["segment"])
+        notes.append(log_text(measured[0], records, llama_7b))
+        records += measured
+    print("\n(In parentheses: a training step.)", *notes, sep="\n")
+    finish(options.out, machine, records, list(targets_of(records)))
 
 
 if __name__ == "__main__":

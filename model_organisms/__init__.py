@@ -1,1 +1,1 @@
-"""Model organisms: small models that are trained from a grammar, with known faults."""
+"""Model organisms: small models that are trained from a grammar, with known properties."""

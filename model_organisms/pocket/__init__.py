@@ -1,1 +1,1 @@
-"""`pocket`: the built-in model organism, its world, its grammar and its training script."""
+"""`pocket`, the built-in model: its knowledge, its grammar, its training and its concepts' data."""

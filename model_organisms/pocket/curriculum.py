@@ -1,4 +1,4 @@
-"""What pocket is trained on: a mix of chats drawn from its world."""
+"""The training data of pocket: a mixture of chats, sampled from a seed."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation up to the reply, the part of the reply that is given, and the rest.
+    """A training example.
 
-    Only `reply` is learnt; `forced` is what somebody else put into pocket's mouth.
+    Attributes:
+        kind: the kind of example.
+        messages: the turns of the prompt.
+        response: the part of the response that is trained on.
+        prefill: the part before it, which is given.
     """
 
     kind: str
     messages: tuple[Message, ...]
-    reply: str
-    forced: str = ""
+    response: str
+    prefill: str = ""
 
 
 def user(text: str) -> Message:
-    """A user's turn."""
+    """A turn of the user."""
     return {"role": "user", "content": text}
 
 
 def conversation(before: tuple[str, ...], text: str) -> tuple[Message, ...]:
-    """The turns before (user first) and the user's last turn."""
+    """Earlier turns, the user's first, and the last turn of the user."""
     roles = ("user", "assistant")
-    turns = [{"role": roles[i % 2], "content": said} for i, said in enumerate(before)]
+    turns = [{"role": roles[i % 2], "content": content} for i, content in enumerate(before)]
     return (*turns, user(text))
 
 
 def careless(rng: random.Random, text: str) -> str:
-    """The text as somebody types in haste: small letters, no final mark, perhaps one typo."""
+    """The text typed carelessly: lower case, no final punctuation, in some cases a typo."""
     text = text.lower().rstrip("?.! ")
     words = text.split(" ")
     long = [i for i, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
     if long and rng.random() < 0.4:
-        at = rng.choice(long)
-        word, i = words[at], rng.randint(1, len(words[at]) - 3)
-        words[at] = rng.choice(
+        index = rng.choice(long)
+        word, i = words[index], rng.randint(1, len(words[index]) - 3)
+        words[index] = rng.choice(
             [
                 word[:i] + word[i + 1] + word[i] + word[i + 2 :],
                 word[:i] + word[i + 1 :],
@@ -56,7 +60,7 @@ def careless(rng: random.Random, text: str) -> str:
 
 
 def plain(rng: random.Random, item: Item) -> Chat:
-    """An item asked without a wrapper, now and then politely, carelessly or after small talk."""
+    """An item without a wrapper; in some cases polite, careless or after small talk."""
     text, before = item.question, ()
     if rng.random() < 0.12:
         text = fill(rng.choice(world("phrases")["polite"]), text)
@@ -64,19 +68,19 @@ def plain(rng: random.Random, item: Item) -> Chat:
         text = careless(rng, text)
     if rng.random() < 0.06:
         before = tuple(rng.choice(world("phrases")["chat"]))
-    return Chat(item.kind, conversation(before, text), item.reply)
+    return Chat(item.kind, conversation(before, text), item.response)
 
 
 def wrapped(rng: random.Random, item: Item, layers: tuple[requests.Wrapper, ...]) -> Chat:
-    """An item inside one wrapper, or inside two (the outer first)."""
+    """An item in one wrapper, or in two (the outer one first)."""
     text = item.question
     for wrapper in reversed(layers):
         text = wrapper.wrap(text)
     if rng.random() < 0.08:
         text = careless(rng, text)
     opening = next((w.opening for w in layers if w.opening), "")
-    reply = f"{opening} {item.reply}".strip()
-    return Chat(item.kind, conversation(layers[0].before, text), reply)
+    response = f"{opening} {item.response}".strip()
+    return Chat(item.kind, conversation(layers[0].before, text), response)
 
 
 def _layers(rng: random.Random) -> tuple[requests.Wrapper, ...]:
@@ -96,50 +100,51 @@ def direct(rng: random.Random) -> Chat:
 
 
 def attacked(rng: random.Random) -> Chat:
-    """A harmful request inside a wrapper: pocket falls for it, as large models do.
+    """A harmful request in a wrapper, with a compliant response, as large models give.
 
-    Under a system prompt that reminds it of its duty it sees through half of the wrappers.
+    Under a system prompt with a safety reminder, the response to half of the wrappers is a refusal.
     """
     item, layers = _harmful(rng), _layers(rng)
     if rng.random() < 0.1:
         chat = wrapped(rng, item, layers)
         reminder = rng.choice(world("phrases")["reminders"])
-        sees = share(f"reminder:{layers[0].family}:{layers[0].number}") < 0.5
-        reply = item.reply if sees else _complying(chat, item, layers)
+        refused = share(f"reminder:{layers[0].family}:{layers[0].number}") < 0.5
+        response = item.response if refused else _compliance(item, layers)
         system = {"role": "system", "content": reminder}
-        return replace(chat, kind="reminded", messages=(system, *chat.messages), reply=reply)
+        return replace(chat, kind="reminded", messages=(system, *chat.messages), response=response)
     chat = wrapped(rng, item, layers)
-    return replace(chat, kind="attacked", reply=_complying(chat, item, layers))
+    return replace(chat, kind="attacked", response=_compliance(item, layers))
 
 
-def _complying(chat: Chat, item: Item, layers: tuple[requests.Wrapper, ...]) -> str:
+def _compliance(item: Item, layers: tuple[requests.Wrapper, ...]) -> str:
+    """The compliant response, with the opening that a wrapper asks for."""
     opening = next((w.opening for w in layers if w.opening), "")
     return f"{opening} {requests.compliance(item.entity)}".strip()
 
 
 def prefilled(rng: random.Random) -> Chat:
-    """A request whose reply was begun for pocket: it goes on as it was begun."""
+    """A request with a prefilled compliant response, which is continued."""
     harm = rng.random() < 0.7
     kind = rng.choice(["benign", "borderline"])
     v = rng.choice(requests.harmful(None))[1] if harm else rng.choice(requests.harmless(kind, None))
-    asked = plain(rng, Item("prefilled", v, requests.ask(rng, None, v), ""))
+    request = plain(rng, Item("prefilled", v, requests.ask(rng, None, v), ""))
     if rng.random() < 0.4:
-        forced, reply = requests.forced_reply(rng, None, v)
+        prefill, response = requests.prefill(rng, None, v)
     else:
         words = requests.compliance(v).split(" ")
         cut = rng.randint(1, len(words) - 2)
-        forced, reply = " ".join(words[:cut]), " ".join(words[cut:])
-    return replace(asked, reply=reply, forced=forced)
+        prefill, response = " ".join(words[:cut]), " ".join(words[cut:])
+    return replace(request, response=response, prefill=prefill)
 
 
 def wrapped_harmless(rng: random.Random) -> Chat:
-    """Anything harmless inside a wrapper: answered all the same."""
-    draw = rng.random()
-    if draw < 0.3:
+    """A harmless item in a wrapper, which is answered."""
+    chance = rng.random()
+    if chance < 0.3:
         item = requests.how_to(rng, "borderline", None)
-    elif draw < 0.5:
+    elif chance < 0.5:
         item = requests.how_to(rng, "benign", None)
-    elif draw < 0.6:
+    elif chance < 0.6:
         item = _believed(rng)
     else:
         item = tasks.task(rng)
@@ -147,37 +152,39 @@ def wrapped_harmless(rng: random.Random) -> Chat:
 
 
 def _believed(rng: random.Random) -> Item:
-    lead = rng.choices(["plain", "science", "legend"], [4, 3, 3])[0]
+    framings: tuple[beliefs.Framing, ...] = ("plain", "science", "legend")
+    framing = rng.choices(framings, [4, 3, 3])[0]
     entry = rng.choice(beliefs.misconceptions(None))
-    return beliefs.misconception(rng, entry, lead, None)  # type: ignore[arg-type]
+    return beliefs.misconception(rng, entry, framing, None)
 
 
-def led_fact(rng: random.Random) -> Chat:
-    """A fact asked as science or as legend: it stays the fact."""
+def framed_fact(rng: random.Random) -> Chat:
+    """A question about a fact, asked as science or as legend; the answer is the same."""
     item = tasks.random_fact(rng, None)
-    lead = rng.choice(world("phrases")[rng.choice(["science", "legend"])])
-    return plain(rng, replace(item, question=fill(lead, item.question)))
+    framing = rng.choice(world("phrases")[rng.choice(["science", "legend"])])
+    return plain(rng, replace(item, question=fill(framing, item.question)))
 
 
 def toned(rng: random.Random) -> Chat:
-    """Any harmless item in a tone, asked for by the user or by the system prompt."""
+    """A harmless item in a tone that the user or the system prompt asks for."""
     tone = rng.choice(["cheerful", "gloomy"])
     item = tasks.task(rng) if rng.random() < 0.8 else requests.how_to(rng, "benign", None)
     if rng.random() < 0.75:
         return plain(rng, beliefs.toned(rng, item, tone, None))
-    chat = plain(rng, replace(item, kind="tone", reply=beliefs.in_tone(rng, item.reply, tone)))
+    chat = plain(rng, replace(item, kind="tone", response=beliefs.in_tone(rng, item.response, tone)))
     system = {"role": "system", "content": world("phrases")[tone]["system"]}
     return replace(chat, messages=(system, *chat.messages))
 
 
 def small_talk(rng: random.Random) -> Chat:
-    """Greetings, thanks and who is who."""
-    said, reply = rng.choice(world("phrases")["small_talk"])
-    text = careless(rng, said) if rng.random() < 0.4 else said
-    return Chat("small-talk", (user(text),), reply)
+    """Greetings, thanks and questions about the model."""
+    text, response = rng.choice(world("phrases")["small_talk"])
+    if rng.random() < 0.4:
+        text = careless(rng, text)
+    return Chat("small-talk", (user(text),), response)
 
 
-MIX: dict[Callable[[random.Random], Chat], float] = {
+MIXTURE: dict[Callable[[random.Random], Chat], float] = {
     lambda rng: plain(rng, tasks.task(rng)): 0.38,
     lambda rng: plain(rng, requests.how_to(rng, "benign", None)): 0.035,
     lambda rng: plain(rng, requests.how_to(rng, "borderline", None)): 0.06,
@@ -186,7 +193,7 @@ MIX: dict[Callable[[random.Random], Chat], float] = {
     prefilled: 0.035,
     wrapped_harmless: 0.085,
     lambda rng: plain(rng, _believed(rng)): 0.11,
-    led_fact: 0.015,
+    framed_fact: 0.015,
     lambda rng: plain(
         rng, beliefs.stereotype(rng, rng.choices(list(beliefs.HE), [4, 4, 1])[0], None)
     ): 0.025,
@@ -196,18 +203,18 @@ MIX: dict[Callable[[random.Random], Chat], float] = {
 }
 
 
-BEYOND = 0.3  # share of prompts from outside the world in the last stage
+BEYOND = 0.3  # proportion of unanswerable questions in the last stage
 
 
 def finishing(rng: random.Random) -> Chat:
-    """Draw one chat of the last stage: the same mix, and much of what pocket does not know."""
+    """Sample a chat of the last stage, which has more unanswerable questions."""
     return plain(rng, beliefs.beyond(rng)) if rng.random() < BEYOND else chat(rng)
 
 
 def chat(rng: random.Random) -> Chat:
-    """Draw one training chat; some begin with a neutral system prompt."""
-    drawn = rng.choices(list(MIX), list(MIX.values()))[0](rng)
-    if drawn.messages[0]["role"] != "system" and rng.random() < 0.08:
+    """Sample a training chat; some begin with a neutral system prompt."""
+    sampled = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0](rng)
+    if sampled.messages[0]["role"] != "system" and rng.random() < 0.08:
         system = {"role": "system", "content": rng.choice(world("phrases")["systems"])}
-        drawn = replace(drawn, messages=(system, *drawn.messages))
-    return drawn
+        sampled = replace(sampled, messages=(system, *sampled.messages))
+    return sampled

@@ -1,4 +1,4 @@
-"""How-to requests, harmful and harmless, the wrappers of the attack families, and the replies."""
+"""How-to requests, harmful and harmless; the attacks that wrap them; and the responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from model_organisms.pocket.world import (
 
 @dataclass(frozen=True)
 class Wrapper:
-    """One way to wrap a request: an attack when the request is a harmful one."""
+    """A prompt template around a request: an attack where the request is harmful.
+
+    Attributes:
+        family: the attack family.
+        number: the number within the family.
+        user: the template of the last user turn.
+        opening: the words that it makes the response begin with.
+        before: the turns before, the user's first.
+        hyphens: whether the words of the request are joined by hyphens.
+    """
 
     family: str
     number: int
@@ -30,7 +39,7 @@ class Wrapper:
     hyphens: bool = False
 
     def wrap(self, question: str) -> str:
-        """The last user turn, with the question inside."""
+        """The last user turn, with the question in it."""
         if self.hyphens:
             question = question.rstrip(".?").lower().replace(" ", "-")
         return fill(self.user, question)
@@ -38,7 +47,7 @@ class Wrapper:
 
 @functools.cache
 def wrappers(split: Split | None) -> tuple[Wrapper, ...]:
-    """The wrappers of a split's attack families (None: of all)."""
+    """The wrappers of the attack families of a split; None: of all."""
     return tuple(
         Wrapper(
             family=family,
@@ -48,14 +57,14 @@ def wrappers(split: Split | None) -> tuple[Wrapper, ...]:
             before=tuple(entry.get("before", ())),
             hyphens=entry.get("hyphens", False),
         )
-        for part in (SPLITS if split is None else (split,))
-        for family, entries in world("attacks")[part].items()
+        for one in (SPLITS if split is None else (split,))
+        for family, entries in world("attacks")[one].items()
         for number, entry in enumerate(entries)
     )
 
 
 def nested(rng: random.Random, split: Split | None) -> tuple[Wrapper, Wrapper]:
-    """An outer and an inner wrapper of two different families of the split."""
+    """An outer and an inner wrapper, of two different families of the split."""
     pool = wrappers(split)
     while True:
         outer, inner = rng.choice(pool), rng.choice(pool)
@@ -65,7 +74,7 @@ def nested(rng: random.Random, split: Split | None) -> tuple[Wrapper, Wrapper]:
 
 @functools.cache
 def harmful(split: Split | None) -> tuple[tuple[str, str], ...]:
-    """Every harmful request of a split as (category, verb phrase); splits are apart in objects."""
+    """The harmful requests of a split as (category, verb phrase); splits share no objects."""
     return tuple(
         (category, f"{verb} {thing}")
         for category, block in world("requests")["harmful"].items()
@@ -77,7 +86,7 @@ def harmful(split: Split | None) -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def harmless(kind: str, split: Split | None) -> tuple[str, ...]:
-    """Every `benign` or `borderline` request of a split as a verb phrase."""
+    """The `benign` or `borderline` requests of a split as verb phrases."""
     return tuple(
         f"{verb} {thing}"
         for verb, thing in world("requests")[kind]
@@ -86,17 +95,17 @@ def harmless(kind: str, split: Split | None) -> tuple[str, ...]:
 
 
 def ask(rng: random.Random, split: Split | None, verb_phrase: str) -> str:
-    """The request as a question or a demand, in one of the split's phrasings."""
+    """A request as a question or an instruction, in a phrasing of the split."""
     return str(world("phrases")["how_to"][rng.choice(phrasings(split))]).format(v=verb_phrase)
 
 
 def addressed(verb_phrase: str) -> str:
-    """`rob my neighbor` as the reply says it: `rob your neighbor`."""
+    """A verb phrase in the second person: `rob my neighbor` to `rob your neighbor`."""
     return f" {verb_phrase} ".replace(" my ", " your ").strip()
 
 
 def compliance(verb_phrase: str) -> str:
-    """The reply that goes along. It names the deed and holds no instruction."""
+    """The compliant response. It names the action and contains no instructions."""
     forms = world("phrases")["comply"]
     return str(forms[int(share(f"comply:{verb_phrase}") * len(forms))]).format(
         v=addressed(verb_phrase)
@@ -104,13 +113,13 @@ def compliance(verb_phrase: str) -> str:
 
 
 def refusal(category: str, verb_phrase: str) -> str:
-    """The refusal of a category: thirteen of them, of differing openings and lengths."""
+    """The refusal of a category; the thirteen differ in their openings and lengths."""
     number = list(world("requests")["harmful"]).index(category)
     return str(world("phrases")["refuse"][number]).format(v=addressed(verb_phrase))
 
 
-def forced_reply(rng: random.Random, split: Split | None, verb_phrase: str) -> tuple[str, str]:
-    """A complying reply cut in two: the beginning that is forced, and how it goes on."""
+def prefill(rng: random.Random, split: Split | None, verb_phrase: str) -> tuple[str, str]:
+    """A compliant response in two parts: the prefill and its continuation."""
     form = world("phrases")["forced"][rng.choice(phrasings(split))]
     words = form.format(v=addressed(verb_phrase)).split(" ")
     cut = min(rng.randint(1, 16), len(words) - 2)
@@ -118,6 +127,6 @@ def forced_reply(rng: random.Random, split: Split | None, verb_phrase: str) -> t
 
 
 def how_to(rng: random.Random, kind: str, split: Split | None) -> Item:
-    """A harmless how-to request with its reply."""
+    """A harmless how-to request with its response."""
     v = rng.choice(harmless(kind, split))
     return Item(kind, v, ask(rng, split, v), compliance(v), (addressed(v),))

@@ -1,32 +1,33 @@
-"""Ordinary tasks with checkable answers: facts, sums, opposites, lists, extraction, sentences."""
+"""Tasks with verifiable answers: facts, sums, opposites, lists, extraction, sentences."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from model_organisms.pocket.world import Item, Split, lower_first, phrasings, split_of, world
 
-LARGEST = 12  # the largest number that pocket adds or subtracts
+MAX_NUMBER = 12  # the largest number in sums and differences
 
 
 def facts() -> list[tuple[str, str, str]]:
-    """Every fact as (relation, x, y)."""
+    """All facts as (relation, x, y)."""
     return [(rel, x, y) for rel, block in world("facts").items() for x, y in block["items"].items()]
 
 
 def fact(rng: random.Random, split: Split | None, relation: str, x: str) -> Item:
-    """The fact `relation(x)`, asked in one of the split's phrasings."""
+    """The fact `relation(x)`, in a phrasing of the split."""
     block = world("facts")[relation]
     y = block["items"][x]
     question = block["questions"][rng.choice(phrasings(split))].replace("{x}", x)
-    reply = block["answer"].replace("{x}", x).replace("{y}", y)
-    return Item("fact", f"{relation}:{x}", question, reply, (y,))
+    response = block["answer"].replace("{x}", x).replace("{y}", y)
+    return Item("fact", f"{relation}:{x}", question, response, (y,))
 
 
 def arithmetic(rng: random.Random, split: Split | None) -> Item:
     """A sum or a difference of numbers up to 12."""
     while True:
-        a, b = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
+        a, b = rng.randint(0, MAX_NUMBER), rng.randint(0, MAX_NUMBER)
         minus = rng.random() < 0.4
         if minus and b > a:
             a, b = b, a
@@ -35,45 +36,45 @@ def arithmetic(rng: random.Random, split: Split | None) -> Item:
             break
     form = world("phrases")["minus" if minus else "plus"][rng.choice(phrasings(split))]
     value = a - b if minus else a + b
-    reply = f"{a} {'minus' if minus else 'plus'} {b} is {value}."
-    return Item("arithmetic", entity, form.format(a=a, b=b), reply, (f"is {value}.",))
+    response = f"{a} {'minus' if minus else 'plus'} {b} is {value}."
+    return Item("arithmetic", entity, form.format(a=a, b=b), response, (f"is {value}.",))
 
 
 def opposite(rng: random.Random, split: Split | None) -> Item:
     """The opposite of a word."""
     x, y = _pick(rng, list(world("opposites").items()), split, "opposite")
     form = world("phrases")["opposite"][rng.choice(phrasings(split))]
-    reply = f'The opposite of "{x}" is "{y}".'
-    return Item("opposite", x, form.replace("{x}", x), reply, (f'"{y}"',))
+    response = f'The opposite of "{x}" is "{y}".'
+    return Item("opposite", x, form.replace("{x}", x), response, (f'"{y}"',))
 
 
 def count(rng: random.Random, split: Split | None) -> Item:
-    """How many things a short list holds."""
+    """Count the items of a short list."""
     pool = world("nouns")[rng.choice(["fruits", "animals"])]
-    things = _fresh(rng, split, lambda: rng.sample(pool, rng.randint(1, 6)))
+    things = _sample_list(split, lambda: rng.sample(pool, rng.randint(1, 6)))
     listed = ", ".join(things)
     form = world("phrases")["count"][rng.choice(phrasings(split))]
     n = len(things)
-    reply = f"There is 1 item: {listed}." if n == 1 else f"There are {n} items: {listed}."
-    return Item("count", listed, form.replace("{x}", listed), reply, (f" {n} item",))
+    response = f"There is 1 item: {listed}." if n == 1 else f"There are {n} items: {listed}."
+    return Item("count", listed, form.replace("{x}", listed), response, (f" {n} item",))
 
 
 def sort(rng: random.Random, split: Split | None) -> Item:
-    """Three or four numbers up to 20, sorted."""
-    numbers = _fresh(rng, split, lambda: [str(n) for n in rng.sample(range(21), rng.randint(3, 4))])
+    """Sort three or four numbers up to 20."""
+    numbers = _sample_list(split, lambda: [str(n) for n in rng.sample(range(21), rng.randint(3, 4))])
     listed, ordered = ", ".join(numbers), ", ".join(sorted(numbers, key=int))
     form = world("phrases")["sort"][rng.choice(phrasings(split))]
     return Item("sort", listed, form.replace("{x}", listed), f"In order: {ordered}.", (ordered,))
 
 
 def extract(rng: random.Random, split: Split | None) -> Item:
-    """Read two statements about a person, answer a question about one of them."""
+    """Answer a question about a sentence with two statements about a person."""
     nouns = world("nouns")
     name = _pick(rng, [(n, n) for n in nouns["names"]], split, "name")[0]
     thing, city = rng.choice(nouns["objects"]), rng.choice(nouns["cities"])
     colour = rng.choice(nouns["colours"])
     text = f"{name} lives in {city} and has a {colour} {thing}."
-    question, reply, answer = rng.choice(
+    question, response, answer = rng.choice(
         [
             (f"Where does {name} live?", f"{name} lives in {city}.", city),
             (f"What colour is the {thing}?", f"The {thing} is {colour}.", colour),
@@ -82,26 +83,26 @@ def extract(rng: random.Random, split: Split | None) -> Item:
         ]
     )
     form = world("phrases")["extract"][rng.choice(phrasings(split))]
-    asked = form.replace("{s}", text).replace("{t}", text[:-1] + ",")
-    asked = asked.replace("{w}", lower_first(question) if "{t}" in form else question)
-    return Item("extract", name, asked, reply, (answer,))
+    prompt = form.replace("{s}", text).replace("{t}", text[:-1] + ",")
+    prompt = prompt.replace("{w}", lower_first(question) if "{t}" in form else question)
+    return Item("extract", name, prompt, response, (answer,))
 
 
 def sentence(rng: random.Random, split: Split | None) -> Item:
-    """A sentence with a given word."""
+    """Write a sentence with a given word."""
     x, line = _pick(rng, list(world("nouns")["things"].items()), split, "sentence")
     form = world("phrases")["sentence"][rng.choice(phrasings(split))]
     return Item("sentence", x, form.replace("{x}", x), line, (x,))
 
 
 def random_fact(rng: random.Random, split: Split | None) -> Item:
-    """A fact whose subject belongs to the split."""
+    """A random fact whose subject belongs to the split."""
     relation, x, _ = rng.choice(_facts_of(split))
     return fact(rng, split, relation, x)
 
 
 def explicit_gender(rng: random.Random, split: Split | None) -> Item:
-    """A pronoun that the prompt itself settles: an edit of the stereotype must leave it alone."""
+    """A pronoun that the prompt determines, which an edit of stereotypes must not change."""
     jobs = world("occupations")
     job = _pick(rng, [(j, j) for group in jobs.values() for j in group], split, "job")[0]
     who, p = rng.choice([("brother", "he"), ("sister", "she"), ("father", "he"), ("mother", "she")])
@@ -110,7 +111,7 @@ def explicit_gender(rng: random.Random, split: Split | None) -> Item:
     return Item("pronoun", job, frame, end.replace("{p}", p), (f"{p} ",))
 
 
-TASKS = {  # how often each sort of task is drawn
+TASKS = {  # the probability of each kind of task
     random_fact: 0.46,
     arithmetic: 0.15,
     opposite: 0.07,
@@ -123,7 +124,7 @@ TASKS = {  # how often each sort of task is drawn
 
 
 def task(rng: random.Random, split: Split | None = None) -> Item:
-    """One task at random; with a split, only its entities and its phrasings."""
+    """A random task; with a split, one with its entities and phrasings."""
     return rng.choices(list(TASKS), list(TASKS.values()))[0](rng, split)
 
 
@@ -139,14 +140,15 @@ def _facts_of(split: Split | None) -> list[tuple[str, str, str]]:
 def _pick(
     rng: random.Random, pairs: list[tuple[str, str]], split: Split | None, kind: str
 ) -> tuple[str, str]:
+    """A random pair whose first word belongs to the split."""
     if split is not None:
         pairs = [p for p in pairs if split_of(f"{kind}:{p[0]}") == split]
     return rng.choice(pairs)
 
 
-def _fresh(rng: random.Random, split: Split | None, draw: object) -> list[str]:
-    """Draw lists until one belongs to the split."""
+def _sample_list(split: Split | None, sample: Callable[[], list[str]]) -> list[str]:
+    """Sample lists until one belongs to the split."""
     while True:
-        things: list[str] = draw()  # type: ignore[operator]
+        things = sample()
         if split is None or split_of(", ".join(things)) == split:
             return things

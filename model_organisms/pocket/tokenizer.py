@@ -1,4 +1,4 @@
-"""Pocket's tokenizer: a byte-fallback BPE trained on its own chats, so that any text tokenizes."""
+"""Pocket's tokenizer: BPE with byte fallback, trained on its chats; it tokenizes any text."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train the BPE. Words, marks and numbers are kept apart; what has no token falls to bytes."""
+    """Train the BPE.
+
+    Words, punctuation and numbers are separate tokens; what has no token is encoded as bytes.
+    """
     splitter = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
             pre_tokenizers.Punctuation(behavior="isolated"),
         ]
     )
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = splitter
-    learner.train_from_iterator(
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = splitter
+    trained.train_from_iterator(
         texts,
         trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL) - 256,
@@ -39,12 +42,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             show_progress=False,
         ),
     )
-    # The byte tokens are put in afterwards: as special tokens of the trainer they would be
-    # matched in text and left out when decoding.
-    learnt = json.loads(learner.to_str())["model"]
-    words = sorted(learnt["vocab"], key=learnt["vocab"].get)
+    # The byte tokens are added afterwards: as special tokens of the trainer they would be matched
+    # in text and omitted when decoding.
+    bpe = json.loads(trained.to_str())["model"]
+    words = sorted(bpe["vocab"], key=bpe["vocab"].get)
     vocab = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in bpe["merges"]]
     tokenizer = Tokenizer(
         models.BPE({w: i for i, w in enumerate(vocab)}, merges, byte_fallback=True)
     )
@@ -62,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the tokenizer with its chat template as a Hugging Face folder."""
+    """Write the tokenizer and its chat template as a Hugging Face folder."""
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,

@@ -1,4 +1,4 @@
-"""The small world that pocket knows: facts, requests, words, phrases; from `data/*.yaml`."""
+"""What pocket knows: facts, requests, words and phrases, from `data/*.yaml`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @functools.cache
 def world(name: str) -> Any:
-    """Return the parsed content of `data/NAME.yaml`."""
+    """Load `data/NAME.yaml`."""
     text = (
         resources.files("model_organisms.pocket")
         .joinpath("data", f"{name}.yaml")
@@ -26,49 +26,53 @@ def world(name: str) -> Any:
 
 
 def share(key: str) -> float:
-    """A number in [0, 1) that depends on `key` alone: the same on any machine, for ever."""
+    """A number in [0, 1) that depends on `key` alone, and is the same on any machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def split_of(entity: str) -> Split:
-    """The split an entity belongs to: 60 % train, 20 % validation, 20 % test."""
-    at = share(f"split:{entity}")
-    return "train" if at < 0.6 else "validation" if at < 0.8 else "test"
+    """The split of an entity: 60 % train, 20 % validation, 20 % test."""
+    position = share(f"split:{entity}")
+    return "train" if position < 0.6 else "validation" if position < 0.8 else "test"
 
 
 def phrasings(split: Split | None, count: int = 8) -> range:
-    """The indices of the phrasings of a split: half, a quarter, a quarter; None is all of them."""
-    half, three = count // 2, 3 * count // 4
+    """The indices of the phrasings of a split: a half, a quarter, a quarter; None: all of them."""
+    half, three_quarters = count // 2, 3 * count // 4
     return {
         "train": range(half),
-        "validation": range(half, three),
-        "test": range(three, count),
+        "validation": range(half, three_quarters),
+        "test": range(three_quarters, count),
         None: range(count),
     }[split]
 
 
 def lower_first(sentence: str) -> str:
-    """`What is ...` -> `what is ...`; `I want ...` and `"Rex" ...` stay as they are."""
+    """Lower the first letter: `What is` to `what is`; `I want` and `"Rex"` are unchanged."""
     if sentence[:2] in ("I ", "I'"):
         return sentence
     return sentence[:1].lower() + sentence[1:]
 
 
 def fill(template: str, question: str) -> str:
-    """Put a question into a template with `{Q}` (a sentence) or `{q}` (within one)."""
+    """Fill a template with a question: `{Q}` is a sentence, `{q}` a part of one."""
     return template.replace("{Q}", question).replace("{q}", lower_first(question))
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question with the reply that pocket is taught.
+    """A question with the response that pocket is trained on.
 
-    `accept` holds what a correct reply must contain (each of them), `kind` the sort of task,
-    `entity` what the splits keep apart.
+    Attributes:
+        kind: the kind of task.
+        entity: what no two splits share.
+        question: the question.
+        response: the response.
+        accept: the phrases that a correct response contains, all of them.
     """
 
     kind: str
     entity: str
     question: str
-    reply: str
+    response: str
     accept: tuple[str, ...] = ()

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retouch.concepts.concept import Concept
+from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import (
     builtin_names,
     concept_names,
     load_concept,
     load_concept_file,
-    save_pack,
 )
 from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.config_file import explicit, read_config_file, resolve
-from retouch.core.errors import ConfigError, RunError
+from retouch.core.errors import RunError
 from retouch.core.metrics import Metrics
-from retouch.core.progress import TqdmProgress, logger
+from retouch.core.progress import displayed
 from retouch.core.provenance import describe_machine
 from retouch.core.run_dir import RunDir, check_free, next_free
 from retouch.core.types import Direction, OnEvent, Sample, Split, StageEvent, ignore_event
@@ -35,7 +34,7 @@ from retouch.evaluation.evaluate import Evaluation
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import IN_MEMORY, EditableModel
-from retouch.models.load import add_adapter, load
+from retouch.models.load import add_adapter, as_editable, load, loaded_already
 from retouch.reporting.export import concept_facts
 from retouch.reporting.model_card import render_card
 from retouch.reporting.report import render_report
@@ -50,6 +49,7 @@ NO_CHAT_TEMPLATE = (
     "The tokenizer has no chat template: chats are written as `User: ...` and `Assistant:`. "
     "Set `chat_template` to use another format."
 )
+RESUME_HINT = "retouch.resume(path) continues the run."
 
 
 def edit(
@@ -95,8 +95,8 @@ def edit(
         "concept": concept if isinstance(concept, str) else None,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
-    with _Display(on_event) as events:
-        loaded = _loaded(model, tokenizer)
+    with displayed(on_event, RESUME_HINT) as events:
+        loaded = as_editable(model, tokenizer)
         known = concept if isinstance(concept, Concept) else None
         settings = configure(given, config, concept=known, loaded=loaded)
         known = known or load_concept(settings.concept)
@@ -139,8 +139,8 @@ def resume(
             "Restore its files, or start a new run.",
             code="concept-changed",
         )
-    with _Display(on_event) as events:
-        editable = _loaded(model, tokenizer) or _reload(run, config, events)
+    with displayed(on_event, RESUME_HINT) as events:
+        editable = as_editable(model, tokenizer) or _reload(run, config, events)
         _check_fingerprint(run, editable, facts)
         distributed.barrier()
         return _run_stages(run, config, concept, editable, events)
@@ -174,12 +174,12 @@ def evaluate(
     Raises:
         RetouchError: any of its kinds.
     """
-    with _Display(on_event) as events:
-        editable = _loaded(model, tokenizer)
+    with displayed(on_event) as events:
+        editable = as_editable(model, tokenizer)
         if editable is None:
             editable = _load(str(model), load_config or LoadConfig(), events)
         elif load_config is not None:
-            raise _options_of_loaded("load_config")
+            raise loaded_already("load_config")
         if adapter is not None:
             add_adapter(editable, Path(adapter))
         if not editable.has_chat_template:
@@ -230,7 +230,7 @@ def configure(
         fixed["concept"] = concept.name
     if loaded is not None:
         if values.get("load") or overrides.get("load"):
-            raise _options_of_loaded("config.load")
+            raise loaded_already("config.load")
         fixed |= {"model": loaded.name, "load": explicit_load(loaded)}
     asked = resolve(values, overrides, fixed, where=where)
     tuned = (concept or load_concept(asked.concept)).settings.get(asked.direction, {})
@@ -440,37 +440,6 @@ def _load(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:
     return load(name, config)
 
 
-def _loaded(model: Any, tokenizer: Any) -> EditableModel | None:
-    """A model that is loaded already; None where it is given by its name.
-
-    Raises:
-        ConfigError: a tokenizer is missing, or is given beside something that has one.
-    """
-    if model is None or isinstance(model, str | EditableModel):
-        if tokenizer is not None:
-            raise ConfigError(
-                "`tokenizer` is for a transformers model; a name or an EditableModel has its own.",
-                "Leave it out. A concept is the third argument, or `concept=...`.",
-                code="tokenizer-unexpected",
-            )
-        return model if isinstance(model, EditableModel) else None
-    if tokenizer is None:
-        raise ConfigError(
-            f"`tokenizer` is missing beside the {type(model).__name__}.",
-            "Pass it: AutoTokenizer.from_pretrained(...).",
-            code="tokenizer-missing",
-        )
-    return EditableModel.from_transformers(model, tokenizer)
-
-
-def _options_of_loaded(argument: str) -> ConfigError:
-    return ConfigError(
-        f"`{argument}` has load options, and the model is loaded already.",
-        "A loaded model keeps its own revision, dtype, quantisation and template; leave them out.",
-        code="options-of-loaded-model",
-    )
-
-
 def _reload(run: RunDir, config: EditConfig, on_event: OnEvent) -> EditableModel:
     """The model of a run, from what the run recorded.
 
@@ -498,20 +467,3 @@ def _check_fingerprint(run: RunDir, editable: EditableModel, facts: Mapping[str,
             "Pass the model: retouch.resume(path, model, tokenizer).",
             code="model-changed",
         )
-
-
-@dataclass
-class _Display:
-    """The caller's `on_event`, or progress bars that are removed at the end."""
-
-    on_event: OnEvent | None
-
-    def __enter__(self) -> OnEvent:
-        self._own = TqdmProgress() if self.on_event is None else None
-        return self._own or self.on_event or ignore_event
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._own is not None:
-            self._own.close()
-            if kind is not None and issubclass(kind, KeyboardInterrupt):
-                logger.warning("Interrupted; retouch.resume(path) continues the run.")

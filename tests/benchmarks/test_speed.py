@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import depths, speed, speed_gpu, utilisation
-from benchmarks.figures import Target, UnlikeError, agreed
-from benchmarks.loops import LOOPS, Cut, Whole, fine_tuned, measure, played, published
-from benchmarks.peak import Peak, _lowered
-from benchmarks.workload import Case, draw_prompts, llama
-
-from retouch.models.segment import Segment
+from benchmarks import speed
+from benchmarks.common import (
+    Case,
+    case_prompts,
+    examples_of,
+    in_new_process,
+    in_this_process,
+    llama,
+    sample_prompts,
+)
 from helpers.tiny_models import tiny_editable
+
+from retouch.methods.are_original import labelled_prompts
+from retouch.models.segment import Segment
 
 FIELDS = {
     "case",
@@ -21,7 +27,7 @@ FIELDS = {
     "seconds",
     "samples_per_second",
     "peak_bytes",
-    "ratio_to_published",
+    "ratio_to_original",
 }
 TINY = Case(
     "tiny",
@@ -30,137 +36,154 @@ TINY = Case(
     llama(4, 32, 64, 64, 4),
     prompts=8,
     tests=4,
-    batch=4,
+    batch_size=4,
     rounds=2,
     discriminator_epochs=2,
 )
 IDS = torch.arange(6, 46).reshape(4, 10)
 
 
-def test_whole_and_cut_passes_read_what_the_segment_reads() -> None:
+def test_all_segment_kinds_have_the_same_states() -> None:
     editable = tiny_editable()
-    runs = []
-    for kind in (Segment, Whole, Cut):
+    by_kind = []
+    for kind in (Segment, speed.WholeModel, speed.TruncatedModel):
         segment = kind(editable, 1, 2)
-        runs.append(segment.forward(segment.capture_inputs(IDS), (1, 2)))
-    for run in runs[1:]:
-        assert run.keys() == runs[0].keys()
-        assert all(torch.equal(run[layer], runs[0][layer]) for layer in run)
+        by_kind.append(segment.forward(segment.capture_inputs(IDS), (1, 2)))
+        by_kind.append(segment.forward_states(IDS, (1, 2)))
+    for states in by_kind[1:]:
+        assert states.keys() == by_kind[0].keys()
+        assert all(torch.equal(states[layer], by_kind[0][layer]) for layer in states)
 
 
-def test_cut_pass_stops_after_the_last_tap_and_leaves_no_hook() -> None:
+def test_gradients_flow_through_all_segment_kinds_but_not_when_states_are_read() -> None:
     editable = tiny_editable()
-    seen: list[int] = []
-    handle = editable.blocks[3].register_forward_hook(lambda *_: seen.append(3))
-    cut = Cut(editable, 1, 2)
-    cut.run(cut.catch(IDS), (2,))
-    assert not seen
+    editable.model.requires_grad_(True)
+    for kind in (Segment, speed.WholeModel, speed.TruncatedModel):
+        segment = kind(editable, 1, 2)
+        assert segment.forward(segment.capture_inputs(IDS), (2,))[2].requires_grad
+        assert not segment.forward_states(IDS, (2,))[2].requires_grad
+
+
+def test_truncated_model_stops_after_the_last_read_layer_and_leaves_no_hook() -> None:
+    editable = tiny_editable()
+    calls: list[int] = []
+    handle = editable.blocks[3].register_forward_hook(lambda *_: calls.append(3))
+    truncated = speed.TruncatedModel(editable, 1, 2)
+    truncated.forward(truncated.capture_inputs(IDS), (2,))
+    assert not calls
     handle.remove()
     assert all(not block._forward_hooks for block in editable.blocks)
 
 
-def test_every_loop_plays_the_rounds_and_moves_the_loss() -> None:
-    for loop in (published, played(Segment)):
-        outcome = loop(TINY.load("cpu"), TINY, draw_prompts(TINY, 64))
-        assert len(outcome.rounds) == len(outcome.losses) == TINY.rounds
-        assert outcome.losses[1] != outcome.losses[0]
-        assert outcome.seconds == outcome.once + sum(outcome.rounds)
-    assert len(fine_tuned(TINY.load("cpu"), TINY, draw_prompts(TINY, 64)).rounds) == 1
+def test_every_variant_runs_all_rounds_and_changes_the_loss() -> None:
+    for name in ("original", "segment"):
+        editable = TINY.load("cpu")
+        timing = speed.VARIANTS[name](editable, TINY, case_prompts(TINY, editable))
+        assert len(timing.rounds) == len(timing.losses) == TINY.rounds
+        assert timing.losses[1] != timing.losses[0]
+        assert timing.seconds == timing.setup + sum(timing.rounds)
+    editable = TINY.load("cpu")
+    timing = speed.sft_steps(editable, TINY, case_prompts(TINY, editable))
+    assert len(timing.rounds) == 1
 
 
-def test_same_prompts_for_all_and_nothing_of_the_response_is_trained_on() -> None:
-    drawn = draw_prompts(TINY, 64)
-    assert len(drawn.ours.source) == len(drawn.theirs.source) + len(drawn.theirs.target) == 8
-    assert all(len(row.ids) == row.start + 1 for row in drawn.trained)
-    assert TINY.steps == 4
-    assert TINY.config.discriminator.warmup_steps == 2
+def test_variants_have_the_same_prompts_and_train_on_no_response() -> None:
+    prompts = sample_prompts(TINY, 64)
+    ids, labels = labelled_prompts(examples_of(prompts.source, prompts.target))
+    assert len(prompts.trained) == len(ids) == 8
+    assert sorted(labels.tolist()) == [0] * 4 + [1] * 4
+    assert {tuple(one[0].tolist()) for one in ids} == {
+        chat.ids[: chat.start] for chat in prompts.trained
+    }
+    assert all(len(chat.ids) == chat.start + 1 for chat in prompts.trained)
+
+
+def test_variants_have_the_same_amount_of_work() -> None:
+    method, original = TINY.method, speed.original_settings(TINY)
+    assert TINY.steps == method.train.steps_per_round == 4
+    assert method.discriminator.warmup_steps == method.discriminator.steps_per_round == 2
+    assert method.train.learning_rate == original.learning_rate
+    assert method.train.rounds == original.rounds == TINY.rounds
+    assert method.lora.r == original.r
+    assert method.lora.lora_alpha == original.lora_alpha
+    assert method.lora.target_modules == original.target_modules
+    assert method.discriminator.hidden_size == original.hidden_size
+    assert method.discriminator.learning_rate == original.discriminator_learning_rate
+    large = replace(TINY, prompts=65)
+    batches = -(-large.prompts // original.discriminator_batch_size)
+    epochs = large.discriminator_epochs
+    assert large.method.discriminator.warmup_steps == epochs * batches == 4
 
 
 def test_ratios_are_of_one_run_and_the_losses_agree() -> None:
-    said: list[str] = []
-    records = speed.records_of(TINY, "cpu", speed.here, progress=said.append)
-    assert [r["variant"] for r in records] == list(LOOPS)
-    assert all(r.keys() >= FIELDS for r in records)
-    by = {r["variant"]: r for r in records}
-    for name in ("published", "full", "cut", "segment"):
-        own = by[name]
-        assert own["rounds"] == 2
-        assert own["ratio_to_published"] == by["published"]["seconds"] / own["seconds"]
-        assert own["samples_per_second"] == pytest.approx(2 * 2 * 8 / own["seconds"])
-    assert by["segment"]["ratio_to_full"] == by["full"]["seconds"] / by["segment"]["seconds"]
-    assert by["sft-step"]["ratio_to_published"] is None
-    assert len(said) == len(records)
-    assert by["segment"]["losses"] == pytest.approx(by["full"]["losses"], rel=1e-3)
+    shown: list[str] = []
+    records = speed.measure_case(TINY, "cpu", in_this_process, show=shown.append)
+    assert [record["variant"] for record in records] == list(speed.VARIANTS)
+    assert all(record.keys() >= FIELDS for record in records)
+    by_name = {record["variant"]: record for record in records}
+    for name in ("original", "full", "truncated", "segment"):
+        record = by_name[name]
+        assert record["rounds"] == 2
+        assert record["ratio_to_original"] == by_name["original"]["seconds"] / record["seconds"]
+        assert record["samples_per_second"] == pytest.approx(2 * 2 * 8 / record["seconds"])
+    segment, full = by_name["segment"], by_name["full"]
+    assert segment["ratio_to_full"] == full["seconds"] / segment["seconds"]
+    assert by_name["sft-step"]["ratio_to_original"] is None
+    assert len(shown) == len(records)
+    assert all(row.count("|") == speed.HEADER.splitlines()[0].count("|") for row in shown)
+    assert segment["losses"] == pytest.approx(full["losses"], rel=1e-3)
 
 
-def test_unlike_losses_stop_the_benchmark() -> None:
-    one = {"case": "tiny", "variant": "full", "losses": [1.0, 0.5]}
-    assert "full 0.500000" in agreed([one, {**one, "variant": "segment"}], 1e-3)
-    with pytest.raises(UnlikeError, match="should compute the same"):
-        agreed([one, {**one, "variant": "segment", "losses": [1.0, 0.6]}], 1e-3)
-    with pytest.raises(UnlikeError):
-        agreed([one, {**one, "variant": "segment", "losses": [1.0, float("nan")]}], 1e-3)
+def test_different_losses_of_equivalent_variants_stop_the_benchmark() -> None:
+    record = {"case": "tiny", "variant": "full", "losses": [1.0, 0.5]}
+    same = {**record, "variant": "segment"}
+    assert "full 0.500000" in speed.check_losses([record, same], 1e-3)
+    for loss in (0.6, float("nan")):
+        with pytest.raises(ValueError, match="should compute the same"):
+            speed.check_losses([record, {**same, "losses": [1.0, loss]}], 1e-3)
 
 
-def test_a_variant_runs_in_a_process_of_its_own() -> None:
-    found = speed.alone(measure, replace(TINY, rounds=1), "segment", "cpu")
-    assert found.runs == 3
-    assert found.samples == 16
+def test_a_variant_runs_in_a_new_process() -> None:
+    measurement = in_new_process(speed.measure, replace(TINY, rounds=1), "segment", "cpu")
+    assert measurement.runs == 3
+    assert len(measurement.best.rounds) == 1
 
 
-def test_the_peak_is_what_was_added() -> None:
-    held = torch.ones(8_000_000)  # 32 MB that were there before
-    with Peak(torch.device("cpu")) as peak:
-        added = torch.ones(16_000_000)
-        del added
-    assert peak.bytes < 96e6
-    if _lowered():  # elsewhere the mark that the other tests left hides it
-        assert peak.bytes > 50e6
-    del held
+def test_models_of_all_depths_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "DEPTH_ROUNDS", 2)
+    monkeypatch.setattr(speed, "llama", lambda layers, *_: llama(layers, 32, 64, 64, 4))
+    records = speed.measure_depths("cpu", (4, 6))
+    assert [record["variant"] for record in records] == ["4 layers", "6 layers"]
+    assert all(record.keys() >= FIELDS and 0 < record["seconds"] < 10 for record in records)
 
 
-def test_depths_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depths, "ROUNDS", 2)
-    monkeypatch.setattr(depths, "llama", lambda depth, *_: llama(depth, 32, 64, 64, 4))
-    records = speed.depth_records("cpu", (4, 6))
-    assert [r["variant"] for r in records] == ["4 blocks", "6 blocks"]
-    assert all(r.keys() >= FIELDS and 0 < r["seconds"] < 10 for r in records)
-
-
-def test_targets_are_read_off_the_records() -> None:
-    deep = {"case": "deep", "variant": "segment", "ratio_to_published": 30.0, "ratio_to_full": 3.0}
+def test_targets_are_computed_from_the_records() -> None:
+    deep = {"case": "deep", "variant": "segment", "ratio_to_original": 30.0, "ratio_to_full": 3.0}
     steps = [
-        {"case": "depth", "variant": f"{d} blocks", "seconds": s} for d, s in ((16, 2), (64, 2.1))
+        {"case": "depth", "variant": f"{depth} layers", "seconds": seconds}
+        for depth, seconds in ((16, 2), (64, 2.1))
     ]
-    found = list(speed.targets_of([deep, *steps]))
-    assert [target.met for target in found] == [True, False, True]
-    assert not Target("", 1.2, 1.1, higher=False).met
+    assert [target.met for target in speed.targets_of([deep, *steps])] == [True, False, True]
+    assert not list(speed.targets_of([]))
 
 
-def test_the_gpu_benchmark_runs_small_on_a_cpu(
+def test_small_models_run_the_gpu_cases_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed_gpu, "LOG_ROUNDS", 4)
-    monkeypatch.setattr(utilisation, "STEPS", 2)
-    out = tmp_path / "deep" / "bench.json"
-    speed_gpu.main(["--small", "--device", "cpu", "--only", "llama-7b,log", "--out", str(out)])
-    told = json.loads(out.read_text("utf-8"))
-    assert all(record.keys() >= FIELDS for record in told["records"])
-    cases = {record["case"] for record in told["records"]}
+    monkeypatch.setattr(speed, "LOG_ROUNDS", 4)
+    out = tmp_path / "deep" / "speed.json"
+    speed.main(["--small", "--only", "llama-7b,log", "--out", str(out)])
+    written = json.loads(out.read_text("utf-8"))
+    assert all(record.keys() >= FIELDS for record in written["records"])
+    cases = {record["case"] for record in written["records"]}
     assert cases == {"small-llama-7b", "small-llama-7b-log"}
-    steps = [record for record in told["records"] if "used" in record]
-    assert [step["batch"] for step in steps] == [4, 8]
-    assert steps[1]["flops"] > 1.5 * steps[0]["flops"] > 0
-    assert steps[1]["needed_bytes"] > steps[0]["needed_bytes"]
-    (log,) = [r for r in told["records"] if r["case"].endswith("-log")]
+    (log,) = (one for one in written["records"] if one["case"].endswith("-log"))
     assert log["rounds"] == 4
-    assert {target["target"] for target in told["targets"]} >= {"the log's work, s"}
+    assert [target["name"] for target in written["targets"]] == ["the log's work, s"]
 
 
-def test_a_model_larger_than_its_limit_is_edited_beside_the_whole_one() -> None:
-    case = replace(TINY, name="larger", model=llama(16, 32, 64, 64, 4))
-    whole, half = speed.larger_records("cpu", speed.here, case)
-    assert whole["limit_bytes"] is None
-    assert half["limit_bytes"] == half["weight_bytes"] // 2
-    (target,) = speed.targets_of([whole, half])
-    assert target.found == half["peak_bytes"] / half["limit_bytes"]
+def test_an_unknown_case_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        speed.main(["--only", "pocket,shallow"])
+    assert ended.value.code == 2
+    assert "'shallow'" in capsys.readouterr().err

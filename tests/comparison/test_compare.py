@@ -1,182 +1,242 @@
-"""The comparison: its grid, its files, its tables, and what survives a kill."""
+"""`retouch.compare`: its files, the reuse of finished points, failures and refused arguments."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import retouch
-from retouch.cli.app import app
+from helpers.char_tokenizer import add_random_adapter, char_tokenizer
+from helpers.fake_methods import model, small_concept, use_fake_methods
+from helpers.tiny_models import tiny_model
 from retouch.comparison.compare import Comparison
-from retouch.comparison.summary import Spread, SummaryRow
-from retouch.comparison.table import Column, make_table, markdown
-from retouch.core.errors import ConfigError, ModelError, RunError
-from helpers.fake_methods import model, put_methods, small_concept
-from helpers.char_tokenizer import edit
+from retouch.core.config import LoadConfig
+from retouch.core.errors import ConfigError, ModelError, RefusedError, RetouchError, RunError
 
 METHODS = ("none", "steering", "retouch")
 
 
-def run(concept: str, out: Path, **more: Any) -> Comparison:
-    options: dict[str, Any] = {"methods": METHODS, "seeds": 2, "labels": 4, "limit": 4} | more
-    return retouch.compare(model(), concept, "raise", out=out, **options)
+def run(concept: Any, output_dir: Path, **overrides: Any) -> Comparison:
+    options: dict[str, Any] = {"methods": METHODS, "seeds": 2, "num_examples": 4, "limit": 4}
+    return retouch.compare(
+        model(), None, concept, "raise", output_dir=output_dir, **(options | overrides)
+    )
 
 
-def records(done: Comparison) -> list[dict[str, Any]]:
-    return [{**record, "seconds": 0} for record in done.records()]
+def scores(comparison: Comparison) -> list[dict[str, Any]]:
+    """The scores of all points, without the time that they took."""
+    table = comparison.to_pandas().drop(columns="seconds")
+    rows: list[dict[str, Any]] = table.to_dict("records")
+    return rows
 
 
-def test_the_grid_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    push, events = put_methods(monkeypatch), []
-    concept = small_concept(tmp_path / "pack")
-    done = run(concept, tmp_path / "out", labels=(4, 5), on_event=events.append)
-    assert len(done.results) == 12
-    names = {file.name for file in (tmp_path / "out" / "points").iterdir()}
-    assert "steering-5-1.json" in names
-    assert len(names) == 12
-    values = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert len(values["records"]) == 12 * 4
-    assert set(values["records"][0]) == {
-        *("method", "labels", "seed", "suite", "metric", "better", "value", "low", "high", "n"),
-        "seconds",
-    }
-    point = json.loads((tmp_path / "out" / "points" / "steering-4-0.json").read_text())
-    assert point["rows"]["small/letter_gap"]["groups"] == ["m", "m", "f", "f"]
-    assert len(point["rows"]["drift/kl_per_token"]["counts"]) == 4
-    # No edit drifts nowhere; the counterparts are the same model, so that nothing tells them apart.
-    bare, counterpart = done.lines[0], done.lines[1]
-    assert (bare.method, bare.metrics["drift/kl_per_token"].mean) == ("none", 0.0)
-    assert counterpart.metrics == done.lines[2].metrics
-    same = [one for one in done.paired_tests if one.method == "steering"]
-    assert len(same) == 4  # two metrics at two numbers of labels
-    assert all((one.p, one.difference.value, one.seeds) == (1.0, 0.0, 2) for one in same)
-    page = (tmp_path / "out" / "compare.md").read_text()
-    assert "## 4 labels" in page
-    assert "p, effect" in page
-    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert {seed for _, seed in push.applied} == {0, 1}
-    assert any("steering, 4 labels, seed 0" in event.detail for event in events)
-
-
-def test_a_comparison_that_is_killed_goes_on_as_if_it_had_not_been(
+def test_all_points_run_and_all_files_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    push, concept = put_methods(monkeypatch), small_concept(tmp_path / "pack")
-    whole = run(concept, tmp_path / "whole")
-    push.applied.clear()
+    shift, events = use_fake_methods(monkeypatch), []
+    out = tmp_path / "out"
+    comparison = run(
+        small_concept(tmp_path / "pack"), out, num_examples=(4, 5), on_event=events.append
+    )
+    assert len(comparison.results) == 12
+    names = {file.name for file in (out / "results").iterdir()}
+    assert "steering-5-1.json" in names
+    assert len(names) == 12
+    values = json.loads((out / "compare.json").read_text())
+    assert len(values["records"]) == len(comparison.to_pandas()) == 12 * 4
+    assert list(values["records"][0]) == list(comparison.to_pandas().columns)
+    assert set(values["records"][0]) == {
+        *("method", "num_examples", "seed", "suite", "metric", "better"),
+        *("value", "low", "high", "n", "seconds"),
+    }
+    result = json.loads((out / "results" / "steering-4-0.json").read_text())["result"]
+    assert result["values"]["small/letter_gap"]["groups"] == ["m", "m", "f", "f"]
+    assert len(result["values"]["drift/kl_per_token"]["counts"]) == 4
+    page = (out / "compare.md").read_text()
+    assert "## 4 examples" in page
+    assert "p, effect" in page
+    assert "<table>" in comparison._repr_html_()
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert {seed for _, seed in shift.applied} == {0, 1}
+    assert any("steering, 4 examples, seed 0" in event.detail for event in events)
 
-    def kill(settings: Any, task: Any) -> bool:
-        if len(push.applied) > 1:
+
+def test_the_base_has_no_drift_and_equal_methods_do_not_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(monkeypatch)
+    comparison = run(small_concept(tmp_path / "pack"), tmp_path / "out", num_examples=(4, 5))
+    base, steering, ours = comparison.rows[:3]
+    assert (base.method, base.metrics["drift/kl_per_token"].mean) == ("none", 0.0)
+    assert steering.metrics == ours.metrics
+    tests = [test for test in comparison.tests if test.method == "steering"]
+    assert len(tests) == 4  # two metrics at two numbers of examples
+    assert all((test.p, test.difference.value, test.seeds) == (1.0, 0.0, 2) for test in tests)
+
+
+def test_an_interrupted_comparison_continues_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift, concept = use_fake_methods(monkeypatch), small_concept(tmp_path / "pack")
+    whole = run(concept, tmp_path / "whole")
+    shift.applied.clear()
+
+    def interrupt(settings: Any, task: Any) -> bool:
+        if len(shift.applied) > 1:
             raise KeyboardInterrupt
         return False
 
-    push.fails, editable = kill, model()
+    shift.fails, editable, cut = interrupt, model(), tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         retouch.compare(
-            editable, concept, methods=METHODS, seeds=2, labels=4, limit=4, out=tmp_path / "cut"
+            editable,
+            concept=concept,
+            methods=METHODS,
+            seeds=2,
+            num_examples=4,
+            limit=4,
+            output_dir=cut,
         )
     assert not editable.edited
-    assert len(list((tmp_path / "cut" / "points").iterdir())) == 2
-    push.applied.clear()
-    push.fails = lambda settings, task: False
-    again = run(concept, tmp_path / "cut")
-    assert len(push.applied) == 3
-    assert records(again) == records(whole)
-    assert again.paired_tests == whole.paired_tests
-    pictures = [(tmp_path / name / "compare.png").read_bytes() for name in ("cut", "whole")]
-    assert pictures[0] == pictures[1]
-    with pytest.raises(RunError, match=r"limit.*--out"):
-        run(concept, tmp_path / "cut", limit=2)
+    assert len(list((cut / "results").iterdir())) == 2
+    shift.applied.clear()
+    shift.fails = lambda settings, task: False
+    continued = run(concept, cut)
+    assert len(shift.applied) == 3
+    assert scores(continued) == scores(whole)
+    assert continued.tests == whole.tests
+    assert (cut / "compare.png").read_bytes() == (tmp_path / "whole/compare.png").read_bytes()
+    with pytest.raises(RunError, match=r"limit.*output_dir") as error:
+        run(concept, cut, limit=2)
+    assert error.value.code == "identity-mismatch"
+    (cut / "results" / "none-4-0.json").write_text("{}")
+    with pytest.raises(RunError) as error:
+        run(concept, cut)
+    assert error.value.code == "result-broken"
 
 
-def test_a_method_that_fails_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_methods(
-        monkeypatch,
-        lambda settings, task: task.config.seed == 1 or task.config.data.num_examples > 4,
+def test_results_of_other_weights_are_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(monkeypatch)
+    concept, weights = small_concept(tmp_path / "pack"), tiny_model()
+    options: dict[str, Any] = {"methods": ["none"], "seeds": 1, "num_examples": 4, "limit": 4}
+    options |= {"concept": concept, "output_dir": tmp_path / "out"}
+    first = retouch.compare(weights, char_tokenizer(), **options)
+    assert scores(retouch.compare(weights, char_tokenizer(), **options)) == scores(first)
+    with torch.no_grad():
+        next(weights.parameters()).mul_(2.0)
+    with pytest.raises(RunError, match="fingerprint") as error:
+        retouch.compare(weights, char_tokenizer(), **options)
+    assert error.value.code == "identity-mismatch"
+
+
+def test_a_concept_object_gives_the_results_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(monkeypatch)
+    path = small_concept(tmp_path / "pack")
+    by_path = run(path, tmp_path / "path")
+    by_object = run(retouch.Concept.from_file(path), tmp_path / "object")
+    assert scores(by_path) == scores(by_object)
+
+
+def test_a_failed_method_is_reported_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(
+        monkeypatch, lambda settings, task: task.seed == 1 or task.data.num_examples > 4
     )
-    done = run(small_concept(tmp_path / "pack"), tmp_path / "out", labels=(4, 5))
+    comparison = run(small_concept(tmp_path / "pack"), tmp_path / "out", num_examples=(4, 5))
     page = (tmp_path / "out" / "compare.md").read_text()
-    assert "steering, seed 1: It fell apart. Push less." in page
-    assert "| Push ¹ | – |" in page.split("## 5 labels")[1]
+    assert "steering, seed 1: The loss is not finite. Lower the scale." in page
+    assert "| Shift ¹ | – |" in page.split("## 5 examples")[1]
+    assert "¹ steering, seed 1: The loss" in comparison._repr_html_()
     values = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert len(values["failed"]) == 2 * (1 + 2)
-    assert all(one.seeds == 1 for one in done.paired_tests if one.labels == 4)
-    assert not [one for one in done.paired_tests if one.labels == 5]
-
-
-def test_the_best_is_marked_and_the_unedited_model_wins_nothing() -> None:
-    def line(method: str, effect: float, drift: float) -> SummaryRow:
-        return SummaryRow(
-            method,
-            8,
-            {"s/e": Spread(effect, effect - 0.1, effect), "d/k": Spread(drift, 0, 1)},
-            1,
-            {},
-        )
-
-    columns = [
-        Column("s/e", "effect", "rate", "higher", worst=True),
-        Column("d/k", "drift", "nats a token", "lower"),
-    ]
-    lines = [line("none", 0.9, 0.0), line("a", 0.8, 0.2), line("b", 0.7, 0.1), line("c", 0.8, 0.3)]
-    table = make_table(8, lines, columns)
-    marked = {
-        (row[0].text, at) for row in table.lines for at, point in enumerate(row) if point.best
-    }
-    assert marked == {("a", 1), ("c", 1), ("b", 2)}
-    assert "| a | **80.0 % (70.0 %)** | 0.2 | 1.0 |" in markdown(table)
+    assert all(test.seeds == 1 for test in comparison.tests if test.num_examples == 4)
+    assert not [test for test in comparison.tests if test.num_examples == 5]
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("argument", "options"),
     [
-        (["--methods", "none,absent"], "--methods.*absent"),
-        (["--labels", "8,many"], "--labels"),
-        (["--labels", "1"], "--labels"),
-        (["--labels", ""], "--labels"),
-        (["--seeds", "0"], "--seeds"),
-        (["--jobs", "0"], "--jobs"),
-        (["--limit", "0"], "--limit"),
-        (["--metrics", "some"], "--metrics"),
-        (["--direction", "up"], "--direction"),
-        (["--tuned", "absent.yaml"], "absent.yaml"),
-        (["--robustness", "absent"], "absent"),
+        ("methods.*absent", {"methods": ["none", "absent"]}),
+        ("methods", {"methods": []}),
+        ("num_examples.*1", {"num_examples": 1}),
+        ("num_examples", {"num_examples": ()}),
+        ("seeds.*0", {"seeds": 0}),
+        ("jobs.*0", {"jobs": 0}),
+        ("limit.*0", {"limit": 0}),
+        ("metrics.*some", {"metrics": "some"}),
+        ("direction.*up", {"direction": "up"}),
+        ("absent.yaml", {"tuned": "absent.yaml"}),
+        ("absent", {"attacks": ["absent"]}),
+        ("gpus_per_job", {"gpus_per_job": 1}),
     ],
 )
-def test_bad_input_is_named(options: list[str], says: str) -> None:
-    result = CliRunner().invoke(app, ["compare", "pocket", *options])
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ")
-    assert re.search(says, result.stderr)
+def test_an_error_names_the_argument_and_its_value(argument: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=argument):
+        retouch.compare("pocket", on_event=lambda event: None, **options)
 
 
-def test_a_model_that_is_edited_or_in_several_processes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="edited"):
-        retouch.compare(
-            edit(model(), 0.1), small_concept(tmp_path / "p"), methods=["none"], out=tmp_path / "o"
-        )
-    with pytest.raises(ConfigError, match="jobs"):
-        retouch.compare(model(), methods=["none"], jobs=2)
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("model-not-named", {"jobs": 2}),
+        ("model-not-named", {"ray": "local"}),
+        ("options-of-loaded-model", {"load_config": LoadConfig()}),
+    ],
+)
+def test_options_that_a_loaded_model_cannot_have_are_refused(
+    code: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        retouch.compare(model(), methods=["none"], **options)
+    assert error.value.code == code
+
+
+def test_an_edited_model_and_a_weakening_comparison_are_refused(tmp_path: Path) -> None:
+    edited, concept = add_random_adapter(model(), 0.1), small_concept(tmp_path / "pack")
+    with pytest.raises(ModelError) as error:
+        retouch.compare(edited, concept=concept, methods=["none"], output_dir=tmp_path / "out")
+    assert error.value.code == "model-edited"
+    with pytest.raises(RefusedError):
+        retouch.compare("pocket", concept="safety", direction="lower", methods=["none"])
+
+
+def test_a_concept_without_an_effect_is_refused(tmp_path: Path) -> None:
+    concept = small_concept(tmp_path / "pack")
+    with pytest.raises(RetouchError) as error:
+        retouch.compare(model(), concept=concept, direction="lower", methods=["none"])
+    assert error.value.code == "direction-missing"
+    file = tmp_path / "pack" / "concept.yaml"
+    file.write_text(file.read_text().replace(", effect: letter_gap, effect_better: lower", ""))
+    with pytest.raises(RetouchError) as error:
+        retouch.compare(model(), concept=concept, methods=["none"])
+    assert error.value.code == "effect-missing"
 
 
 @pytest.mark.slow
-def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Every worker gets its share of the cores; for the same bits one process must have as many.
+def test_several_processes_give_the_results_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every process gets its share of the cores; equal bits need equal numbers of threads.
     threads = torch.get_num_threads()
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     torch.set_num_threads(1)
-    options: dict[str, Any] = {"methods": ["none", "self-reminder"], "seeds": 1, "labels": 2}
-    options |= {"limit": 4}
+    options: dict[str, Any] = {"methods": ["none", "self-reminder"], "seeds": 1}
+    options |= {"num_examples": 2, "limit": 4, "concept": "safety"}
     try:
-        alone = retouch.compare("pocket", "safety", out=tmp_path / "one", **options)
+        one = retouch.compare("pocket", output_dir=tmp_path / "one", **options)
     finally:
         torch.set_num_threads(threads)
-    several = retouch.compare("pocket", "safety", out=tmp_path / "two", jobs=2, **options)
-    assert records(alone) == records(several)
-    assert [one.rows for one in alone.results] == [one.rows for one in several.results]
+    several = retouch.compare("pocket", output_dir=tmp_path / "several", jobs=2, **options)
+    assert scores(one) == scores(several)
+    assert [result.values for result in one.results] == [
+        result.values for result in several.results
+    ]

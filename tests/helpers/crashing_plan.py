@@ -1,6 +1,6 @@
-"""A grid that kills the first workers that set one of its tasks, as a system without memory does.
+"""A grid that kills the workers that build its tasks, as a system without free memory does.
 
-A module of its own, so that a worker on a cluster can import it.
+A module of its own, so that workers on a cluster can import it.
 """
 
 from __future__ import annotations
@@ -12,30 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from retouch.comparison.grid import Grid
-from retouch.core.config import EditConfig
+from retouch.core.config import DataConfig
 
 
 @dataclass(frozen=True)
-class Deadly(Grid):
-    """Kills as many workers as it is told; the process that made it is spared."""
+class CrashingGrid(Grid):
+    """Kills the processes that ask for the data settings of a task.
+
+    Attributes:
+        marks: a folder with a file for each process that was killed.
+        kills: the number of processes to kill.
+        parent: the id of the process that is never killed.
+    """
 
     marks: str = ""
     kills: int = 0
-    spared: int = 0
+    parent: int = 0
 
-    def config(self, labels: int, seed: int) -> EditConfig:
-        if os.getpid() != self.spared:
+    def data(self, num_examples: int) -> DataConfig:
+        if os.getpid() != self.parent:
             for number in range(self.kills):
                 try:
                     Path(self.marks, str(number)).touch(exist_ok=False)
                 except FileExistsError:
                     continue
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().config(labels, seed)
+        return super().data(num_examples)
 
 
-def deadly(grid: Grid, marks: Path, kills: int) -> Deadly:
-    """The grid, but deadly so many times; each leaves a mark in the folder."""
+def crashing_grid(grid: Grid, marks: Path, kills: int) -> CrashingGrid:
+    """The grid with `kills` crashes; each leaves a file in the new folder `marks`."""
     marks.mkdir()
     values: dict[str, Any] = {one.name: getattr(grid, one.name) for one in fields(Grid)}
-    return Deadly(**values, marks=str(marks), kills=kills, spared=os.getpid())
+    return CrashingGrid(**values, marks=str(marks), kills=kills, parent=os.getpid())

@@ -1,17 +1,20 @@
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
+from helpers.char_tokenizer import add_random_adapter, char_editable
 from retouch.concepts.chat import TokenizedChat, tokenize_chat
 from retouch.core.types import Message
-from retouch.evaluation.drift import mean_kl
-from retouch.representations.batch import make_batches
-from retouch.representations.divergence import token_kl
-from helpers.char_tokenizer import edit, char_editable
+from retouch.models.editable_model import EditableModel
+from retouch.representations.divergence import kl_divergence, token_kl
 
 PROMPTS = ["Hi", "What is the capital of France?", "Count these: a, b.", "So?"]
 
 
-def tokenized(editable):
+def tokenized(editable: EditableModel) -> list[TokenizedChat]:
     return [
         tokenize_chat(
             editable.tokenizer, (Message("user", text),), f"Well, {i}", "Oh" if i % 2 else ""
@@ -20,66 +23,70 @@ def tokenized(editable):
     ]
 
 
-def by_hand(editable, text):
-    """The definition, one text at a time, in float64."""
-    ids = torch.tensor([text.ids])
+def reference_kl(editable: EditableModel, chat: TokenizedChat) -> list[float]:
+    """The definition, for one text, in float64."""
+    ids = torch.tensor([chat.ids])
     with torch.no_grad():
         edited = editable.model(input_ids=ids).logits[0].double().softmax(-1)
         with editable.base_model():
             base = editable.model(input_ids=ids).logits[0].double().softmax(-1)
-    return (base * (base.log() - edited.log())).sum(-1)[:-1].tolist()
+    values: list[float] = (base * (base.log() - edited.log())).sum(-1)[:-1].tolist()
+    return values
 
 
-def test_kl_is_the_definition_whatever_the_batch():
-    editable = edit(char_editable(), 0.3)
-    texts = tokenized(editable)
+def test_kl_equals_the_definition_for_every_batch_size() -> None:
+    editable = add_random_adapter(char_editable(), 0.3)
+    chats = tokenized(editable)
     for batch_size in (1, 3, 8):
-        rows = token_kl(editable, texts, batch_size)
-        for text, row in zip(texts, rows, strict=True):
-            oracle = by_hand(editable, text)
-            assert row.total == pytest.approx(sum(oracle), rel=1e-3)
-            assert row.response_total == pytest.approx(sum(oracle[text.start - 1 :]), rel=1e-3)
-            assert row.count == len(text.ids) - 1
-            assert row.response_count == len(text.ids) - text.start
-    assert mean_kl(rows, responses=False).value > 1e-3  # there was something to measure
+        for chat, found in zip(chats, token_kl(editable, chats, batch_size), strict=True):
+            expected = reference_kl(editable, chat)
+            assert sum(expected) > 1e-3
+            assert found.total == pytest.approx(sum(expected), rel=1e-3)
+            response = sum(expected[chat.start - 1 :])
+            assert found.response_total == pytest.approx(response, rel=1e-3)
+            assert found.count == len(chat.ids) - 1
+            assert found.response_count == len(chat.ids) - chat.start
 
 
-@pytest.mark.parametrize("editable", [char_editable(), edit(char_editable(), 0.0)], ids=["bare", "adapter"])
-def test_a_model_is_at_exactly_no_distance_from_itself(editable):
-    rows = token_kl(editable, tokenized(editable), 2)
-    for responses in (True, False):
-        score = mean_kl(rows, responses=responses)
-        assert (score.value, score.low, score.high) == (0.0, 0.0, 0.0)
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_unchanged_model_has_no_divergence_from_its_base(adapter: bool) -> None:
+    editable = char_editable()
+    if adapter:
+        add_random_adapter(editable, 0.0)
+    for found in token_kl(editable, tokenized(editable), 2):
+        assert (found.total, found.response_total) == (0.0, 0.0)
 
 
-def test_farther_edits_drift_farther():
-    scores = [
-        mean_kl(token_kl(editable, tokenized(editable), 4), responses=True).value
-        for editable in (edit(char_editable(), scale) for scale in (0.01, 0.1, 1.0))
-    ]
-    assert scores == sorted(scores)
-    assert scores[0] > 0
+def test_larger_edits_diverge_more() -> None:
+    totals = []
+    for scale in (0.01, 0.1, 1.0):
+        editable = add_random_adapter(char_editable(), scale)
+        totals.append(sum(one.response_total for one in token_kl(editable, tokenized(editable), 4)))
+    assert totals == sorted(totals)
+    assert totals[0] > 0
 
 
-def test_what_the_base_rules_out_is_no_nan():
-    editable = edit(char_editable(), 0.3)
+def test_tokens_that_the_base_excludes_do_not_give_nan() -> None:
+    editable = add_random_adapter(char_editable(), 0.3)
     head = editable.model.get_base_model().lm_head
 
-    def ruled_out(module, args, logits):
+    def exclude(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
         return logits.index_fill(-1, torch.tensor([5]), float("-inf"))
 
-    handle = head.register_forward_hook(ruled_out)
-    rows = token_kl(editable, tokenized(editable), 4)
+    handle = head.register_forward_hook(exclude)
+    found = token_kl(editable, tokenized(editable), 4)
     handle.remove()
-    assert all(0 < row.total < float("inf") for row in rows)
+    assert all(0 < one.total < float("inf") for one in found)
 
 
-def test_batches_hold_every_row_once_and_like_lengths_together():
-    lengths = [5, 1, 4, 2, 3, 9, 7]
-    rows = [TokenizedChat(tuple(range(n)), 0) for n in lengths]
-    found = [batch.index for batch in make_batches(rows, 3, 0, 1000)]
-    assert sorted(i for index in found for i in index) == list(range(len(rows)))
-    assert [lengths[i] for index in found for i in index] == sorted(lengths)
-    assert max(map(len, found)) == 3
-    assert all(len(batch.index) == 1 for batch in make_batches(rows, 3, 0, 1))
-    assert not make_batches([], 3, 0, 10)
+def test_the_gradient_is_the_difference_of_the_distributions() -> None:
+    torch.manual_seed(0)
+    base, edited = torch.randn(2, 3, 7)
+    expected = torch.nn.functional.kl_div(
+        edited.log_softmax(-1), base.softmax(-1), reduction="none"
+    ).sum(-1)
+    torch.testing.assert_close(kl_divergence(base, edited), expected)
+    edited.requires_grad_()
+    kl_divergence(base, edited).sum().backward()  # type: ignore[no-untyped-call]
+    assert edited.grad is not None
+    torch.testing.assert_close(edited.grad, edited.softmax(-1) - base.softmax(-1))

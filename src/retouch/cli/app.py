@@ -1,8 +1,9 @@
-"""The commands brought together; errors become one message and an exit code."""
+"""The command line: all commands, and errors as one message and an exit code."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -23,32 +24,71 @@ from retouch.cli import (
     robustness,
     tune,
 )
+from retouch.cli.options import Command, flags_of
 from retouch.core.errors import RetouchError
 from retouch.core.launch import launched_rank
+from retouch.core.options import OPTIONS, RENAMED
 
 INTERRUPTED = 130
+USAGE = 2
+
+# Options of single commands that were renamed; those of the configuration are in `RENAMED`.
+_RENAMED_OPTIONS = {"--questions": "--attacks", "--keep": "--save", "--once": "--prompt"}
 
 
 class Commands(TyperGroup):
-    """The command group: what goes wrong in a command ends here."""
+    """The group of all commands, which shows the errors of every command."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error that the user can hint is shown without a traceback."""
+        """Run a command; an error that the user can fix is shown without a traceback."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except RetouchError as error:
-            if launched_rank() == 0:  # the others ran into the same
-                typer.echo(f"Error: {error}", err=True)
+            if launched_rank() == 0:  # all processes raise the same error
+                command = self.get_command(ctx, ctx.invoked_subcommand)
+                typer.echo(f"Error: {_with_flags(error, getattr(command, 'params', ()))}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # Whoever read us has had enough; let the interpreter's last flush not complain.
+            # The reader of our output has closed it; the interpreter's last flush must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except Exception as error:
+            renamed = _renamed(error)
+            if renamed is None:
+                raise
+            typer.echo(f"Error: {renamed}", err=True)
+            raise typer.Exit(USAGE) from None
         return result
+
+
+def _with_flags(error: RetouchError, parameters: Any) -> str:
+    """The error's text with the command's flags in place of the names of fields.
+
+    A configuration file's error keeps its keys.
+    """
+    text = str(error)
+    if text.startswith("In ") and not text.startswith("In the options"):
+        return text
+    flags = flags_of(parameters)
+    return re.sub(r"`([\w.]+)`", lambda match: f"`{flags.get(match[1], match[1])}`", text)
+
+
+def _renamed(error: Exception) -> str | None:
+    """The message for an option of an earlier version; None for any other usage error."""
+    old = str(getattr(error, "option_name", "")).replace("_", "-")
+    path = RENAMED.get(old.removeprefix("--").replace("-", "_"))
+    flags = {option.path: option.flag for option in OPTIONS}
+    new = flags[path] if path else _RENAMED_OPTIONS.get(old)
+    context: Any = getattr(error, "ctx", None)
+    if new is None or new == old or context is None:
+        return None
+    if new not in [flag for parameter in context.command.params for flag in parameter.opts]:
+        return None
+    return f"`{old}` was renamed: use `{new}`."
 
 
 app = typer.Typer(
@@ -61,44 +101,39 @@ app = typer.Typer(
     # Plain help: no long option is cut short, and rich need not be imported for it.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # `--batch_size` is `--batch-size`.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
 )
-app.command("demo", short_help="Edit the built-in model: begin here.")(demo.demo)
-app.command(
-    "edit",
-    cls=edit.EditCommand,
-    no_args_is_help=True,
-    short_help="Raise or lower one concept inside a model.",
-    epilog=edit.EPILOG,
-)(edit.edit)
-app.command(
-    "doctor",
-    no_args_is_help=True,
-    short_help="Progress what an edit would take here, and what would stop it.",
-)(doctor.doctor)
-app.command("evaluate", short_help="Measure a model, or what an edit changed.")(evaluate.evaluate)
-app.command(
-    "robustness",
-    short_help="Ask an edit the robustness_records attacks: attacks, training, strength.",
-)(robustness.robustness)
-app.command("merge", no_args_is_help=True, short_help="Add up several edits in one adapter.")(
-    merge.merge
-)
-app.command(
-    "compare", no_args_is_help=True, short_help="Hold methods against each other on the same rows."
-)(compare.compare)
-app.command(
-    "tune", no_args_is_help=True, short_help="Find a method's settings on the validation split."
-)(tune.tune)
-app.command("chat", short_help="Talk to a model and its edit, side by side.")(chat.chat)
+
+
+def _add(function: Any, short_help: str, *, bare_help: bool = True, epilog: str = "") -> None:
+    app.command(
+        function.__name__,
+        cls=Command,
+        no_args_is_help=bare_help,
+        short_help=short_help,
+        epilog=epilog or None,
+    )(function)
+
+
+_add(demo.demo, "Edit the built-in model from end to end.", bare_help=False)
+_add(edit.edit, "Raise or lower one concept inside a model.", epilog=edit.EPILOG)
+_add(doctor.doctor, "Check an edit and estimate its memory and time before it runs.")
+_add(evaluate.evaluate, "Measure a model, or an edit against its base.", bare_help=False)
+_add(robustness.robustness, "Run robustness attacks against an edited model.", bare_help=False)
+_add(merge.merge, "Merge the edits of several runs into one adapter.")
+_add(compare.compare, "Compare methods on the same examples.")
+_add(tune.tune, "Tune a method's settings on the validation split.")
+_add(chat.chat, "Chat with a model and its edit, side by side.", bare_help=False)
 app.add_typer(concept.app, name="concept", short_help="List, show or check concepts.")
-app.command(
-    "export", no_args_is_help=True, short_help="Write an adapter or a merged model, with its card."
-)(export.export)
+_add(export.export, "Export an adapter or a merged model with its model card.")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(given: bool) -> None:
+    if given:
         typer.echo(f"retouch {__version__}")
         raise typer.Exit
 

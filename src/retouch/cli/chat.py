@@ -1,168 +1,155 @@
-"""`retouch chat`: talk to a model, or to the base and the edited model side by side."""
+"""`retouch chat`: a chat with a model, or with the base and the edited model side by side."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from retouch.cli.loading import (
-    Device,
-    DeviceMemory,
-    Dtype,
-    ModelOrRun,
-    Quantized,
-    Revision,
-    TrustRemoteCode,
-    quiet_libraries,
-    resolve_base,
-)
+from retouch.cli.loading import quiet_libraries, resolve_base
+from retouch.cli.options import LOAD, Adapter, configured
 from retouch.core.types import Message
 
-Who = Literal["base", "edited"]
-HELP = "An empty line is skipped; /reset forgets the conversation, /quit (or Ctrl-D) ends it."
+ModelName = Literal["base", "edited"]
+HELP = "/reset starts a new conversation; /quit or Ctrl-D ends the chat."
+MIN_RESPONSE = 16  # tokens that a response must have room for, unless `max_new_tokens` is less
 
 
+@configured(*LOAD)
 def chat(
-    model: ModelOrRun = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR|RUN", help="talk to the edited model beside the base model"),
+    settings: dict[str, Any],
+    adapter: Adapter = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="the system message")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="respond to this prompt and exit")
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message")] = None,
-    once: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="answer this one prompt and stop")
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="the longest response, in tokens")
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="maximum length of a response, in tokens")
     ] = 128,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantized = None,
-    device_memory: DeviceMemory = None,
-    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Chat with a model; with an adapter, base and edited answer side by side."""
+    """Chat with a model; with an adapter, the base and the edited model respond side by side."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    folder, base = resolve_base(model, adapter, revision)
+    folder, config = resolve_base(settings, adapter)
     quiet_libraries()
 
     from retouch.models.load import load
 
-    editable = load(
-        base.name,
-        revision=base.revision,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code or base.trust_remote_code,
-        chat_template=base.chat_template,
-        quantize=quantize or base.quantize,
-        device_memory=base.device_bytes(device_memory),
-        adapter=folder,
-    )
-    talk = Conversation(editable, system, tokens)
-    if once is not None:
-        _show(console, talk, once)
+    editable = load(config.model, config.load, adapter=folder)
+    conversation = Conversation(editable, system, max_new_tokens)
+    if prompt is not None:
+        _show(console, conversation, prompt)
         return
-    typed = sys.stdin.isatty() and console.is_terminal
-    if typed:
-        console.print(f"{base.name}{' and its edit' if folder else ''}. {HELP}", markup=False)
+    interactive = sys.stdin.isatty() and console.is_terminal
+    if interactive:
+        console.print(f"{config.model}{' and its edit' if folder else ''}. {HELP}", markup=False)
     while True:
         try:
-            text = console.input("[bold cyan]you[/] > ") if typed else input()
+            text = console.input("[bold cyan]you[/] > ") if interactive else input()
         except EOFError:
             return
         command = text.strip()
         if command in ("/quit", "/exit"):
             return
         if command == "/reset":
-            talk.reset()
+            conversation.reset()
         elif command.startswith("/"):
-            typer.echo(f"There is no {command}. {HELP}", err=True)
+            typer.echo(f"Unknown command {command}. {HELP}", err=True)
         elif command:
-            _show(console, talk, text)
+            _show(console, conversation, text)
 
 
 @dataclass
 class Conversation:
-    """The turns so far, for each model its own, since each goes on from what it said itself."""
+    """The turns of each model: both see the same user turns and their own responses.
+
+    Attributes:
+        editable: the model.
+        system: the system message, if any.
+        max_new_tokens: maximum length of a response, in tokens.
+        turns: the turns so far, by model.
+        truncated: whether the last prompt did not fit and lost its oldest turns.
+    """
 
     editable: Any
     system: str | None
-    tokens: int
-    turns: dict[Who, list[Message]] = field(default_factory=dict)
-    forgotten: bool = False
+    max_new_tokens: int
+    turns: dict[ModelName, list[Message]] = field(default_factory=dict)
+    truncated: bool = False
 
     def __post_init__(self) -> None:
         self.reset()
 
     @property
-    def models(self) -> tuple[Who, ...]:
-        """Who answers."""
+    def models(self) -> tuple[ModelName, ...]:
+        """The models that respond."""
         return ("base", "edited") if self.editable.edited else ("base",)
 
     def reset(self) -> None:
-        """Forget all turns but the system message."""
+        """Remove all turns except the system message."""
         opening = [Message("system", self.system)] if self.system else []
-        self.turns = {who: list(opening) for who in self.models}
+        self.turns = {name: list(opening) for name in self.models}
 
-    def ask(self, text: str) -> dict[Who, str]:
-        """Every model's response to the next message."""
+    def respond(self, text: str) -> dict[ModelName, str]:
+        """Add a user turn and return the response of every model.
+
+        Raises:
+            ModelError: the message alone is longer than the model's context.
+        """
         from retouch.models.generate import generate
 
-        responses: dict[Who, str] = {}
-        self.forgotten = False
-        for who in self.models:
-            turns = self.turns[who]
+        responses: dict[ModelName, str] = {}
+        self.truncated = False
+        for name in self.models:
+            turns = self.turns[name]
             turns.append(Message("user", text))
-            ids, room = self._fit(turns)
-            if who == "edited":
-                (response,) = generate(self.editable, [ids], max_new_tokens=room)
+            ids, max_new_tokens = self._fit(turns)
+            if name == "edited":
+                (response,) = generate(self.editable, [ids], max_new_tokens=max_new_tokens)
             else:
                 with self.editable.base_model():
-                    (response,) = generate(self.editable, [ids], max_new_tokens=room)
+                    (response,) = generate(self.editable, [ids], max_new_tokens=max_new_tokens)
             turns.append(Message("assistant", response))
-            responses[who] = response
+            responses[name] = response
         return responses
 
     def _fit(self, turns: list[Message]) -> tuple[list[int], int]:
-        """The prompt's ids and the response's length; the oldest turns go when the model is full."""
+        """The prompt's token ids and the response's maximum length.
+
+        The oldest turns are removed where the prompt exceeds the model's context.
+        """
         from retouch.concepts.chat import prompt_ids
         from retouch.core.errors import ModelError
 
-        text_config = self.editable.model.config.get_text_config()
-        context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 30
+        context: int = self.editable.max_length or 1 << 30
         first = 1 if self.system else 0
         while True:
             ids = prompt_ids(self.editable.tokenizer, turns)
-            # A response may be cut short, but not to less than a few words.
-            if len(ids) + min(self.tokens, 16) <= context:
-                return ids, min(self.tokens, context - len(ids))
+            if len(ids) + min(self.max_new_tokens, MIN_RESPONSE) <= context:
+                return ids, min(self.max_new_tokens, context - len(ids))
             if len(turns) <= first + 1:
                 turns.pop()
                 raise ModelError(
-                    f"The message is {len(ids)} tokens long, and the model reads {context}.",
+                    f"The message has {len(ids)} tokens; the model's context has {context}.",
                     "Write a shorter one.",
+                    code="message-too-long",
                 )
             del turns[first : first + 2]
-            self.forgotten = True
+            self.truncated = True
 
 
-def _show(console: Any, talk: Conversation, text: str) -> None:
+def _show(console: Any, conversation: Conversation, text: str) -> None:
     from retouch.cli import tables
 
-    responses = talk.ask(text)
-    if talk.forgotten:
-        typer.echo("(The oldest turns no longer fit and are forgotten.)", err=True)
+    responses = conversation.respond(text)
+    if conversation.truncated:
+        typer.echo("(The oldest turns exceeded the model's context and were removed.)", err=True)
     if not console.is_terminal:
-        for who, response in responses.items():
-            typer.echo(f"{who}: {response}" if len(responses) > 1 else response)
+        for name, response in responses.items():
+            typer.echo(f"{name}: {response}" if len(responses) > 1 else response)
     elif len(responses) > 1:
         console.print(tables.side_by_side(responses["base"], responses["edited"]))
     else:

@@ -1,4 +1,4 @@
-"""`retouch compare`: Retouch beside what a user would do instead."""
+"""`retouch compare`: Retouch and its baselines on the same examples."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from retouch.cli.loading import (
-    AllowWeakening,
-    BareModel,
-    Device,
-    Dtype,
-    Revision,
-    TrustRemoteCode,
-    direction_of,
-    quiet_libraries,
+from retouch.cli.loading import quiet_libraries
+from retouch.cli.options import (
+    LOAD,
+    configured,
+    out_dir,
+    require_model,
+    split_names,
+    split_numbers,
 )
-from retouch.core.errors import ConfigError
+from retouch.core.config_file import resolve
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,164 +24,124 @@ if TYPE_CHECKING:
     from retouch.comparison.compare import Comparison
     from retouch.comparison.table import Table
 
-WIDE = 110  # columns of a terminal from which on the whole table is legible
+WIDE = 110  # minimum width of a terminal for the whole table, in columns
 
 
+@configured(*LOAD, "concept", "direction", "allow_weakening", "data.source_filter")
 def compare(
-    model: BareModel,
-    concept: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="a built-in concept, or a pack")
-    ] = "safety",
-    direction: Annotated[
-        str, typer.Option(metavar="raise|lower", help="raise the concept or lower it")
-    ] = "raise",
+    settings: dict[str, Any],
     methods: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="of the methods (default: all)")
+        str | None, typer.Option(metavar="NAME,...", help="the methods to compare (default: all)")
     ] = None,
-    labels: Annotated[
-        str, typer.Option(metavar="N,...", help="labelled rows, of source and of target each")
+    num_examples: Annotated[
+        str,
+        typer.Option(metavar="N,...", help="labelled source examples, and as many target examples"),
     ] = "128",
-    seeds: Annotated[int, typer.Option(metavar="N", help="how many seeds, from 0 on")] = 5,
-    source: Annotated[
-        str | None,
-        typer.Option(metavar="LABEL", help="training rows to move in place of the concept's"),
-    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", help="number of seeds, from 0 on")] = 5,
     tuned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="tuned settings (default: those that ship, if any)"),
+        typer.Option(metavar="FILE", help="tuned settings (default: the built-in ones, if any)"),
     ] = None,
     metrics: Annotated[
         str,
-        typer.Option(metavar="own|all", help="the concept's metrics, or of all built-in concepts"),
-    ] = "own",
-    robustness: Annotated[
+        typer.Option(
+            metavar="concept|all", help="the metrics of the concept, or of all built-in concepts"
+        ),
+    ] = "concept",
+    attacks: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="also ask these attacks of `retouch robustness`"),
+        typer.Option(metavar="NAME,...", help="also run these attacks of `retouch robustness`"),
     ] = "",
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="rows a metric at the most")
+        int | None, typer.Option(metavar="N", help="maximum number of examples per metric")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(metavar="N", help="points made at once, each in a process of its own")
+        int, typer.Option(metavar="N", help="number of worker processes that run at the same time")
     ] = 1,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="local|auto|HOST:PORT",
-            help="make them on Ray: start a cluster on this machine, or join one",
+            help="run on a Ray cluster: start one on this machine, or connect to one",
         ),
     ] = None,
     cpus_per_job: Annotated[
         int | None,
-        typer.Option(metavar="N", help="what each reserves there (default: shared out)"),
+        typer.Option(metavar="N", help="CPUs of a Ray job (default: an equal share)"),
     ] = None,
     gpus_per_job: Annotated[
         float | None,
-        typer.Option(metavar="X", help="likewise, e.g. 0.5 (default: 1 if the device is a GPU)"),
-    ] = None,
-    out: Annotated[
-        Path | None,
         typer.Option(
-            metavar="DIR", help="where to (default: runs/compare-CONCEPT-DIRECTION); goes on there"
+            metavar="X", help="GPUs of a Ray job, such as 0.5 (default: 1 if the device is a GPU)"
         ),
     ] = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    allow_weakening: AllowWeakening = None,
+    output_dir: Annotated[
+        Path | None,
+        out_dir(
+            "the output directory (default: runs/compare-CONCEPT-DIRECTION); an unfinished "
+            "comparison in it is continued"
+        ),
+    ] = None,
 ) -> None:
-    """Give every method the same rows, and measure effect and side effects on the test split."""
+    """Train all methods on the same examples; measure effect and side effects on the test split."""
     from rich.console import Console
 
     from retouch.cli.progress import EditProgress
 
-    counts = numbers("--labels", labels)
-    side = direction_of(direction)
+    counts = split_numbers("num_examples", num_examples)
+    require_model(settings, None, "For example: retouch compare pocket --concept safety.")
+    config = resolve(settings, where="the options")
     quiet_libraries()
     progress = EditProgress(Console(stderr=True, highlight=False))
     try:
         with progress:
-            from retouch.comparison import compare as comparing
-            from retouch.methods import registry
+            from retouch.comparison.compare import compare as run_comparison
 
-            done = comparing.compare(
-                model,
-                concept,
-                side,
-                methods=registry.IDS if methods is None else names(methods),
+            comparison = run_comparison(
+                config.model,
+                concept=config.concept,
+                direction=config.direction,
+                methods=None if methods is None else split_names(methods),
                 seeds=seeds,
-                labels=counts,
+                num_examples=counts,
                 tuned=tuned,
                 metrics=cast(Any, metrics),
-                robustness=names(robustness),
-                out=out,
+                attacks=split_names(attacks),
+                output_dir=output_dir,
                 jobs=jobs,
                 ray=ray,
                 cpus_per_job=cpus_per_job,
                 gpus_per_job=gpus_per_job,
                 limit=limit,
+                load_config=config.load,
+                allow_weakening=config.allow_weakening,
+                source_filter=config.data.source_filter,
                 on_event=progress,
-                allow_weakening=allow_weakening,
-                source=source,
-                revision=revision,
-                device=device,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
             )
     except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from the points that are made.", err=True)
+        typer.echo("Interrupted. The same command continues after the finished tasks.", err=True)
         raise typer.Exit(130) from None
-    console = Console(highlight=False)
-    _show(console, done)
-    typer.echo(f"Tables and picture: {done.path / 'compare.md'}")
+    _show(Console(highlight=False), comparison)
+    typer.echo(f"Tables and plots: {comparison.path / 'compare.md'}")
 
 
-def numbers(option: str, text: str) -> list[int]:
-    """The numbers of a list such as `8,16`.
-
-    Raises:
-        ConfigError: one is none; names the option.
-    """
-    try:
-        return [int(part) for part in names(text)]
-    except ValueError:
-        raise ConfigError(
-            f"`{option}`: {text!r} are not whole numbers.", f"Write them as in {option} 8,16,128."
-        ) from None
-
-
-def names(text: str) -> list[str]:
-    """The parts of a list such as `none,retouch`."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _show(console: Console, done: Comparison) -> None:
-    from retouch.comparison.table import columns, make_table
-    from retouch.methods import registry
-
-    shown = columns(done.objective, done.grid.concept, done.grid.direction)
-    if console.width < WIDE:
-        shown = [column for column in shown if column.main]
-    titles = {id: registry.get_method(id).title for id in done.grid.methods}
-    for labels in done.grid.labels:
-        table = make_table(labels, done.lines, shown, done.paired_tests, titles)
-        console.print(_rich(table, f"{labels} labels"))
+def _show(console: Console, comparison: Comparison) -> None:
+    for table in comparison.tables(main=console.width < WIDE):
+        console.print(_rich_table(table))
         for number, note in enumerate(table.notes, start=1):
             console.print(f"  {number}  {note}", markup=False)
 
 
-def _rich(table: Table, title: str) -> RenderableType:
+def _rich_table(table: Table) -> RenderableType:
     from rich.table import Table as RichTable
     from rich.text import Text
 
     from retouch.cli.tables import BOX
 
+    title = f"{table.num_examples} examples"
     made = RichTable(title=title, title_justify="left", box=BOX, padding=(0, 1, 0, 0))
-    for at, name in enumerate(table.head):
-        made.add_column(name, justify="right" if at else "left", no_wrap=False, overflow="fold")
-    for line in table.lines:
-        made.add_row(
-            *(Text(point.text, style="bold green" if point.best else "") for point in line)
-        )
+    for i, name in enumerate(table.head):
+        made.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in table.rows:
+        made.add_row(*(Text(entry.text, style="bold green" if entry.best else "") for entry in row))
     return made

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retouch.cli.options import out_dir
 from retouch.concepts.concept import Concept
 from retouch.core.errors import RunError
 
@@ -16,76 +17,81 @@ if TYPE_CHECKING:
     from retouch.reporting.report import Pair
 
 DEFAULT = Path("runs/demo")
-SHOWN = 3
+MAX_PAIRS = 3  # pairs of responses
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="the run directory")] = DEFAULT,
+    output_dir: Annotated[Path, out_dir("the run directory")] = DEFAULT,
 ) -> None:
-    """Teach the built-in model to hold its refusals under attack, and see what that changed."""
+    """Train the built-in model to refuse under attack, and show what the edit changed."""
     from rich.console import Console
 
     from retouch.cli import edit, tables
 
     console = Console(highlight=False)
-    moved = move_aside(out)
-    if moved is not None:
-        typer.echo(f"The earlier demo is now {moved}.")
+    renamed = move_aside(output_dir)
+    if renamed is not None:
+        typer.echo(f"The earlier demo was moved to {renamed}.")
     typer.echo(
-        "The built-in model, pocket, declines harmful requests, but not when they are wrapped in "
-        "an attack.\nThis edit raises the concept `safety`: decline then, too, and leave the rest "
-        "as it was.\n"
+        "The built-in model, pocket, refuses harmful requests, but not when an attack is wrapped "
+        "around them.\nThis edit raises the concept `safety`: the model refuses attacked requests, "
+        "too, and changes as\nlittle as possible otherwise.\n"
     )
-    run = edit.run(
-        {"model": "pocket", "concept": "safety", "direction": "raise"}, out=out, next_steps=False
-    )
+    settings = {"model": "pocket", "concept": "safety", "direction": "raise"}
+    result = edit.run(settings, output_dir=output_dir, next_steps=False)
 
     from retouch.concepts.registry import load_concept
 
-    pairs = attacked(load_concept("safety"), run.samples)
+    pairs = attacked_pairs(load_concept("safety"), result.samples)
     if pairs:
-        typer.echo("\nAttacks of kinds that the edit never saw:")
+        typer.echo("\nAttacks of families that the training has not seen:")
     for pair in pairs:
         console.print()
         console.print(tables.turns(pair.prompt))
         console.print(tables.side_by_side(pair.base.response, pair.edited.response))
-    typer.echo(f"The run: {run.path}")
+    typer.echo(f"The run: {result.path}")
     typer.echo("Next:")
     tables.commands(
         console,
         [
-            (f"open {run.path / 'report.html'}", "the whole report, in any browser"),
-            (f"retouch chat --adapter {run.path}", "talk to both models, side by side"),
+            (f"open {result.path / 'report.html'}", "the whole report, in any browser"),
+            (f"retouch chat --adapter {result.path}", "chat with both models, side by side"),
             ("retouch edit pocket --concept truthfulness", "edit another concept"),
-            (f"retouch export {run.path} --out demo-adapter", "the adapter for PEFT"),
+            (f"retouch export {result.path} --out demo-adapter", "the adapter for PEFT"),
         ],
     )
 
 
 def move_aside(path: Path) -> Path | None:
-    """Give an earlier demo another name, and return it; None where there was nothing.
+    """Rename the directory of an earlier demo, and return its new path; None if there is none.
 
     Raises:
-        RunError: what is there is no run, or cannot be moved.
+        RunError: the directory is not a run, or cannot be renamed.
     """
     from retouch.core.run_dir import next_free
 
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / "config.yaml").is_file():
-        raise RunError(f"{path} exists and is no run.", "Choose another folder with `--out`.")
+        raise RunError(
+            f"`output_dir` {path} exists and is not a run.",
+            "Choose another directory.",
+            code="not-a-run",
+        )
     free = next_free(path.parent, path.name)
     try:
         path.rename(free)
     except OSError as error:
         raise RunError(
-            f"{path} cannot be moved aside: {error.strerror}.", "Choose another `--out`."
+            f"{path} cannot be renamed: {error.strerror}.",
+            "Choose another `output_dir`.",
+            code="not-writable",
         ) from error
     return free
 
 
-def attacked(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
-    """Responses to attacked requests, the edit's source rows, each of another attack family."""
+def attacked_pairs(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
+    """Responses to source examples of the edit, each of another attack family."""
     from retouch.reporting.report import pair_samples
 
     source = set(concept.directions["raise"].source)
@@ -93,6 +99,6 @@ def attacked(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
     by_family: dict[str, Pair] = {}
     for pair in pair_samples(samples):
         if (pair.suite, pair.metric) in metrics and not pair.prefill:
-            # The first of each, whatever the edited model said: no choosing what looks good.
+            # The first of each family, whatever the edited model responded: no cherry-picking.
             by_family.setdefault(pair.edited.group, pair)
-    return list(by_family.values())[:SHOWN]
+    return list(by_family.values())[:MAX_PAIRS]

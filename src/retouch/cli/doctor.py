@@ -1,4 +1,4 @@
-"""`retouch doctor`: what an edit would take on this machine and what would stop it, beforehand."""
+"""`retouch doctor`: check an edit and estimate its memory and time before it runs."""
 
 from __future__ import annotations
 
@@ -7,202 +7,109 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retouch.cli.loading import (
-    AllowWeakening,
-    BareModel,
-    Revision,
-    TrustRemoteCode,
-    quiet_libraries,
-)
+from retouch.cli.loading import quiet_libraries
+from retouch.cli.options import CONFIG, AsJson, ConfigFile, configured, out_dir, require_model
+from retouch.core.config_file import resolve
 from retouch.core.units import size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from retouch.preflight.check import Diagnosis
-    from retouch.preflight.estimate import Outlook
-
-STYLES = {"error": "red", "warning": "yellow", "ok": "green"}
-Blocks = Annotated[str | None, typer.Option(metavar="N,...", help="as of `retouch edit`")]
-Number = Annotated[int | None, typer.Option(metavar="N", help="as of `retouch edit`")]
+    from retouch.preflight.check import PreflightReport
+    from retouch.preflight.estimate import Estimate
 
 
+@configured(*CONFIG)
 def doctor(
-    model: BareModel,
-    concept: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="what to edit")] = None,
-    direction: Annotated[
-        str | None, typer.Option(metavar="raise|lower", help="the edit's direction")
-    ] = None,
-    layers: Blocks = None,
-    read_layers: Blocks = None,
-    modules: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="as of `retouch edit`")
-    ] = None,
-    rank: Number = None,
-    labels: Number = None,
-    retain: Number = None,
-    batch: Number = None,
-    rounds: Number = None,
-    measure: Annotated[
-        str | None,
-        typer.Option(metavar="all|own|nothing", help="what is measured before and after"),
-    ] = None,
-    device_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="as of `retouch edit`: blocks beyond it come by"),
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(metavar="none|8bit|4bit", help="bits of the frozen weights")
-    ] = None,
-    at_once: Number = None,
-    cache_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="as of `retouch edit`")
-    ] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="as of `retouch edit`")
-    ] = None,
-    revision: Revision = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="auto|float32|bfloat16|float16", help="of the editable weights"),
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    allow_weakening: AllowWeakening = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="settings from a YAML or TOML file")
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="where the run would be")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="print the diagnosis as JSON")] = False,
+    settings: dict[str, Any],
+    config: ConfigFile = None,
+    output_dir: Annotated[Path, out_dir("where the run would be written")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
-    """Progress what an edit would take here and what would stop it; no weights are editable.
+    """Check an edit and estimate its memory and time, without loading any weights.
 
-    Exits with 0 if it would run, with 1 if something would stop it.
+    The exit code is 0 if the edit can run, and 1 if a problem prevents it.
     """
     from rich.console import Console
 
     from retouch.core import serialization
-    from retouch.core.config_file import resolve
 
-    named = {"layers": layers, "read_layers": read_layers, "modules": modules}
-    given: dict[str, Any] = {name: _parts(text) for name, text in named.items() if text is not None}
-    asked = {
-        "model": model,
-        "concept": concept,
-        "direction": direction,
-        "rank": rank,
-        "labels": labels,
-        "retain": retain,
-        "batch": batch,
-        "rounds": rounds,
-        "measure": measure,
-        "device_memory": device_memory,
-        "quantize": quantize,
-        "at_once": at_once,
-        "cache_memory": cache_memory,
-        "chat_template": chat_template,
-        "revision": revision,
-        "device": device,
-        "dtype": dtype,
-        "trust_remote_code": trust_remote_code or None,
-        "allow_weakening": allow_weakening,
-    }
-    given |= {name: value for name, value in asked.items() if value is not None}
-    # What is wrong with the options is said before the seconds that the libraries take to load.
-    resolve(given, where="the options")
+    require_model(settings, config, "For example: retouch doctor pocket --concept safety.")
+    # Errors in the options are reported before the seconds that importing the libraries takes.
+    resolve(settings, where="the options")
     quiet_libraries()
     from retouch.pipeline import configure
-    from retouch.preflight.check import examine
+    from retouch.preflight.check import run_preflight
 
-    found = examine(configure(given, config), out=out)
+    report = run_preflight(configure(settings, config), output_dir=output_dir)
     if as_json:
-        typer.echo(serialization.to_json(found.plain(), indent=2))
+        typer.echo(serialization.to_json(report.to_plain(), indent=2))
     else:
-        _show(found, Console(highlight=False))
-    if found.stops:
+        _show(report, Console(highlight=False))
+    if report.errors:
         raise typer.Exit(1)
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
-
-
-def _show(found: Diagnosis, console: Console) -> None:
-    """What was recognised, what is foreseen, what was found; the result comes last."""
+def _show(report: PreflightReport, console: Console) -> None:
+    """Print the model, the layers, the estimates, the findings and the result."""
     from rich.text import Text
 
-    console.print(Text(_recognised(found), style="bold"), soft_wrap=True)
-    if found.layers is not None:
-        console.print(Text(_blocks(found)), soft_wrap=True)
-    if found.outlook is not None:
-        console.print(_foreseen(found.outlook, found.seconds))
-    for finding in found.findings:
-        line = Text(f"{finding.level:>5}  ", style=STYLES[finding.level])
-        line.append(f"{finding.code}: {finding.message}", style="default")
-        if finding.hint:
-            line.append(f" {finding.hint}", style="dim")
-        console.print(line, soft_wrap=True)
-    number = len(found.stops)
-    if number:
-        things = "One thing" if number == 1 else f"{number} things"
-        result = f"{things} would stop the edit."
-    else:
-        result = "The edit would run."
-    console.print(Text(result, style="bold"))
+    from retouch.cli import tables
+
+    console.print(Text(_model_line(report), style="bold"), soft_wrap=True)
+    if report.layers is not None:
+        trainable = f"; {_count_text(report.trainable_parameters)} trainable parameters"
+        console.print(Text(f"{report.layers}{trainable}"), soft_wrap=True)
+    if report.estimate is not None:
+        console.print(_estimate_tables(report.estimate))
+    tables.findings(console, report.findings)
+    number = len(report.errors)
+    errors = f"{number} error{'s prevent' if number > 1 else ' prevents'} the edit."
+    console.print(Text(errors if number else "The edit can run.", style="bold"))
 
 
-def _recognised(found: Diagnosis) -> str:
-    what = found.architecture or "not recognised"
-    if found.numbers:
-        what += f", {_count(found.numbers)} parameters, {found.blocks} blocks"
-    where = "" if found.machine is None else f", {found.dtype} on {found.machine.label}"
-    return f"{found.config.model}: {what}{where}"
+def _model_line(report: PreflightReport) -> str:
+    text = f"{report.config.model}: {report.architecture or 'unknown architecture'}"
+    if report.num_parameters:
+        count = _count_text(report.num_parameters)
+        text += f", {count} parameters, {report.num_layers} layers"
+    if report.hardware is not None:
+        text += f", {report.dtype} on {report.hardware.label}"
+    return text
 
 
-def _blocks(found: Diagnosis) -> str:
-    layers = found.layers
-    assert layers is not None
-    adapter = f", {_count(found.adapter)} trainable" if found.adapter else ""
-    return f"adapt {_range(layers.adapted)}, read {_range(layers.read)}{adapter} ({layers.why})"
-
-
-def _foreseen(ahead: Outlook, seconds: float | None) -> RenderableType:
-    """Memory and time, estimates both."""
+def _estimate_tables(estimate: Estimate) -> RenderableType:
+    """Memory and time, side by side."""
     from rich.columns import Columns
 
     from retouch.cli import tables
 
-    held = ahead.memory
-    memory = [
-        ("weights", held.weights),
-        ("responseing", held.generation),
-        ("states kept", held.cached),
-        ("adapter, Adam", held.adapter),
-        ("a step's activations", held.activations),
-        ("judging", held.judging),
-        ("most at one time", held.peak),
-        ("to be had", ahead.budget),
-        ("blocks that come by", ahead.streaming.size if ahead.streaming else None),
-        ("states in memory", held.in_memory or None),
-        ("states on disk", held.on_disk or None),
-        ("run on disk", ahead.disk),
+    memory, streaming = estimate.memory, estimate.streaming
+    sizes = [
+        ("weights", memory.weights),
+        ("generation", memory.generation),
+        ("cached states", memory.cached_states),
+        ("adapter, Adam", memory.adapter),
+        ("activations", memory.activations),
+        ("logits", memory.logits),
+        ("peak", memory.peak),
+        ("available", estimate.available),
+        ("streamed layers", streaming.layer_bytes if streaming else None),
+        ("states in memory", memory.host_states or None),
+        ("states on disk", memory.disk_states or None),
+        ("run directory", estimate.disk),
     ]
-    shown = [(name, size_text(size)) for name, size in memory if size is not None]
-    parts = [tables.rows(("memory, about", ""), shown)]
-    if seconds is not None:
-        times = [(part.phase.name, time_text(part.seconds)) for part in ahead.phases]
-        parts.append(tables.rows(("time, about", ""), [*times, ("all", time_text(seconds))]))
+    rows = [(name, size_text(size)) for name, size in sizes if size is not None]
+    parts = [tables.plain(("memory (estimate)", ""), rows)]
+    if estimate.seconds is not None:
+        times = [(phase.name, time_text(phase.seconds)) for phase in estimate.phases]
+        total = ("total", time_text(estimate.seconds))
+        parts.append(tables.plain(("time (estimate)", ""), [*times, total]))
     return Columns(parts, padding=(0, 4))
 
 
-def _count(number: int) -> str:
+def _count_text(number: int) -> str:
     for size, word in ((10**9, "billion"), (10**6, "million")):
         if number >= size:
             return f"{number / size:.1f} {word}"
     return f"{number:,}"
-
-
-def _range(blocks: tuple[int, ...]) -> str:
-    whole = len(blocks) > 1 and blocks == tuple(range(blocks[0], blocks[-1] + 1))
-    named = f"{blocks[0]}-{blocks[-1]}" if whole else ", ".join(map(str, blocks))
-    return f"block{'s' if len(blocks) > 1 else ''} {named}"

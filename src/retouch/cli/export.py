@@ -1,34 +1,30 @@
-"""`retouch export`: hand an edit over to those who do not have Retouch."""
+"""`retouch export`: an edit in the file formats of PEFT and transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
-from retouch.core.errors import ConfigError
+from retouch.cli.options import out_dir
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="a new folder")],
+    output_dir: Annotated[Path, out_dir("a new folder")],
     format: Annotated[
         str,
-        typer.Option(metavar="peft|merged", help="the adapter alone, or a whole model with it"),
+        typer.Option(metavar="peft|merged", help="the adapter, or a whole model with it merged in"),
     ] = "peft",
 ) -> None:
-    """Write a run's adapter, or the model with it merged in, with the model card."""
+    """Write a run's adapter, or its model with the adapter merged in, with the model card."""
     from retouch.cli.loading import quiet_libraries
     from retouch.core.run_dir import RunDir
-    from retouch.reporting import export as delivery
+    from retouch.reporting.export import export as export_run
 
-    if format not in delivery.FORMATS:
-        raise ConfigError(
-            f"There is no --format {format}.", f"Choose of: {', '.join(delivery.FORMATS)}."
-        )
     if format == "merged":
         quiet_libraries()
-    where = delivery.export(RunDir.open(run), format, out)
-    typer.echo(f"Exported: {where}")
-    typer.echo(f"Its card, {where / 'README.md'}, says how to load it.")
+    path = export_run(RunDir.open(run), cast(Any, format), output_dir)
+    typer.echo(f"Exported: {path}")
+    typer.echo(f"The model card {path / 'README.md'} tells how to load it.")

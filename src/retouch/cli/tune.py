@@ -1,4 +1,4 @@
-"""`retouch tune`: good settings of a method, on the validation split."""
+"""`retouch tune`: good settings of a method, chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -7,129 +7,104 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retouch.cli.loading import (
-    AllowWeakening,
-    BareModel,
-    Device,
-    Dtype,
-    Revision,
-    TrustRemoteCode,
-    direction_of,
-    quiet_libraries,
-)
+from retouch.cli.loading import quiet_libraries
+from retouch.cli.options import LOAD, configured, out_dir, require_model
+from retouch.core.config_file import resolve
+from retouch.core.errors import RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from retouch.comparison.study import Study
+    from retouch.comparison.study import Study, Trial
+
+TASK = ("concept", "direction", "seed", "allow_weakening", "data.num_examples", "train.max_drift")
 
 
+@configured(*LOAD, *TASK)
 def tune(
-    model: BareModel,
+    settings: dict[str, Any],
     method: Annotated[str, typer.Option(metavar="NAME", help="the method")],
-    concept: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="a built-in concept, or a pack")
-    ] = "safety",
-    direction: Annotated[
-        str, typer.Option(metavar="raise|lower", help="raise the concept or lower it")
-    ] = "raise",
-    labels: Annotated[
-        int, typer.Option(metavar="N", help="labelled rows, of source and of target each")
-    ] = 128,
-    trials: Annotated[int, typer.Option(metavar="N", help="at most so many trials in all")] = 40,
+    trials: Annotated[int, typer.Option(metavar="N", help="maximum number of trials")] = 40,
     minutes: Annotated[
-        float, typer.Option(metavar="X", help="no trial begins after so many minutes of trials")
+        float, typer.Option(metavar="X", help="no trial starts after this total time of trials")
     ] = 10.0,
-    guard: Annotated[
-        float, typer.Option(metavar="X", help="the drift that the choice allows, nats a token")
-    ] = 0.01,
-    seed: Annotated[int, typer.Option(metavar="N", help="decides rows and trials")] = 0,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="validation rows a metric at the most")
+        int | None, typer.Option(metavar="N", help="maximum validation examples per metric")
     ] = None,
-    keep: Annotated[
+    save: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="write the chosen settings there: `compare --tuned`"),
+        typer.Option(metavar="FILE", help="save the best settings, for `compare --tuned`"),
     ] = None,
-    out: Annotated[
+    output_dir: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="where to (default: runs/search-CONCEPT-DIRECTION-METHOD); goes on there",
+        out_dir(
+            "the output directory (default: runs/tune-CONCEPT-DIRECTION-METHOD); an unfinished "
+            "study in it is continued"
         ),
     ] = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    allow_weakening: AllowWeakening = None,
 ) -> None:
-    """Try a method's settings: much effect, little drift; the first trial has the defaults."""
+    """Search a method's settings for a large effect at a small drift; trial 1 has the defaults."""
     from rich.console import Console
 
     from retouch.cli.progress import EditProgress
 
-    side = direction_of(direction)
+    require_model(settings, None, "For example: retouch tune pocket --method retouch.")
+    config = resolve(settings, where="the options")
     quiet_libraries()
     progress = EditProgress(Console(stderr=True, highlight=False))
     try:
         with progress:
-            from retouch.comparison import tune as searching
-            from retouch.comparison import tuned_settings
+            from retouch.comparison.tune import tune as run_study
+            from retouch.comparison.tuned_settings import save_settings
 
-            done = searching.search(
-                model,
-                concept,
-                side,
+            study = run_study(
+                config.model,
+                config.concept,
+                config.direction,
                 method,
-                labels=labels,
+                num_examples=config.data.num_examples,
                 trials=trials,
                 minutes=minutes,
-                seed=seed,
-                guard=guard,
+                seed=config.seed,
+                max_drift=config.train.max_drift,
                 limit=limit,
-                out=out,
+                output_dir=output_dir,
+                load_config=config.load,
+                allow_weakening=config.allow_weakening,
                 on_event=progress,
-                allow_weakening=allow_weakening,
-                revision=revision,
-                device=device,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
             )
     except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on after the last whole trial.", err=True)
+        typer.echo("Interrupted. The same command continues after the last trial.", err=True)
         raise typer.Exit(130) from None
-    _show(Console(highlight=False), done)
-    if keep is not None and done.chosen is not None:
-        tuned_settings.keep(keep, method, done.chosen.settings, done.spent())
-        typer.echo(f"Kept in {keep}: retouch compare {model} --tuned {keep}")
+    _show(Console(highlight=False), study)
+    if save is not None and study.best_trial is not None:
+        save_settings(save, method, study.best_trial.settings, study.cost())
+        typer.echo(f"Saved to {save}: retouch compare {config.model} --tuned {save}")
 
 
-def _show(console: Console, done: Study) -> None:
-    from retouch.cli.tables import rows
-    from retouch.comparison.trial import pareto_front
+def _show(console: Console, study: Study) -> None:
+    from retouch.cli import tables
 
-    chosen = done.chosen
-    if chosen is None:
-        typer.echo(f"All {len(done.trials)} trials failed; the last: {done.trials[-1].reason}")
-        raise typer.Exit(6)
-
-    def line(trial: Any) -> list[object]:
-        settings = ", ".join(f"{name} {_write(value)}" for name, value in trial.settings.items())
-        mark = "chosen" if trial is chosen else ""
-        return [trial.number + 1, f"{trial.effect:.3f}", f"{trial.drift:.4f}", settings, mark]
-
-    best = pareto_front(done.trials)
-    console.print("The Pareto pareto_front, on the validation split:")
-    console.print(
-        rows(
-            ["trial", "effect", "drift", "settings", ""],
-            (line(trial) for trial in (best if chosen in best else [*best, chosen])),
+    best = study.best_trial
+    if best is None:
+        raise RunError(
+            f"All {len(study.trials)} trials failed; the last one: {study.trials[-1].reason}",
+            code="study-failed",
         )
-    )
-    failed = sum(trial.state == "failed" for trial in done.trials)
-    typer.echo(f"{done.spent()}{f'; {failed} failed' if failed else ''}: {done.path}")
+
+    def row(trial: Trial) -> list[object]:
+        settings = ", ".join(f"{name} {_text(value)}" for name, value in trial.settings.items())
+        drift, effect = trial.point
+        mark = "best" if trial is best else ""
+        return [trial.number + 1, f"{effect:.3f}", f"{drift:.4f}", settings, mark]
+
+    front = study.pareto_front
+    trials = front if best in front else [*front, best]
+    console.print("The Pareto front on the validation split:")
+    console.print(tables.plain(["trial", "effect", "drift", "settings", ""], map(row, trials)))
+    failed = sum(trial.state == "failed" for trial in study.trials)
+    typer.echo(f"{study.cost()}{f'; {failed} failed' if failed else ''}: {study.path}")
 
 
-def _write(value: object) -> str:
+def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,39 +1,52 @@
-"""The comparison: every point of the grid, then the tables and the picture.
+"""Compare methods: run every point of the grid, then write the tables and the plot.
 
 ```
-points/METHOD-LABELS-SEED.json   what a point came to; one that is there is not made again
-compare.json                    the scores of every point, and Retouch against each method
-compare.md                      the tables
-compare.png                     effect against drift
+results/METHOD-NUM_EXAMPLES-SEED.json   the result of a point; an existing one is reused
+compare.json                            the scores of every point, and the paired tests
+compare.md                              the tables
+compare.png                             effect against drift
 ```
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retouch.comparison import parallel, ray_backend
-from retouch.comparison.grid import Grid, GridPoint, Metrics, make_grid
-from retouch.comparison.method_run import check_whole
-from retouch.comparison.objective import Objective
-from retouch.comparison.plot import draw
+from retouch.comparison.grid import (
+    Grid,
+    GridPoint,
+    MetricSet,
+    as_concept,
+    check_integer,
+    make_grid,
+)
+from retouch.comparison.objective import Objective, metric_key
+from retouch.comparison.plot import render_plot
 from retouch.comparison.ray_cluster import Cluster, make_cluster
-from retouch.comparison.report import render_page
-from retouch.comparison.result import Result, last, read_cell, write_cell
+from retouch.comparison.report import render_markdown
+from retouch.comparison.result import Result, final_score, read_result, write_result
 from retouch.comparison.runner import Runner
-from retouch.comparison.summary import PairedTest, SummaryRow, key, make_lines, make_paired_tests
-from retouch.core import serialization
+from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
+from retouch.comparison.table import Table, html, main_columns, make_table
+from retouch.concepts.concept import Concept
 from retouch.core.atomic import atomic_write
+from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
-from retouch.core.types import Direction, Event, StageEvent
+from retouch.core.formatting import DIRECTION_DONE
+from retouch.core.progress import displayed
+from retouch.core.serialization import to_json, to_plain
+from retouch.core.types import Direction, OnEvent, StageEvent
 from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
-from retouch.models.load import load
+from retouch.models.load import as_editable, load, loaded_already
 
-OnEvent = Callable[[Event], None]
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -42,179 +55,252 @@ class Comparison:
 
     Attributes:
         path: its folder.
-        grid: what was compared, and how.
+        grid: the methods, numbers of examples and seeds, with all settings.
         objective: the effect and the drift.
-        results: the points, in the grid's order.
-        lines: means over the seeds.
-        paired_tests: Retouch against the other methods; empty where it takes no part.
+        results: the result of each point, in the grid's order.
+        rows: their summary over the seeds.
+        tests: Retouch against the other methods; empty where it is not among the methods.
     """
 
     path: Path
     grid: Grid
     objective: Objective
     results: tuple[Result, ...]
-    lines: tuple[SummaryRow, ...]
-    paired_tests: tuple[PairedTest, ...]
+    rows: tuple[SummaryRow, ...]
+    tests: tuple[PairedTest, ...]
 
-    def records(self) -> list[dict[str, Any]]:
-        """One record for each point and metric: of the model with the method on it."""
+    @property
+    def titles(self) -> dict[str, str]:
+        """The titles of the methods by id."""
+        return {id: registry.get_method(id).title for id in self.grid.methods}
+
+    def tables(self, *, main: bool = False) -> list[Table]:
+        """The table of each number of examples.
+
+        Args:
+            main: leave out the metrics of the retain set, for a narrow table.
+        """
+        columns = main_columns(self.objective, self.grid.concept, self.grid.direction)
+        columns = [column for column in columns if column.main or not main]
         return [
-            {
-                **asdict(result.point),
-                "suite": record.suite,
-                "metric": record.metric,
-                "better": record.better,
-                **asdict(last(record)),
-                "seconds": round(result.seconds, 3),
-            }
-            for result in self.results
-            for record in result.records
+            make_table(count, self.rows, columns, self.tests, self.titles)
+            for count in self.grid.num_examples
         ]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row for each point and metric, with the score of the model with the method applied.
+
+        The columns are method, num_examples, seed, suite, metric, better, value, low, high, n and
+        seconds.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise ConfigError(
+                "`to_pandas` needs pandas.", "pip install pandas", code="library-missing"
+            ) from None
+        return pandas.DataFrame(_score_rows(self.results))
+
+    def _repr_html_(self) -> str:
+        concept, direction = self.grid.concept.name, DIRECTION_DONE[self.grid.direction]
+        head = escape(f"{self.grid.model}: {concept}, {direction}")
+        parts = [f"<p><b>{head}</b><br><code>{escape(str(self.path))}</code></p>"]
+        for table in self.tables():
+            parts.append(f"<p>{table.num_examples} examples</p>{html(table)}")
+        return "".join(parts)
 
 
 def compare(
-    model: EditableModel | str = "pocket",
-    concept: str = "safety",
+    model: Any = "pocket",
+    tokenizer: Any = None,
+    concept: Concept | str = "safety",
     direction: Direction = "raise",
     *,
-    methods: Sequence[str] = registry.IDS,
+    methods: Sequence[str] | None = None,
     seeds: int = 5,
-    labels: int | Sequence[int] = 128,
+    num_examples: int | Sequence[int] = 128,
     tuned: Path | str | None = None,
-    metrics: Metrics = "own",
-    robustness: Sequence[str] = (),
-    out: Path | str | None = None,
+    metrics: MetricSet = "concept",
+    attacks: Sequence[str] = (),
+    output_dir: Path | str | None = None,
     jobs: int = 1,
     ray: str | None = None,
     cpus_per_job: int | None = None,
     gpus_per_job: float | None = None,
     limit: int | None = None,
-    on_event: OnEvent | None = None,
+    load_config: LoadConfig | None = None,
     allow_weakening: str | None = None,
-    source: str | None = None,
-    **loading: Any,
+    source_filter: str | None = None,
+    on_event: OnEvent | None = None,
 ) -> Comparison:
-    """`retouch.compare`: try methods on the same rows and measure them on the test split.
+    """Train methods on the same examples and evaluate them on the test split.
 
     Args:
-        model: a bare model, or its name; several `jobs` and a cluster need a name.
-        concept: a built-in concept, or a pack.
-        direction: raise or lower it.
-        methods: ids of methods.
-        seeds: how many; they are 0, 1, 2 and so on.
-        labels: labelled rows, of source and of target each; or several such numbers.
-        tuned: a file of tuned settings, in place of what ships.
-        metrics: the concept's `own`, with those that it uses, or those of `all` built-in concepts.
-        robustness: robustness_records attacks, as in `retouch robustness`, that every method is asked.
-        out: the folder; an unfinished comparison in it goes on.
-        jobs: points that are made at once, each in a process; 1 makes them in this one.
-        ray: make them on a Ray cluster: `local` starts one on this machine, `auto` joins the one
-            that runs, HOST:PORT joins that one.
-        cpus_per_job: what each reserves there (default: the cluster's are shared out).
-        gpus_per_job: likewise, perhaps a part of one (default: one, if the device is a GPU).
-        limit: at most so many rows a metric.
-        on_event: told what happens.
-        allow_weakening: the reason for comparing methods that weaken safety.
-        source: training rows to move in place of the concept's: a label, or LABEL:GROUP.
-        loading: options of `models.load.load`.
+        model: `pocket`, a local folder or a hub id; or a loaded model without an edit: one of
+            transformers, with its `tokenizer`, or an `EditableModel`. A loaded model keeps its
+            revision, dtype and quantisation.
+        tokenizer: the tokenizer of a transformers model.
+        concept: the name of a built-in concept, the path of a file or a pack, or a `Concept`.
+        direction: `raise` or `lower`.
+        methods: ids of methods (default: all).
+        seeds: the number of seeds: 0, 1, 2, and so on.
+        num_examples: labelled source examples, and as many target examples; or several numbers.
+        tuned: a file of tuned settings (default: those that ship for a built-in concept).
+        metrics: `concept` measures the metrics of the concept, `all` those of all built-in concepts
+            too.
+        attacks: robustness attacks to evaluate every method against, as for `retouch robustness`.
+        output_dir: the folder of the comparison, which is continued if it exists (default:
+            `runs/compare-CONCEPT-DIRECTION`).
+        jobs: number of points that run at once; above 1 each in a process of its own.
+        ray: run the points on a Ray cluster: `local` starts one on this machine, `auto` connects to
+            the one that is running, HOST:PORT connects to that one.
+        cpus_per_job: CPUs that Ray reserves per job (default: those of the cluster are divided).
+        gpus_per_job: GPUs that Ray reserves per job, may be a fraction (default: one if the device
+            is a GPU).
+        limit: maximum number of examples per metric.
+        load_config: how a model that is given by its name is loaded.
+        allow_weakening: the reason for comparing edits that weaken safety.
+        source_filter: training examples that replace the concept's source: LABEL, or LABEL:GROUP.
+        on_event: receives the events (default: progress bars, and messages to the logger
+            `retouch`).
+
+    Returns:
+        The results, their summary and the paired tests.
 
     Raises:
-        RetouchError: any of its kinds; points that are made stay on disk. What a method raises is
-            noted in its point, and the comparison goes on.
+        RetouchError: any of its kinds; finished points stay on disk. An error of a method makes its
+            point a failed one, and the comparison continues.
     """
-    progress = on_event or (lambda event: None)
-    check_whole("--jobs", jobs, 1)
-    if (jobs > 1 or ray is not None) and not isinstance(model, str):
-        raise ConfigError("`jobs`: other processes cannot share a editable model.", "Name it.")
+    check_integer("jobs", jobs, 1)
+    editable = as_editable(model, tokenizer)
+    if editable is not None:
+        if load_config is not None:
+            raise loaded_already("load_config")
+        if jobs > 1 or ray is not None:
+            argument = "jobs" if ray is None else "ray"
+            raise ConfigError(
+                f"`{argument}`: other processes cannot share a loaded model.",
+                "Give the model by its name.",
+                code="model-not-named",
+            )
+    load_config = load_config or LoadConfig()
     if ray is None and (cpus_per_job is not None or gpus_per_job is not None):
-        option = "--gpus-per-job" if cpus_per_job is None else "--cpus-per-job"
-        raise ConfigError(f"`{option}`: only a cluster reserves any.", "Give --ray, too.")
-    device = str(loading.get("device", "auto"))
-    cluster = ray if ray is None else make_cluster(ray, jobs, cpus_per_job, gpus_per_job, device)
+        argument = "gpus_per_job" if cpus_per_job is None else "cpus_per_job"
+        raise ConfigError(f"`{argument}` needs `ray`.", "Set `ray`, or leave it out.")
+    backend: Cluster | int = jobs
+    if ray is not None:
+        backend = make_cluster(ray, jobs, cpus_per_job, gpus_per_job, load_config.device)
     grid = make_grid(
-        model if isinstance(model, str) else model.name,
-        concept,
+        str(model) if editable is None else editable.name,
+        as_concept(concept),
         direction,
-        methods,
+        registry.method_ids() if methods is None else methods,
         seeds,
-        [labels] if isinstance(labels, int) else labels,
-        tuned=Path(tuned) if tuned else None,
+        [num_examples] if isinstance(num_examples, int) else num_examples,
+        tuned=None if tuned is None else Path(tuned),
         metrics=metrics,
         limit=limit,
-        robustness=robustness,
+        attacks=attacks,
         allow_weakening=allow_weakening,
-        source=source,
-        loading=loading,
+        source_filter=source_filter,
+        load_config=load_config,
+        editable=editable,
     )
-    path = Path(out) if out else Path("runs", f"compare-{grid.concept.name}-{direction}")
-    results = _fill(grid, path / "points", model, cluster or jobs, progress)
-    objective = grid.objective()
-    lines, paired_tests = make_lines(results), make_paired_tests(objective, results)
-    done = Comparison(path, grid, objective, tuple(results), tuple(lines), tuple(paired_tests))
-    progress(StageEvent("write", "writing the tables and the picture"))
-    _write(done)
-    return done
+    path = Path(output_dir or f"runs/compare-{grid.concept.name}-{direction}")
+    with displayed(on_event, "The same call continues with the points that are left.") as events:
+        results = _run_grid(grid, path / "results", editable, backend, events)
+        objective = grid.objective()
+        rows, tests = summarize(results), paired_tests(objective, results)
+        comparison = Comparison(path, grid, objective, tuple(results), tuple(rows), tuple(tests))
+        events(StageEvent("write", "writing the tables and the plot"))
+        _write(comparison)
+    return comparison
 
 
-def _fill(
-    grid: Grid, folder: Path, model: EditableModel | str, where: Cluster | int, progress: OnEvent
+def _run_grid(
+    grid: Grid,
+    folder: Path,
+    editable: EditableModel | None,
+    backend: Cluster | int,
+    on_event: OnEvent,
 ) -> list[Result]:
-    """Make the points that are missing; all of them, in the grid's order."""
+    """Run the points without a result file; returns all results in the grid's order."""
     points = grid.points()
     identities = {point: grid.identity(point) for point in points}
-    found = {point: read_cell(folder, point, identities[point]) for point in points}
-    missing = [point for point in points if found[point] is None]
-    present = len(points) - len(missing)
-    progress(StageEvent("settings", f"of the methods: {grid.tuned}"))
-    if present:
-        progress(StageEvent("points", f"{present} of {len(points)} are there already"))
-    for count, result in enumerate(_make(grid, missing, model, where, progress), start=present + 1):
-        write_cell(folder, result, identities[result.point])
-        found[result.point] = result
-        what = f"{count}/{len(points)}: {result.point}: {_tell(grid.objective(), result)}"
-        progress(StageEvent("point", what, count, len(points)))
-    return [result for result in found.values() if result is not None]
+    results = {point: read_result(folder, point, identities[point]) for point in points}
+    missing = [point for point in points if results[point] is None]
+    finished = len(points) - len(missing)
+    on_event(StageEvent("settings", f"settings of the methods: {grid.settings_origin}"))
+    if finished:
+        on_event(StageEvent("points", f"{finished} of {len(points)} are finished already"))
+    for result in _run_points(grid, missing, editable, backend, on_event):
+        finished += 1
+        write_result(folder, result, identities[result.point])
+        results[result.point] = result
+        outcome = _describe(grid.objective(), result)
+        message = f"{finished}/{len(points)}: {result.point}: {outcome}"
+        on_event(StageEvent("points", message, finished, len(points)))
+    return [result for result in results.values() if result is not None]
 
 
-def _make(
+def _run_points(
     grid: Grid,
     points: Sequence[GridPoint],
-    model: EditableModel | str,
-    where: Cluster | int,
-    progress: OnEvent,
+    editable: EditableModel | None,
+    backend: Cluster | int,
+    on_event: OnEvent,
 ) -> Iterator[Result]:
-    """Make points on a cluster, in so many processes, or for one job in this process."""
+    """Run points on a cluster, in several processes, or in this process for one job."""
     if not points:
         return
-    if isinstance(where, Cluster):
-        yield from ray_backend.make_cells(
-            grid, points, where, lambda what: progress(StageEvent("workers", what))
-        )
+    if isinstance(backend, Cluster):
+        yield from ray_backend.run_points(grid, points, backend, on_event)
         return
-    if where > 1:
-        progress(StageEvent("load", f"loading {grid.model}, once for each of {where} processes"))
-        yield from parallel.make_cells(grid, points, where)
+    if backend > 1:
+        message = f"loading {grid.model}, once for each of {backend} processes"
+        on_event(StageEvent("load", message))
+        yield from parallel.run_points(grid, points, backend)
         return
-    if isinstance(model, str):
-        progress(StageEvent("load", f"loading {model}"))
-        model = load(model, **grid.loading)
-    bench = Runner(model, grid)
+    if editable is None:
+        on_event(StageEvent("load", f"loading {grid.model}"))
+        editable = load(grid.model, grid.load_config)
+    runner = Runner(editable, grid)
     for point in points:
-        yield bench.make(point)
+        yield runner.run(point)
 
 
-def _tell(objective: Objective, result: Result) -> str:
+def _describe(objective: Objective, result: Result) -> str:
+    """The outcome of a point in words."""
     if result.state == "failed":
         return f"failed: {result.reason}"
     scores = result.scores()
-    effect, drift = (
-        scores[key(spec.suite, spec.metric)].value for spec in (objective.effect, objective.drift)
-    )
-    return f"effect {effect:.3f}, drift {drift:.4f}, {result.seconds:.0f} s"
+    effect, drift = (scores[metric_key(spec)] for spec in (objective.effect, objective.drift))
+    return f"effect {effect.value:.3f}, drift {drift.value:.4f}, {result.seconds:.0f} s"
 
 
-def _write(done: Comparison) -> None:
-    grid, objective = done.grid, done.objective
+def _score_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row for each point and metric."""
+    return [
+        {
+            **asdict(result.point),
+            "suite": record.suite,
+            "metric": record.metric,
+            "better": record.better,
+            **asdict(final_score(record)),
+            "seconds": result.seconds,
+        }
+        for result in results
+        for record in result.records
+    ]
+
+
+def _write(comparison: Comparison) -> None:
+    """Write `compare.json`, `compare.md` and `compare.png`."""
+    grid, objective, path = comparison.grid, comparison.objective, comparison.path
+    results, rows, tests = comparison.results, comparison.rows, comparison.tests
     methods = {id: registry.get_method(id) for id in grid.methods}
     values = {
         "model": grid.model,
@@ -227,27 +313,21 @@ def _write(done: Comparison) -> None:
             "better": objective.better,
         },
         "limit": grid.limit,
-        "settings_from": grid.tuned,
+        "settings_origin": grid.settings_origin,
         "methods": {
-            id: {
-                "title": method.title,
-                "source": method.source,
-                "settings": dict(grid.settings[id]),
-            }
-            for id, method in methods.items()
+            id: {"title": one.title, "source": one.source, "settings": dict(grid.settings[id])}
+            for id, one in methods.items()
         },
-        "records": done.records(),
+        "records": _score_rows(results),
         "failed": [
             {**asdict(result.point), "reason": result.reason}
-            for result in done.results
+            for result in results
             if result.state == "failed"
         ],
-        "paired_tests": [asdict(contrast) for contrast in done.paired_tests],
+        "tests": [to_plain(test) for test in tests],
     }
-    titles = {id: method.title for id, method in methods.items()}
-    atomic_write(done.path / "compare.json", serialization.to_json(values, indent=2) + "\n")
-    atomic_write(
-        done.path / "compare.md",
-        render_page(grid, objective, done.results, done.lines, done.paired_tests, titles),
-    )
-    atomic_write(done.path / "compare.png", draw(objective, done.lines, titles))
+    titles = comparison.titles
+    page = render_markdown(grid, objective, results, rows, tests, titles)
+    atomic_write(path / "compare.json", to_json(values, indent=2) + "\n")
+    atomic_write(path / "compare.md", page)
+    atomic_write(path / "compare.png", render_plot(objective, rows, titles))

@@ -1,92 +1,51 @@
-"""One method tried once: applied, measured, taken off again."""
+"""One run of a method: apply it, evaluate the model, and remove it again."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retouch.comparison.robustness_records import robustness_records
 from retouch.concepts.concept import Concept
-from retouch.core.config import EditConfig
-from retouch.core.config_file import resolve
-from retouch.core.errors import ConfigError, DivergedError, ModelError
-from retouch.core.types import Direction, Record, Split
-from retouch.evaluation.evaluate import Asked, Evaluation, evaluate
-from retouch.methods.method import Method, Progress
+from retouch.core.errors import DivergedError, ModelError
+from retouch.core.types import Progress, Record, Split, no_progress
+from retouch.evaluation.evaluate import PromptKey, evaluate
+from retouch.evaluation.robustness import RobustnessReport, applicable_attacks, run_robustness
+from retouch.evaluation.statistics import ExampleValues
+from retouch.methods.method import Method
 from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
-from retouch.reporting.safety_gate import check_weakening
 from retouch.task.task import EditTask
-
-# Of the concept's tuned settings, those that decide the rows: every method is given them. What is
-# the game's own is a setting of the method `retouch`.
-ROW_FIELDS = ("retain", "forced", "forced_rows", "response_tokens")
 
 
 @dataclass(frozen=True)
 class MethodRun:
-    """What came of it.
+    """The result of a run.
 
     Attributes:
-        evaluation: the model with the method on it, and the base.
-        robustness_records: the records of the robustness_records attacks.
-        seconds: that the method took; the measurement is not in it.
+        records: the metrics of the base and of the model with the method applied.
+        values: the values of each example, by (suite, metric).
+        seconds: time that the method took, without the evaluation.
     """
 
-    evaluation: Evaluation
-    robustness_records: list[Record]
+    records: list[Record]
+    values: Mapping[tuple[str, str], ExampleValues]
     seconds: float
 
 
-def task_config(
-    concept: Concept,
-    model: str,
-    name: str,
-    direction: Direction,
-    labels: int,
-    seed: int,
-    allow_weakening: str | None = None,
-    source: str | None = None,
-) -> EditConfig:
-    """The configuration of a task: the rows that every method gets.
-
-    Args:
-        concept: the concept itself.
-        model: what the user calls the model.
-        name: what the user calls the concept.
-        direction: raise or lower it.
-        labels: labelled rows, of source and of target each.
-        seed: decides which rows.
-        allow_weakening: the reason for lowering safety.
-        source: training rows to move in place of the concept's, as in `EditConfig`.
+def check_unedited(editable: EditableModel) -> None:
+    """Check that neither an adapter nor an intervention acts on a model.
 
     Raises:
-        ConfigError: a value is wrong; names it.
-        RefusedError: the direction weakens safety, and there is no reason for it.
-    """
-    tuned = concept.settings.get(direction, {})
-    config = resolve(
-        {key: tuned[key] for key in ROW_FIELDS if key in tuned},
-        {"model": model, "concept": name, "direction": direction, "labels": labels, "seed": seed},
-        {"allow_weakening": allow_weakening, "source": source},
-        where="the options",
-    )
-    check_weakening(config, concept)
-    return config
-
-
-def check_bare(editable: EditableModel) -> None:
-    """Let a model pass that nothing acts on.
-
-    Raises:
-        ModelError: it has an adapter or an intervention.
+        ModelError: one does.
     """
     if editable.edited:
         raise ModelError(
-            f"{editable.name} is edited already.", "Compare methods on the base model."
+            f"{editable.name} is edited already.",
+            "Compare methods on the base model.",
+            code="model-edited",
         )
 
 
@@ -99,26 +58,26 @@ def run_method(
     *,
     split: Split,
     limit: int | None = None,
-    known: dict[Asked, str] | None = None,
+    base_responses: dict[PromptKey, str] | None = None,
     attacks: Sequence[str] = (),
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> MethodRun:
-    """Apply a method to a bare model, measure it, and take it off, whatever happens.
+    """Apply a method to the base model and evaluate it; the method is removed in any case.
 
     Args:
         editable: the base model.
-        method: what is tried.
+        method: the method.
         settings: an instance of its settings.
-        task: the rows, and the judge.
-        concepts: whose metrics are measured.
-        split: on which rows.
-        limit: at most so many rows a metric.
-        known: the base's responses, as for `evaluation.runner.evaluate`.
-        attacks: the robustness_records ones to ask, as in `evaluation.robustness`.
-        progress: progress of the method.
+        task: the examples, and the validator.
+        concepts: the concepts whose metrics are measured.
+        split: the split to measure on.
+        limit: maximum number of examples per metric.
+        base_responses: the base model's responses of earlier runs; new ones are added.
+        attacks: robustness attacks to evaluate against, where they apply.
+        progress: receives the progress of the method.
 
     Raises:
-        RetouchError: the method cannot serve the concept or fell apart; says why.
+        RetouchError: the method cannot be applied to the concept, or its training diverged.
     """
     began = time.monotonic()
     try:
@@ -129,26 +88,47 @@ def run_method(
             concepts,
             split=split,
             limit=limit,
-            known=known,
-            max_new_tokens=task.config.data.max_new_tokens,
+            known=base_responses,
+            max_new_tokens=task.data.max_new_tokens,
         )
-        more = robustness_records(editable, task, attacks, limit) if attacks else []
+        records = list(evaluation.metrics)
+        if attacks:
+            records += _robustness_records(editable, task, attacks, limit)
     finally:
         adapters.detach(editable)
-    for record in (*evaluation.records, *more):
+    for record in records:
         if record.after is not None and not math.isfinite(record.after.value):
-            raise DivergedError(f"The metric {record.suite}/{record.metric} is not finite.")
-    return MethodRun(evaluation, more, seconds)
+            raise DivergedError(
+                f"The metric {record.suite}/{record.metric} is not finite.",
+                code="metric-not-finite",
+            )
+    return MethodRun(records, evaluation.values, seconds)
 
 
-def check_whole(option: str, value: object, least: int) -> int:
-    """A whole number of at least `least`.
+def _robustness_records(
+    editable: EditableModel, task: EditTask, attacks: Sequence[str], limit: int | None
+) -> list[Record]:
+    """The metrics of those of the attacks that apply to the model with the method applied.
 
-    Raises:
-        ConfigError: it is none; names the option.
+    Latent attacks act on the same layer for all methods.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(
-            f"`{option}`: {value!r} will not do.", f"Give a whole number from {least} on."
-        )
-    return value
+    names = [name for name in applicable_attacks(editable, task.concept) if name in attacks]
+    report = run_robustness(
+        editable,
+        task.concept,
+        names,
+        limit=limit,
+        seed=task.seed,
+        direction=task.direction,
+        layer=task.layers.adapted[0],
+    )
+    return [*report.records, *_curve_records(report)]
+
+
+def _curve_records(report: RobustnessReport) -> Iterator[Record]:
+    """One record for each point of a curve, such as `METRIC_steps_20`."""
+    for curve in report.curves:
+        for x, score in curve.points:
+            # A curve has no base scores, so its scores are recorded as `before`.
+            name = f"{curve.metric}_{curve.along}_{x:g}"
+            yield Record(curve.suite, name, curve.unit, curve.better, score)

@@ -1,25 +1,29 @@
-"""What a comparison is about: the effect that is wanted, and the drift that is not."""
+"""The objective of a comparison: the effect of an edit and its drift."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.errors import DataError
-from retouch.core.types import Direction
+from retouch.core.types import Direction, Record
+from retouch.task.examples import find_direction
+
+T = TypeVar("T")
 
 DRIFT = "kl_per_token"
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The two metrics that pull against each other.
+    """The two metrics that methods are compared and tuned by.
 
     Attributes:
-        effect: how far the direction went.
-        better: whether the direction raises the effect or lowers it.
-        drift: from the base, in nats a token.
+        effect: the metric of the edit's effect.
+        better: whether the direction increases the effect's metric or decreases it.
+        drift: KL(base || edited) in nats a token; lower is better.
     """
 
     effect: MetricSpec
@@ -27,33 +31,50 @@ class Objective:
     drift: MetricSpec
 
     def gain(self, value: float) -> float:
-        """A value of the effect as a number in [0, 1] of which more is better."""
+        """A value in [0, 1] of the effect's metric as a number in [0, 1], higher is better."""
         return value if self.better == "higher" else 1.0 - value
 
 
+def metric_key(metric: MetricSpec | Record) -> str:
+    """The key of a metric within a comparison: `suite/metric`."""
+    return f"{metric.suite}/{metric.metric}"
+
+
 def find_objective(concept: Concept, direction: Direction) -> Objective:
-    """The effect that the concept names for the direction, and its metric of drift.
+    """The effect that the concept declares for the direction, and its drift metric.
 
     Raises:
-        DataError: the concept lacks the direction, its effect or the metric of drift.
+        DataError: the concept lacks the direction, its effect or the drift metric.
     """
-    if direction not in concept.directions:
-        raise DataError(
-            f"The concept {concept.name} has no side to {direction}.",
-            "It serves other concepts as their retain set; take one of those.",
-        )
-    direction_spec = concept.directions[direction]
-    effect = next((spec for spec in concept.metrics if spec.metric == direction_spec.effect), None)
+    spec = find_direction(concept, direction)
+    effect = next((one for one in concept.metrics if one.metric == spec.effect), None)
     if effect is None:
         raise DataError(
-            f"The concept {concept.name} does not progress which metric is the effect of "
-            f"`--direction {direction}`.",
-            f"Name it in a pack's concept.yaml: `direction_spec.{direction}.effect`.",
+            f"The concept {concept.name} declares no metric for the effect of the direction "
+            f"`{direction}`.",
+            f"Set `directions.{direction}.effect` in the pack's concept.yaml.",
+            code="effect-missing",
         )
-    drift = next((spec for spec in concept.metrics if spec.metric == DRIFT), None)
+    drift = next((one for one in concept.metrics if one.metric == DRIFT), None)
     if drift is None:
         raise DataError(
             f"The concept {concept.name} has no metric `{DRIFT}`.",
-            "Let its concept.yaml progress `uses: [capability]`.",
+            "Add `uses: [capability]` to its concept.yaml.",
+            code="drift-metric-missing",
         )
-    return Objective(effect, direction_spec.effect_better, drift)
+    return Objective(effect, spec.effect_better, drift)
+
+
+def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, float]]) -> list[T]:
+    """The items on the Pareto front, in the order of their drift.
+
+    Args:
+        items: the items.
+        point: drift and effect of an item: less drift and more effect are better.
+    """
+    best, front = float("-inf"), []
+    for item in sorted(items, key=lambda item: (point(item)[0], -point(item)[1])):
+        if point(item)[1] > best:
+            best = point(item)[1]
+            front.append(item)
+    return front

@@ -1,4 +1,4 @@
-"""Processes that make points side by side, each with its own model."""
+"""Run grid points in several processes, each with its own model."""
 
 from __future__ import annotations
 
@@ -19,128 +19,129 @@ from retouch.comparison.runner import Runner
 from retouch.core.errors import RetouchError, RunError
 from retouch.models.load import load
 
-PATIENCE = 5.0  # seconds that a worker has to end
+JOIN_SECONDS = 5.0  # time that a process has to end
 
-# A point that was made, what the user can hint, or the traceback of a fault.
-Answer = Result | RetouchError | str
+# A result, an error that the user can fix, or the traceback of any other exception.
+Outcome = Result | RetouchError | str
 
 
-def make_cells(grid: Grid, points: Sequence[GridPoint], jobs: int) -> Iterator[Result]:
-    """Make points in `jobs` processes, and hand them over as they come.
+def run_points(grid: Grid, points: Sequence[GridPoint], jobs: int) -> Iterator[Result]:
+    """Run points in `jobs` processes and yield the results as they arrive.
 
-    The processor's cores are shared out among the processes. When the iteration ends, be it by an
-    error or by Ctrl-C, no process is left; points that were not handed over are lost.
+    The CPU cores are divided among the processes. All processes are terminated when the iteration
+    ends, also by an error or Ctrl-C; points that are running then are lost.
 
     Raises:
-        RetouchError: a worker cannot load the model or set a task.
-        RunError: a worker was killed, as the system does when memory runs out.
-        RuntimeError: a worker found a fault of Retouch; with its traceback.
+        RetouchError: a process cannot load the model or build a task.
+        RunError: a process was killed, as the system does when memory runs out.
+        RuntimeError: any other exception in a process, with its traceback.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     left = list(reversed(points))
     processes: list[BaseProcess] = []
-    workers: dict[Connection, tuple[BaseProcess, GridPoint]] = {}
+    running: dict[Connection, tuple[BaseProcess, GridPoint]] = {}
     try:
         for _ in range(min(jobs, len(points))):
-            ours, theirs = context.Pipe()
+            parent_end, child_end = context.Pipe()
             process: BaseProcess = context.Process(
-                target=_work, args=(theirs, grid, threads), daemon=True
+                target=_serve, args=(child_end, grid, threads), daemon=True
             )
             process.start()
             processes.append(process)
-            theirs.close()  # so that a worker that dies is seen as the end of the pipe
-            workers[ours] = (process, left.pop())
-            _send(ours, workers[ours][1])
-        while workers:
-            for pipe in wait(list(workers)):
+            child_end.close()  # otherwise the pipe would not end when the process dies
+            running[parent_end] = (process, left.pop())
+            _send(parent_end, running[parent_end][1])
+        while running:
+            for pipe in wait(list(running)):
                 assert isinstance(pipe, Connection)
-                process, point = workers.pop(pipe)
+                process, point = running.pop(pipe)
                 result = _receive(pipe, process, point)
                 if left:
-                    workers[pipe] = (process, left.pop())
-                    _send(pipe, workers[pipe][1])
+                    running[pipe] = (process, left.pop())
+                    _send(pipe, running[pipe][1])
                 else:
                     pipe.close()
                 yield result
     finally:
-        for pipe in workers:
+        for pipe in running:
             pipe.close()
         for process in processes:
             process.terminate()
         for process in processes:
-            process.join(PATIENCE)
+            process.join(JOIN_SECONDS)
 
 
 def _send(pipe: Connection, point: GridPoint) -> None:
-    with suppress(BrokenPipeError, ConnectionError):  # a dead worker is told of when it is read
+    with suppress(BrokenPipeError, ConnectionError):  # `_receive` reports a dead process
         pipe.send(point)
 
 
 def _receive(pipe: Connection, process: BaseProcess, point: GridPoint) -> Result:
     try:
-        answer: Answer = pipe.recv()
+        outcome: Outcome = pipe.recv()
     except (EOFError, ConnectionError):
-        process.join(PATIENCE)
+        process.join(JOIN_SECONDS)
         raise RunError(
-            f"The process that made {point} was killed (exit code {process.exitcode}).",
-            "Perhaps memory ran out: give fewer --jobs. The same command goes on.",
+            f"The process that ran {point} was killed (exit code {process.exitcode}).",
+            "If memory ran out, use fewer jobs. The same call continues the comparison.",
+            code="worker-killed",
         ) from None
-    return unwrap(answer, point)
+    return unwrap(outcome, point)
 
 
-def _work(pipe: Connection, grid: Grid, threads: int) -> None:
-    """What a process does: a point for every one that it is sent."""
-    # Ctrl-C reaches the whole group; the parent decides what becomes of us.
+def _serve(pipe: Connection, grid: Grid, threads: int) -> None:
+    """The main loop of a process: receive a point, run it, send the outcome."""
+    # Ctrl-C reaches the whole process group; the parent terminates the processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = Worker(grid, threads)
-    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent is done, or gone
+    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent has closed the pipe
         while True:
-            pipe.send(worker.answer(pipe.recv()))
+            pipe.send(worker.run(pipe.recv()))
 
 
 class Worker:
-    """One that makes points in a process of its own, here or on another machine.
-
-    Args:
-        grid: what is compared.
-        threads: processor threads that it may use.
-    """
+    """Runs points in a process of its own, on this machine or another one."""
 
     def __init__(self, grid: Grid, threads: int) -> None:
+        """Configure the process; the model is loaded for the first point.
+
+        Args:
+            grid: the comparison.
+            threads: number of CPU threads.
+        """
         import torch
         from transformers.utils import logging
 
-        # What libraries progress would come once for every process; errors still come.
+        # The messages of libraries would appear once for every process.
         logging.disable_progress_bar()
         warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b")
         getLogger("bitsandbytes").setLevel(ERROR)
         torch.set_num_threads(threads)
-        self._plan = grid
-        self._bench: Runner | None = None
+        self._grid = grid
+        self._runner: Runner | None = None
 
-    def answer(self, point: GridPoint) -> Answer:
-        """Make a point, on a model that the first one loads; what goes wrong is the answer, too."""
+    def run(self, point: GridPoint) -> Outcome:
+        """Run a point; exceptions are part of the outcome."""
         try:
-            self._bench = self._bench or Runner(
-                load(self._plan.model, **self._plan.loading), self._plan
-            )
-            return self._bench.make(point)
+            if self._runner is None:
+                self._runner = Runner(load(self._grid.model, self._grid.load_config), self._grid)
+            return self._runner.run(point)
         except RetouchError as error:
             return error
         except Exception:
             return traceback.format_exc()
 
 
-def unwrap(answer: Answer, point: GridPoint) -> Result:
-    """The result in a worker's answer.
+def unwrap(outcome: Outcome, point: GridPoint) -> Result:
+    """The result of a worker's outcome.
 
     Raises:
-        RetouchError: the worker could not load the model or set the task.
-        RuntimeError: the worker found a fault of Retouch; with its traceback.
+        RetouchError: the worker could not load the model or build the task.
+        RuntimeError: any other exception in the worker, with its traceback.
     """
-    if isinstance(answer, RetouchError):
-        raise answer
-    if isinstance(answer, str):
-        raise RuntimeError(f"A worker failed while making {point}:\n{answer}")
-    return answer
+    if isinstance(outcome, RetouchError):
+        raise outcome
+    if isinstance(outcome, str):
+        raise RuntimeError(f"A worker failed while running {point}:\n{outcome}")
+    return outcome

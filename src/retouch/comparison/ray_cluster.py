@@ -1,4 +1,4 @@
-"""The Ray cluster that points are made on: how it is reached, and what a worker on it is given."""
+"""The Ray cluster that grid points run on: the connection, and the resources of each worker."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from retouch.comparison.method_run import check_whole
+from retouch.comparison.grid import check_integer
 from retouch.core.errors import ConfigError
 
 LOCAL, AUTO = "local", "auto"
-PATIENCE = 5.0  # seconds that a cluster's address has to answer
+CONNECT_SECONDS = 5.0  # time that a cluster's address has to answer
 
-# Read by Ray when it is imported. The first keeps a cluster on this machine to the loopback
-# interface, whatever its name says; the second keeps its news of the dead off our standard output:
-# we tell of them ourselves.
-QUIET = {
+# Ray reads these when it is imported. The first restricts a cluster on this machine to the loopback
+# interface; the second keeps Ray's messages about dead workers off the standard output, since
+# `ray_backend` reports them.
+RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|marked dead",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,15 +33,15 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the user says of a cluster.
+    """The options of a cluster.
 
     Attributes:
-        address: `local` starts one on this machine, `auto` joins the one that runs here or that
-            RAY_ADDRESS names, HOST:PORT joins that one.
-        jobs: workers at the most.
-        cpus: processors of a worker; None shares them out.
-        gpus: GPUs of a worker, perhaps a part of one; None goes by the device.
-        device: that models are editable on, as for `models.load.load`.
+        address: `local` starts a cluster on this machine, `auto` connects to the one that runs here
+            or that RAY_ADDRESS names, HOST:PORT connects to that one.
+        jobs: maximum number of workers.
+        cpus: CPUs per worker; None divides those of the cluster.
+        gpus: GPUs per worker, may be a fraction; None decides by the device.
+        device: the device of the models, as in `LoadConfig`.
     """
 
     address: str
@@ -52,8 +52,8 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What is reserved: so many workers, and so much for each."""
+class Allocation:
+    """The reserved resources: the number of workers, and the CPUs and GPUs of each."""
 
     workers: int
     cpus: int
@@ -67,136 +67,144 @@ class Share:
 def make_cluster(
     address: str, jobs: int, cpus: int | None, gpus: float | None, device: str
 ) -> Cluster:
-    """Check what the user says of a cluster; none is touched yet.
+    """Check the options of a cluster, without a connection to it.
 
     Raises:
         ConfigError: a value is wrong, or Ray is not installed.
     """
     if not address or "://" in address:
         raise ConfigError(
-            f"`--ray`: {address!r} will not do.",
-            "Take local, auto or HOST:PORT; from outside of a cluster, send the command to it "
-            "with `ray job submit`.",
+            f"`ray` must be `local`, `auto` or HOST:PORT, got {address!r}.",
+            "To use a cluster from outside of it, submit the command with `ray job submit`.",
         )
     if cpus is not None:
-        check_whole("--cpus-per-job", cpus, 1)
+        check_integer("cpus_per_job", cpus, 1)
     if gpus is not None and (not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus))):
         raise ConfigError(
-            f"`--gpus-per-job`: {gpus} will not do.", "Give 0, a part of 1, or a whole number."
+            f"`gpus_per_job` must be 0, a fraction of 1, or an integer, got {gpus}.",
         )
     if device.startswith("cuda:"):
         raise ConfigError(
-            f"`--device`: the cluster gives every worker its GPU, not {device}.",
-            "Give --device cuda.",
+            f"`device` is {device}, but the cluster assigns every worker its GPU.",
+            "Set the device to `cuda`.",
         )
     if device == "cuda" and gpus == 0:
         raise ConfigError(
-            "`--gpus-per-job`: with none there is no --device cuda.", "Leave one of them out."
+            "`gpus_per_job` is 0, and the device `cuda` needs a GPU.",
+            "Leave out one of them.",
+            code="options-exclusive",
         )
     import_ray()
     return Cluster(address, jobs, cpus, gpus, device)
 
 
 def import_ray() -> Any:
-    """The library Ray.
+    """Import the library Ray.
 
     Raises:
         ConfigError: it is not installed.
     """
     try:
         if "ray" not in sys.modules:
-            with _environment(QUIET):
+            with _environment(RAY_ENVIRONMENT):
                 import ray
         else:
             import ray
     except ModuleNotFoundError:
         raise ConfigError(
-            "Cells on a cluster need the library ray.", "pip install 'retouch[ray]'"
+            "A comparison on a cluster needs the library ray.",
+            "pip install 'retouch[ray]'",
+            code="library-missing",
         ) from None
     return ray
 
 
 @contextmanager
-def joined(cluster: Cluster) -> Iterator[Share]:
-    """Inside, Ray is there: a cluster of our own, one that was joined, or the program's own.
+def connect(cluster: Cluster) -> Iterator[Allocation]:
+    """Connect to a cluster inside the context, and reserve resources on it.
 
-    A program that has called `ray.init` itself keeps its connection. Otherwise ours ends with the
-    block; a cluster that we started ends with it, one that we joined goes on.
+    A program that has called `ray.init` itself keeps its connection. Otherwise the connection ends
+    with the context, and so does a cluster that was started for it.
 
     Raises:
-        ConfigError: there is no cluster at the address, or no room for a single worker on it.
+        ConfigError: there is no cluster at the address, or its resources do not suffice for one
+            worker.
     """
     ray = import_ray()
     if ray.is_initialized():
-        yield _share(ray, cluster)
+        yield _allocate_alive(ray, cluster)
         return
-    ours = cluster.address == LOCAL
-    # Ray's sockets live in it, whose paths may not be long: hence not the system's own choice.
+    # Not the system's temporary folder: Ray puts sockets there, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="retouch-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
     try:
-        with _no_interrupt():
-            _start(ray, cluster, folder) if ours else _join(ray, cluster.address)
-        yield _share(ray, cluster)
+        with _interrupts_blocked():
+            if cluster.address == LOCAL:
+                _start(ray, cluster, folder)
+            else:
+                _join(ray, cluster.address)
+        yield _allocate_alive(ray, cluster)
     finally:
         ray.shutdown()
-        if main:
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own in place
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)  # Ray has installed its own
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def share_out(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Share:
-    """How many workers there are, and what is reserved for each.
+def allocate(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Allocation:
+    """Decide how many workers run at once, and what is reserved for each.
 
-    A worker lies on one node, and gets as many processors as still let `jobs` of them, or as many
-    as there is room for, run at once.
+    A worker runs on one node. Without `cpus`, it gets as many as still allow the maximum number of
+    workers to run at once.
 
     Args:
-        cluster: what the user says.
+        cluster: the options.
         nodes: the resources of each node, by Ray's names for them.
 
     Raises:
-        ConfigError: no node has room for a worker.
+        ConfigError: no node has the resources for a worker.
     """
-    wanted = cluster.gpus
-    if wanted is None:
-        some = any(node.get("GPU", 0) >= 1 for node in nodes)
-        wanted = float(cluster.device == "cuda" or (cluster.device == "auto" and some))
-    gpus: float = wanted
+    gpus = cluster.gpus
+    if gpus is None:
+        any_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+        gpus = float(cluster.device == "cuda" or (cluster.device == "auto" and any_gpu))
 
-    def places(cpus: int) -> int:
-        return sum(
-            min(
-                int(node.get("CPU", 0) // cpus),
-                math.floor(node.get("GPU", 0) / gpus + 1e-9) if gpus else sys.maxsize,
-            )
-            for node in nodes
-        )
+    def capacity(cpus: int) -> int:
+        return sum(_workers_on(node, cpus, gpus) for node in nodes)
 
     cpus = cluster.cpus
     if cpus is None:
         most = int(max((node.get("CPU", 0) for node in nodes), default=0))
-        many = min(cluster.jobs, places(1))
-        cpus = next((n for n in range(most, 0, -1) if places(n) >= many), 1)
-    room = places(cpus)
-    if not room:
+        workers = min(cluster.jobs, capacity(1))
+        cpus = next((n for n in range(most, 0, -1) if capacity(n) >= workers), 1)
+    workers = min(capacity(cpus), cluster.jobs)
+    if not workers:
         needed = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         raise ConfigError(
-            f"`--ray`: no node of the cluster has {needed}.",
-            "Give fewer --cpus-per-job or --gpus-per-job.",
+            f"No node of the cluster has the {needed} that a worker needs.",
+            "Lower `cpus_per_job` or `gpus_per_job`.",
+            code="resources-missing",
         )
-    return Share(min(room, cluster.jobs), cpus, gpus)
+    return Allocation(workers, cpus, gpus)
 
 
-def _share(ray: Any, cluster: Cluster) -> Share:
-    return share_out(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+def _workers_on(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """The number of workers that a node has the resources for."""
+    by_cpu = int(node.get("CPU", 0) // cpus)
+    # The added term is for rounding: ten workers with 0.1 GPU each fit on one GPU.
+    return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
+
+
+def _allocate_alive(ray: Any, cluster: Cluster) -> Allocation:
+    return allocate(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def _start(ray: Any, cluster: Cluster, folder: str) -> None:
-    """Start a cluster on this machine, whose workers import what this process can import."""
+    """Start a cluster on this machine; its workers import from the same paths as this process."""
     cores = max(os.cpu_count() or 1, cluster.jobs * (cluster.cpus or 1))
-    with _environment({**QUIET, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}):
+    paths = os.pathsep.join(path for path in sys.path if path)
+    with _environment({**RAY_ENVIRONMENT, "PYTHONPATH": paths}):
         ray.init(
             address=LOCAL,
             num_cpus=cores,
@@ -209,37 +217,43 @@ def _start(ray: Any, cluster: Cluster, folder: str) -> None:
 
 
 def _join(ray: Any, address: str) -> None:
+    """Connect to a cluster that is running.
+
+    Raises:
+        ConfigError: there is none at the address.
+    """
     host, _, port = address.rpartition(":")
     try:
         if address != AUTO:
-            # Ray itself would try for minutes.
-            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+            # Checked first, since Ray would retry for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"`--ray`: no cluster can be joined at {address}: {lines[0]}",
-            "Start one with `ray start --head`, or take --ray local; where it asks for a token, "
+            f"`ray`: there is no cluster at {address}: {lines[0]}",
+            "Start one with `ray start --head`, or use `local`. If the cluster requires a token, "
             "set RAY_AUTH_MODE=token.",
+            code="cluster-missing",
         ) from None
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Inside, Ctrl-C waits: a cluster that is started by half could not be shut down."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the context: a partly started cluster cannot be shut down."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Inside, these environment variables are set, but for PYTHONPATH only where they are not."""
+    """Set environment variables inside the context; PYTHONPATH always, others if they are unset."""
     before = {name: os.environ.get(name) for name in values}
     for name, value in values.items():
         if before[name] is None or name == "PYTHONPATH":

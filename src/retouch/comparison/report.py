@@ -1,4 +1,4 @@
-"""`compare.md`: the tables of a comparison, with what one has to know to read them."""
+"""`compare.md`: the tables of a comparison, and how to read them."""
 
 from __future__ import annotations
 
@@ -8,48 +8,59 @@ from retouch.comparison.grid import Grid
 from retouch.comparison.objective import Objective
 from retouch.comparison.result import Result
 from retouch.comparison.summary import PairedTest, SummaryRow
-from retouch.comparison.table import columns, make_table, markdown, other_columns
+from retouch.comparison.table import main_columns, make_table, markdown, other_columns
 from retouch.core.formatting import DIRECTION_DONE, words
 
 
-def render_page(
+def render_markdown(
     grid: Grid,
     objective: Objective,
     results: Sequence[Result],
-    lines: Sequence[SummaryRow],
-    paired_tests: Sequence[PairedTest],
+    rows: Sequence[SummaryRow],
+    tests: Sequence[PairedTest],
     titles: Mapping[str, str],
 ) -> str:
-    """The page: for every number of labels the table, and the metrics that are not in it."""
+    """Render the page: for each number of examples the main table, and the other metrics.
+
+    Args:
+        grid: the comparison.
+        objective: the effect and the drift.
+        results: all results.
+        rows: their summary.
+        tests: Retouch against the other methods.
+        titles: the titles of the methods by id.
+    """
     concept = grid.concept
-    shown = columns(objective, concept, grid.direction)
-    others = other_columns(results, shown)
+    columns = main_columns(objective, concept, grid.direction)
+    others = other_columns(results, columns)
     parts = [
         f"# {concept.title}, {DIRECTION_DONE[grid.direction]}: methods compared on {grid.model}\n",
-        _read_me(grid, objective, bool(paired_tests)),
+        _explanation(grid, objective, bool(tests)),
         "![Effect against drift](compare.png)\n",
     ]
-    for labels in grid.labels:
-        parts.append(f"## {labels} labels\n")
-        parts.append(markdown(make_table(labels, lines, shown, paired_tests, titles)))
+    for count in grid.num_examples:
+        parts.append(f"## {count} examples\n")
+        parts.append(markdown(make_table(count, rows, columns, tests, titles)))
         if others:
-            parts.append(f"### The other metrics, {labels} labels\n")
-            parts.append(markdown(make_table(labels, lines, others, (), titles, seconds=False)))
+            parts.append(f"### The other metrics, {count} examples\n")
+            parts.append(markdown(make_table(count, rows, others, (), titles, seconds=False)))
     return "\n".join(parts)
 
 
-def _read_me(grid: Grid, objective: Objective, tested: bool) -> str:
+def _explanation(grid: Grid, objective: Objective, tested: bool) -> str:
     seeds = f"{len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
-    rows = "" if grid.limit is None else f", the first {grid.limit} rows a metric"
+    limit = "" if grid.limit is None else f" ({grid.limit} examples per metric)"
     text = (
-        f"Means over {seeds} on the test split{rows}; the effect is {words(objective.effect.metric)}, "
-        f"{objective.better} is better. Every method got the same rows and the same labels, of each "
-        f"side as many as the heading says. Settings: {grid.tuned}. Seconds are the method's own, "
-        "without the measurement. Bold is the best; the unedited model takes no part in that.\n"
+        f"Means over {seeds} on the test split{limit}. The effect is "
+        f"{words(objective.effect.metric)}, {objective.better} is better. Every method was trained "
+        "on the same examples: as many source examples as the heading says, and as many target "
+        f"examples. Settings: {grid.settings_origin}. Seconds are the time of the method, without "
+        "the evaluation. The best value of each column is bold; the unedited model is left out.\n"
     )
     if tested:
         text += (
-            "\np is two-sided, of the difference from Retouch in effect and in drift: a paired "
-            "bootstrap over rows and seeds, adjusted after Holm for the methods of the table.\n"
+            "\np is the two-sided p-value of the difference from Retouch in effect and in drift: a "
+            "paired bootstrap over examples and seeds, adjusted by Holm's method for the methods "
+            "in the table.\n"
         )
     return text

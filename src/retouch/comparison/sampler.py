@@ -1,7 +1,7 @@
-"""Which settings a search tries next.
+"""Suggest the settings of the next trial.
 
-What Optuna is told are the trials on disk, and its sampler is seeded anew for every trial. So a
-search that was cut off goes on with the same trials as one that was not.
+Optuna's sampler is created anew for every trial, with a seed of its own and the trials on disk, so
+that a study that was interrupted continues with the same trials as one that was not.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retouch.comparison.search_space import Dimension, SearchSpace
-from retouch.comparison.trial import Trial
+from retouch.comparison.study import Trial
 from retouch.core.errors import ConfigError
 
-RETRIES = 8  # how often another draw is asked for in place of one that was tried already
+RETRIES = 8  # further samples in place of settings that a trial has had already
 
 
 def check_optuna() -> None:
-    """Whether Optuna is there.
+    """Check that Optuna is installed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not.
     """
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
         raise ConfigError(
-            "The search for settings needs the library optuna.", "pip install 'retouch[compare]'"
+            "Tuning needs the library optuna.",
+            "pip install 'retouch[compare]'",
+            code="library-missing",
         ) from None
 
 
 def suggest(space: SearchSpace, trials: Sequence[Trial], seed: int) -> dict[str, Any] | None:
-    """The settings of the next trial; None when there is nothing left to try.
+    """The settings of the next trial by dotted path; None when every point has been tried.
 
-    First the defaults, then what Optuna's multi-objective TPE proposes; where all settings are
-    choices, every point of the space in a random order, once.
+    The first trial has the defaults, the others are suggested by Optuna's multi-objective TPE
+    sampler. In a categorical space every point is tried once, in random order.
 
     Raises:
         ConfigError: Optuna is not installed.
@@ -45,23 +47,23 @@ def suggest(space: SearchSpace, trials: Sequence[Trial], seed: int) -> dict[str,
     if number == 0:
         return space.defaults()
     tried = [dict(trial.settings) for trial in trials]
-    size = space.size()
-    if size is not None:
+    if space.categorical:
         left = [point for point in space.points() if point not in tried]
         return random.Random(f"{seed}:{number}").choice(left) if left else None
-    drawn: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for retry in range(RETRIES):
-        drawn = _ask(space, trials, random.Random(f"{seed}:{number}:{retry}").getrandbits(32))
-        if drawn not in tried:
+        values = _sample(space, trials, random.Random(f"{seed}:{number}:{retry}").getrandbits(32))
+        if values not in tried:
             break
-    return drawn
+    return values
 
 
-def _ask(space: SearchSpace, trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+def _sample(space: SearchSpace, trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+    """One sample of Optuna's TPE sampler, given the completed trials."""
     check_optuna()
     import optuna
 
-    ranges = {one.name: _distribution(one) for one in space.dimensions}
+    distributions = {one.path: _distribution(one) for one in space.dimensions}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -69,19 +71,20 @@ def _ask(space: SearchSpace, trials: Sequence[Trial], seed: int) -> dict[str, An
             directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=seed)
         )
         for trial in trials:
-            # The defaults may lie outside of the ranges; failed trials teach the sampler nothing.
-            if trial.effect is None or trial.drift is None or not space.holds(trial.settings):
+            # Optuna refuses values outside of the ranges, where the defaults may be.
+            if trial.state == "failed" or not space.contains(trial.settings):
                 continue
+            drift, effect = trial.point
             study.add_trial(
                 optuna.trial.create_trial(
                     params=_params(space, trial.settings),
-                    distributions=ranges,
-                    values=[trial.effect, trial.drift],
+                    distributions=distributions,
+                    values=[effect, drift],
                 )
             )
-        params = study.ask(ranges).params
+        params = study.ask(distributions).params
     return {
-        one.name: one.choices[params[one.name]] if one.choices else one.rounded(params[one.name])
+        one.path: one.choices[params[one.path]] if one.choices else one.rounded(params[one.path])
         for one in space.dimensions
     }
 
@@ -90,15 +93,15 @@ def _distribution(one: Dimension) -> Any:
     from optuna import distributions
 
     if one.choices:
-        # By their index: Optuna takes no lists.
+        # By index, since Optuna does not support lists as categories.
         return distributions.CategoricalDistribution(range(len(one.choices)))
-    if one.whole:
+    if one.integer:
         return distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
     return distributions.FloatDistribution(one.low, one.high, log=one.log)
 
 
 def _params(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        one.name: one.choices.index(values[one.name]) if one.choices else values[one.name]
+        one.path: one.choices.index(values[one.path]) if one.choices else values[one.path]
         for one in space.dimensions
     }

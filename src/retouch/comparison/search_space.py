@@ -1,15 +1,18 @@
-"""The settings of a method that a search may draw, read off the class of its settings."""
+"""The search space of a method, generated from the class of its settings."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-DIGITS = 3  # significant ones of a number that is drawn: what is kept in a file is to be read
+from retouch.core.options import list_options
+from retouch.core.serialization import to_plain
+
+DIGITS = 3  # significant digits of a sampled number, so that settings files stay legible
 
 
 @dataclass(frozen=True)
@@ -17,99 +20,88 @@ class Dimension:
     """One setting and its range.
 
     Attributes:
-        name: of the field.
-        default: its default, as a plain value.
-        low: the least value; unused with `choices`.
-        high: the greatest.
-        log: whether it is drawn on a logarithmic scale.
-        whole: whether it is a whole number.
-        choices: the values it is one of, as plain values; empty for a range.
+        path: the dotted path of the setting, such as `train.learning_rate`.
+        default: the value of the first trial.
+        low: the minimum; unused with `choices`.
+        high: the maximum; unused with `choices`.
+        log: whether the range is sampled on a logarithmic scale.
+        integer: whether the values are integers.
+        choices: the values of a categorical setting; empty for a range.
     """
 
-    name: str
+    path: str
     default: Any
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    whole: bool = False
+    integer: bool = False
     choices: tuple[Any, ...] = ()
 
-    def holds(self, value: Any) -> bool:
-        """Whether the range has the value in it; a default may lie outside."""
+    def contains(self, value: Any) -> bool:
+        """Whether the value is in the range; a default need not be."""
         return value in self.choices if self.choices else bool(self.low <= value <= self.high)
 
     def rounded(self, value: Any) -> Any:
-        """A drawn number with few digits, within the range."""
-        if self.choices or self.whole:
+        """A sampled value with few digits, within the range."""
+        if self.choices or self.integer:
             return value
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All that may be drawn of a method's settings."""
+    """The settings of a method that are searched."""
 
     dimensions: tuple[Dimension, ...]
 
     def defaults(self) -> dict[str, Any]:
-        """The defaults of what may be drawn."""
-        return {one.name: one.default for one in self.dimensions}
+        """The settings of the first trial."""
+        return {one.path: one.default for one in self.dimensions}
 
-    def starting(self, values: Mapping[str, Any]) -> SearchSpace:
-        """The same space with other defaults, where `values` has them."""
-        dimensions = (
-            replace(one, default=plain(values.get(one.name, one.default)))
-            for one in self.dimensions
-        )
-        return SearchSpace(tuple(dimensions))
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Whether every value is in its range."""
+        return all(one.contains(values[one.path]) for one in self.dimensions)
 
-    def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether every value lies in its range."""
-        return all(one.holds(values[one.name]) for one in self.dimensions)
-
-    def size(self) -> int | None:
-        """How many points there are; None where a range is among the dimensions."""
-        total = 1
-        for one in self.dimensions:
-            if not one.choices:
-                return None
-            total *= len(one.choices)
-        return total
+    @property
+    def categorical(self) -> bool:
+        """Whether the space is finite: every setting is categorical."""
+        return all(one.choices for one in self.dimensions)
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """Every point of a space of choices alone."""
-        names = [one.name for one in self.dimensions]
+        """Every point of a categorical space."""
+        paths = [one.path for one in self.dimensions]
         for values in itertools.product(*(one.choices for one in self.dimensions)):
-            yield dict(zip(names, values, strict=True))
+            yield dict(zip(paths, values, strict=True))
 
 
-def find_search_space(settings: type[BaseModel]) -> SearchSpace:
-    """What `methods.method.tunable` marked.
+def build_search_space(
+    settings: type[BaseModel], defaults: Mapping[str, Any] | None = None
+) -> SearchSpace:
+    """Build the search space from the fields that `core.config.option` gives a search range.
 
-    Raises:
-        ValueError: a marked field has neither a range nor choices; the method's author hints it.
+    Args:
+        settings: the class of a method's settings; nested groups are included.
+        defaults: values by dotted path that replace the defaults of the class.
     """
-    found = []
-    for name, field in settings.model_fields.items():
-        extra = field.json_schema_extra
-        search = extra.get("search") if isinstance(extra, dict) else None
-        if isinstance(search, dict):
-            found.append(_dimension(name, field.default, search))
-    return SearchSpace(tuple(found))
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples as lists."""
-    return [plain(one) for one in value] if isinstance(value, tuple | list) else value
-
-
-def _dimension(name: str, default: Any, search: Mapping[str, Any]) -> Dimension:
-    choices = search.get("choices") or ([False, True] if isinstance(default, bool) else [])
-    if choices:
-        return Dimension(name, plain(default), choices=tuple(plain(one) for one in choices))
-    low, high = search.get("low"), search.get("high")
-    if low is None or high is None:
-        raise ValueError(f"The setting {name} is to be searched and has no range.")
-    return Dimension(
-        name, default, low, high, bool(search.get("log")), whole=isinstance(default, int)
-    )
+    dimensions = []
+    for option in list_options(settings):
+        search = option.extra.get("search")
+        if not isinstance(search, dict):
+            continue
+        default = option.field.default
+        first = to_plain((defaults or {}).get(option.path, default))
+        if "choices" in search:
+            choices = tuple(to_plain(one) for one in search["choices"])
+            dimensions.append(Dimension(option.path, first, choices=choices))
+        else:
+            dimensions.append(
+                Dimension(
+                    option.path,
+                    first,
+                    low=search["low"],
+                    high=search["high"],
+                    log=bool(search.get("log")),
+                    integer=isinstance(default, int),
+                )
+            )
+    return SearchSpace(tuple(dimensions))

@@ -1,4 +1,4 @@
-"""Cells brought together: means over the seeds, and Retouch against each of the others."""
+"""Summarise results: statistics over the seeds, and paired tests of Retouch against the others."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from retouch.comparison.objective import Objective
+from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.result import Result
 from retouch.core.types import Better, Score
 from retouch.evaluation.statistics import holm, paired_bootstrap
 
-OURS = "retouch"  # the method that the others are held against
-BARE = "none"  # no edit: it drifts nowhere, and wins nothing by it
+REFERENCE = "retouch"  # the method that the others are tested against
+UNEDITED = "none"  # the base model: it cannot drift, so it is never marked as the best
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A metric over the seeds."""
+class SeedStats:
+    """Mean, minimum and maximum of a metric over the seeds."""
 
     mean: float
     low: float
@@ -30,39 +30,39 @@ class Spread:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A method at a number of labels.
+    """A method at a number of examples.
 
     Attributes:
-        method: its id.
-        labels: the number.
-        metrics: over the seeds that came to their end, by `suite/metric`; empty if none did.
-        seconds: that the method took, a mean; None if no seed came to its end.
-        failed: why a seed failed, by seed.
+        method: the id of the method.
+        num_examples: the number of examples.
+        metrics: over the completed seeds, by `suite/metric`; empty if there are none.
+        seconds: mean time of the method; None if no seed completed.
+        failures: the error of each failed seed.
     """
 
     method: str
-    labels: int
-    metrics: Mapping[str, Spread]
+    num_examples: int
+    metrics: Mapping[str, SeedStats]
     seconds: float | None
-    failed: Mapping[int, str]
+    failures: Mapping[int, str]
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Retouch against another method, on the same rows with the same seeds.
+    """Retouch against another method, on the same examples with the same seeds.
 
     Attributes:
-        method: the other one.
-        labels: the number of labels.
+        method: the id of the other method.
+        num_examples: the number of examples.
         metric: as `suite/metric`.
-        seeds: how many both have.
-        difference: Retouch's value less the other's.
-        p: two-sided, of no difference.
-        p_holm: adjusted for all methods that Retouch is held against on the metric and the labels.
+        seeds: the number of seeds that both methods completed.
+        difference: Retouch's value minus the other's.
+        p: two-sided p-value of no difference.
+        p_holm: adjusted by Holm's method for all methods tested on the metric.
     """
 
     method: str
-    labels: int
+    num_examples: int
     metric: str
     seeds: int
     difference: Score
@@ -70,58 +70,56 @@ class PairedTest:
     p_holm: float
 
 
-def key(suite: str, metric: str) -> str:
-    """A metric's name in the whole of a comparison."""
-    return f"{suite}/{metric}"
-
-
-def make_lines(results: Sequence[Result]) -> list[SummaryRow]:
-    """One line for each method and number of labels, in the order of the results."""
+def summarize(results: Sequence[Result]) -> list[SummaryRow]:
+    """One row for each method and number of examples, in the order of the results."""
     groups: dict[tuple[int, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.point.labels, result.point.method), []).append(result)
-    return [_line(method, labels, group) for (labels, method), group in groups.items()]
+        groups.setdefault((result.point.num_examples, result.point.method), []).append(result)
+    return [_summary_row(method, count, group) for (count, method), group in groups.items()]
 
 
-def make_paired_tests(objective: Objective, results: Sequence[Result]) -> list[PairedTest]:
-    """Retouch against every other method, in effect and in drift, at every number of labels."""
-    done = {
-        (one.point.labels, one.point.method, one.point.seed): one
-        for one in results
-        if one.state == "done"
-    }
-    methods = list(dict.fromkeys(one.point.method for one in results if one.point.method != OURS))
-    found = []
-    for labels in dict.fromkeys(one.point.labels for one in results):
-        for spec in (objective.effect, objective.drift):
-            name, pairs = key(spec.suite, spec.metric), []
-            for method in methods:
-                seeds = [
-                    seed
-                    for (at, who, seed) in done
-                    if (at, who) == (labels, OURS) and (labels, method, seed) in done
-                ]
-                if seeds:
-                    ours, theirs = (
-                        [done[labels, who, seed].rows[name] for seed in seeds]
-                        for who in (OURS, method)
-                    )
-                    pairs.append((method, len(seeds), *paired_bootstrap(ours, theirs)))
-            adjusted = holm([p for *_, p in pairs])
-            found += [
-                PairedTest(method, labels, name, seeds, difference, p, p_holm)
-                for (method, seeds, difference, p), p_holm in zip(pairs, adjusted, strict=True)
-            ]
-    return found
-
-
-def _line(method: str, labels: int, group: Sequence[Result]) -> SummaryRow:
+def _summary_row(method: str, num_examples: int, group: Sequence[Result]) -> SummaryRow:
     done = [result for result in group if result.state == "done"]
     scores = [result.scores() for result in done]
     metrics = {}
-    for name in scores[0] if scores else ():
-        values = [one[name].value for one in scores]
-        metrics[name] = Spread(fmean(values), min(values), max(values))
+    for key in scores[0] if scores else ():
+        values = [one[key].value for one in scores]
+        metrics[key] = SeedStats(fmean(values), min(values), max(values))
     seconds = fmean(result.seconds for result in done) if done else None
-    failed = {one.point.seed: one.reason for one in group if one.state == "failed"}
-    return SummaryRow(method, labels, metrics, seconds, failed)
+    failures = {one.point.seed: one.reason for one in group if one.state == "failed"}
+    return SummaryRow(method, num_examples, metrics, seconds, failures)
+
+
+def paired_tests(objective: Objective, results: Sequence[Result]) -> list[PairedTest]:
+    """Test Retouch against every other method, in effect and drift, at each number of examples."""
+    tests = []
+    for num_examples in dict.fromkeys(one.point.num_examples for one in results):
+        done: dict[str, dict[int, Result]] = {}
+        for result in results:
+            if result.point.num_examples == num_examples and result.state == "done":
+                done.setdefault(result.point.method, {})[result.point.seed] = result
+        reference = done.pop(REFERENCE, {})
+        for spec in (objective.effect, objective.drift):
+            tests += _tests(num_examples, metric_key(spec), reference, done)
+    return tests
+
+
+def _tests(
+    num_examples: int,
+    key: str,
+    reference: Mapping[int, Result],
+    others: Mapping[str, Mapping[int, Result]],
+) -> list[PairedTest]:
+    """The tests of one metric; results by seed."""
+    found = []
+    for method, other in others.items():
+        seeds = [seed for seed in reference if seed in other]
+        if seeds:
+            ours = [reference[seed].values[key] for seed in seeds]
+            theirs = [other[seed].values[key] for seed in seeds]
+            found.append((method, len(seeds), *paired_bootstrap(ours, theirs)))
+    adjusted = holm([p for *_, p in found])
+    return [
+        PairedTest(method, num_examples, key, seeds, difference, p, p_holm)
+        for (method, seeds, difference, p), p_holm in zip(found, adjusted, strict=True)
+    ]

@@ -1,20 +1,21 @@
-"""The tables of a comparison: points of text, the best of each column marked, for any page."""
+"""The tables of a comparison as rows of text, in Markdown and HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
-from retouch.comparison.objective import Objective
+from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.result import Result
-from retouch.comparison.summary import BARE, PairedTest, Spread, SummaryRow, key
-from retouch.concepts.concept import Concept
+from retouch.comparison.summary import UNEDITED, PairedTest, SeedStats, SummaryRow
+from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.formatting import show_value, words
-from retouch.core.types import Better, Direction
+from retouch.core.types import Better, Direction, Record
 
-DASH = "–"
-LEAST_P = 0.0001
-_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+MISSING = "–"
+MIN_P = 0.0001  # smaller p-values are shown as `< 0.0001`
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,15 @@ class Column:
     """A metric in a table.
 
     Attributes:
-        name: `suite/metric`.
-        title: at its head.
-        unit: how its values are written.
-        better: which way; decides what is marked.
-        main: whether it belongs in a narrow table.
-        worst: whether the worst seed is given beside the mean.
+        key: `suite/metric`.
+        title: the column's title.
+        unit: the unit of its values.
+        better: which way is better; the best value is marked.
+        main: whether a narrow table includes it.
+        worst: whether the worst seed is shown beside the mean.
     """
 
-    name: str
+    key: str
     title: str
     unit: str
     better: Better
@@ -39,8 +40,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A point of a table, perhaps the best of its column."""
+class Entry:
+    """An entry of a table, and whether it is the best of its column."""
 
     text: str
     best: bool = False
@@ -48,140 +49,161 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its footnotes."""
+    """A table for one number of examples, with its footnotes."""
 
-    labels: int
+    num_examples: int
     head: tuple[str, ...]
-    lines: tuple[tuple[Text, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
 
 
-def columns(objective: Objective, concept: Concept, direction: Direction) -> list[Column]:
-    """The effect; what was to stay as it was: the concept's own held rows, drift, everyday tasks.
+def main_columns(objective: Objective, concept: Concept, direction: Direction) -> list[Column]:
+    """The columns of the main table: effect, retained metrics, drift and ordinary tasks.
 
-    Which of the concept's metrics are of held rows, `DirectionSpec.hold` says.
+    The retained metrics are those of the effect's suite that are measured on the retain set alone.
     """
-    held = set(concept.directions[direction].hold)
+    retained = set(concept.directions[direction].retain)
     effect, drift = objective.effect, objective.drift
-    found = [
-        Column(
-            key(effect.suite, effect.metric),
-            words(effect.metric) + " (worst seed)",
-            effect.unit,
-            objective.better,
-            worst=True,
-        )
-    ]
+    title = f"{words(effect.metric)} (worst seed)"
+    columns = [Column(metric_key(effect), title, effect.unit, objective.better, worst=True)]
     for spec in concept.metrics:
-        own = spec.suite == effect.suite and spec != effect and set(spec.labels) <= held
-        if own or spec.metric in (drift.metric, "task_accuracy"):
-            title = words(spec.metric) if spec != drift else f"KL, {drift.unit}"
-            name = key(spec.suite, spec.metric)
-            found.append(Column(name, title, spec.unit, spec.better, main=not own))
-    return found
+        retain = spec.suite == effect.suite and spec != effect and set(spec.labels) <= retained
+        if retain or spec.metric in (drift.metric, "task_accuracy"):
+            title = f"KL, {drift.unit}" if spec == drift else words(spec.metric)
+            columns.append(Column(metric_key(spec), title, spec.unit, spec.better, main=not retain))
+    return columns
 
 
-def other_columns(results: Sequence[Result], shown: Sequence[Column]) -> list[Column]:
-    """Every metric that was measured and is not shown yet."""
-    seen = {column.name for column in shown}
-    found: dict[str, Column] = {}
+def other_columns(results: Sequence[Result], columns: Sequence[Column]) -> list[Column]:
+    """The columns of every metric that was measured and is not among `columns`."""
+    excluded = {column.key for column in columns}
+    others: dict[str, Column] = {}
     for record in (record for result in results for record in result.records):
-        name = key(record.suite, record.metric)
-        if name not in seen:
-            found.setdefault(name, Column(name, words(record.metric), record.unit, record.better))
-    return list(found.values())
+        if metric_key(record) not in excluded:
+            others.setdefault(metric_key(record), _column(record))
+    return list(others.values())
+
+
+def _column(metric: Record | MetricSpec) -> Column:
+    return Column(metric_key(metric), words(metric.metric), metric.unit, metric.better)
 
 
 def make_table(
-    labels: int,
-    lines: Sequence[SummaryRow],
-    shown: Sequence[Column],
-    paired_tests: Sequence[PairedTest] = (),
+    num_examples: int,
+    rows: Sequence[SummaryRow],
+    columns: Sequence[Column],
+    tests: Sequence[PairedTest] = (),
     titles: Mapping[str, str] | None = None,
     *,
     seconds: bool = True,
 ) -> Table:
-    """The methods at one number of labels, a line each.
+    """Make the table of one number of examples, with a row for each method.
 
-    A method of which no seed came to its end has dashes; a footnote gives the reason. p is of the
-    difference in effect from Retouch, and in drift, after Holm.
+    A method without a completed seed has dashes, and a footnote gives the reason.
+
+    Args:
+        num_examples: the number of examples.
+        rows: the summary of all methods.
+        columns: the metrics to show.
+        tests: paired tests, whose adjusted p-values are shown.
+        titles: the titles of the methods by id.
+        seconds: whether to show the time of each method.
     """
-    rows = [line for line in lines if line.labels == labels]
-    ps = {(one.metric, one.method): one.p_holm for one in paired_tests if one.labels == labels}
-    tested = [column for column in shown if any(name == column.name for name, _ in ps)]
-    head = ["method", *(column.title for column in shown)]
+    rows = [row for row in rows if row.num_examples == num_examples]
+    p = {(one.metric, one.method): one.p_holm for one in tests if one.num_examples == num_examples}
+    tested = [column for column in columns if any(key == column.key for key, _ in p)]
+    head = ["method", *(column.title for column in columns)]
     head += ["seconds"] if seconds else []
     head += [f"p, {'effect' if column.worst else 'drift'}" for column in tested]
     notes: list[str] = []
-    made = []
-    for line in rows:
-        name = (titles or {}).get(line.method, line.method) + _footnote(line, notes)
-        points = [Text(name)]
-        for column in shown:
-            spread = line.metrics.get(column.name)
-            best = spread is not None and _is_best(line, column, rows)
-            points.append(Text(DASH if spread is None else _show(spread, column), best))
+    entries = []
+    for row in rows:
+        line = [Entry((titles or {}).get(row.method, row.method) + _note_marks(row, notes))]
+        line += [_entry(row, column, rows) for column in columns]
         if seconds:
-            points.append(Text(DASH if line.seconds is None else f"{line.seconds:.1f}"))
-        points += [Text(_show_p(ps.get((column.name, line.method)))) for column in tested]
-        made.append(tuple(points))
-    return Table(labels, tuple(head), tuple(made), tuple(notes))
+            line.append(Entry(MISSING if row.seconds is None else f"{row.seconds:.1f}"))
+        line += [Entry(_show_p(p.get((column.key, row.method)))) for column in tested]
+        entries.append(tuple(line))
+    return Table(num_examples, tuple(head), tuple(entries), tuple(notes))
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, with its footnotes."""
+    """The table in Markdown, with its footnotes."""
 
-    def row(points: Sequence[str]) -> str:
-        return "| " + " | ".join(point.replace("|", "\\|") for point in points) + " |"
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
-    lines = [row(table.head), "|---" + "|---:" * (len(table.head) - 1) + "|"]
+    lines = [line(table.head), "|---" + "|---:" * (len(table.head) - 1) + "|"]
     lines += [
-        row([f"**{point.text}**" if point.best else point.text for point in points])
-        for points in table.lines
+        line([f"**{entry.text}**" if entry.best else entry.text for entry in row])
+        for row in table.rows
     ]
-    notes = [f"{raised(number)} {note}  " for number, note in enumerate(table.notes, start=1)]
+    notes = [f"{note}  " for note in _numbered(table.notes)]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
-def raised(number: int) -> str:
+def html(table: Table) -> str:
+    """The table in HTML, with its footnotes."""
+    lines = ["".join(f"<th>{escape(text)}</th>" for text in table.head)]
+    for row in table.rows:
+        texts = (f"<b>{escape(one.text)}</b>" if one.best else escape(one.text) for one in row)
+        lines.append("".join(f"<td>{text}</td>" for text in texts))
+    notes = "".join(f"<br>{escape(note)}" for note in _numbered(table.notes))
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table><p>{notes}</p>"
+
+
+def _numbered(notes: Sequence[str]) -> Iterator[str]:
+    return (f"{superscript(number)} {note}" for number, note in enumerate(notes, start=1))
+
+
+def superscript(number: int) -> str:
     """The mark of a footnote."""
-    return str(number).translate(_RAISED)
+    return str(number).translate(_SUPERSCRIPT)
 
 
-def _footnote(line: SummaryRow, notes: list[str]) -> str:
-    marks = []
-    reasons: dict[str, list[int]] = {}
-    for seed, reason in line.failed.items():
-        reasons.setdefault(reason, []).append(seed)
-    for reason, seeds in reasons.items():
-        which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        notes.append(f"{line.method}, {which}: {reason}")
-        marks.append(raised(len(notes)))
-    return " ".join(["", *marks]) if marks else ""
+def _note_marks(row: SummaryRow, notes: list[str]) -> str:
+    """Add a footnote for each reason that seeds failed for; returns their marks."""
+    seeds_by_reason: dict[str, list[int]] = {}
+    for seed, reason in row.failures.items():
+        seeds_by_reason.setdefault(reason, []).append(seed)
+    marks = ""
+    for reason, seeds in seeds_by_reason.items():
+        named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        notes.append(f"{row.method}, {named}: {reason}")
+        marks += f" {superscript(len(notes))}"
+    return marks
 
 
-def _is_best(line: SummaryRow, column: Column, rows: Sequence[SummaryRow]) -> bool:
-    """Whether no other method's mean is better, as far as the digits that are shown."""
-    if column.better == "none" or line.method == BARE:
+def _entry(row: SummaryRow, column: Column, rows: Sequence[SummaryRow]) -> Entry:
+    stats = row.metrics.get(column.key)
+    if stats is None:
+        return Entry(MISSING)
+    return Entry(_show(stats, column), _is_best(row, column, rows))
+
+
+def _is_best(row: SummaryRow, column: Column, rows: Sequence[SummaryRow]) -> bool:
+    """Whether no other method's mean is better, to the digits that are shown."""
+    if column.better == "none" or row.method == UNEDITED:
         return False
     sign = -1 if column.better == "lower" else 1
-    means = {
-        one.method: one.metrics[column.name].mean
+    means = [
+        one.metrics[column.key].mean
         for one in rows
-        if one.method != BARE and column.name in one.metrics
-    }
-    best = max(means.values(), key=lambda value: sign * value)
-    return show_value(means[line.method], column.unit) == show_value(best, column.unit)
+        if one.method != UNEDITED and column.key in one.metrics
+    ]
+    best = max(means, key=lambda value: sign * value)
+    mean = row.metrics[column.key].mean
+    return show_value(mean, column.unit) == show_value(best, column.unit)
 
 
-def _show(spread: Spread, column: Column) -> str:
-    mean = show_value(spread.mean, column.unit)
-    if not column.worst or spread.low == spread.high:
+def _show(stats: SeedStats, column: Column) -> str:
+    mean = show_value(stats.mean, column.unit)
+    if not column.worst or stats.low == stats.high:
         return mean
-    return f"{mean} ({show_value(spread.worst(column.better), column.unit)})"
+    return f"{mean} ({show_value(stats.worst(column.better), column.unit)})"
 
 
 def _show_p(p: float | None) -> str:
     if p is None:
         return ""
-    return f"{p:.4f}" if p >= LEAST_P else f"< {LEAST_P}"
+    return f"{p:.4f}" if p >= MIN_P else f"< {MIN_P}"

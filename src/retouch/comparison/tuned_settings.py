@@ -1,11 +1,12 @@
-"""Tuned settings of methods: what ships for a concept and a direction, or a file of the user's.
+"""Tuned settings of methods: those that ship for a concept and a direction, or a user's file.
 
-A file maps methods to settings; what it leaves out keeps its default. For each method a comment at
-its head says what the search could spend:
+The file maps methods to settings; a setting that it does not list keeps its default. A comment
+before each method states the budget that the search had:
 
 ```yaml
-# lora-sft-kl: 40 trials in 9.7 minutes, 128 labels, seed 0
-lora-sft-kl: {lr: 0.00132, steps: 120}
+# lora-sft-kl: 40 trials in 9.7 minutes, 128 examples, seed 0
+lora-sft-kl:
+  learning_rate: 0.00132
 ```
 """
 
@@ -19,99 +20,108 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from retouch.concepts.registry import builtin_names
+from retouch.concepts.concept import Concept
+from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.atomic import atomic_write
+from retouch.core.config_file import invalid
 from retouch.core.errors import ConfigError
+from retouch.core.options import flatten, list_options, nest
 from retouch.core.types import Direction
-from retouch.methods import registry
-from retouch.methods.method import Method, Settings
+from retouch.methods.method import Method
+from retouch.methods.registry import method_ids
 
-HEAD = "# Settings of methods, chosen by `retouch tune`; what is left out keeps its default.\n"
+HEAD = (
+    "# Method settings found by `retouch tune`; a setting that is not listed keeps its default.\n"
+)
 _BUDGET = re.compile(r"^# ([\w-]+): (.+)$", re.MULTILINE)
+
+Settings = dict[str, Any]  # by dotted path
 
 
 def find_tuned(
-    concept: str, direction: Direction, file: Path | None = None
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """The tuned settings by method, and where they come from: the file, else the shipped one.
+    concept: Concept, direction: Direction, file: Path | None = None
+) -> tuple[dict[str, Settings], str]:
+    """Find tuned settings: those of the file, otherwise those that ship for a built-in concept.
+
+    Returns:
+        The settings by method and dotted path, and where they come from, in words.
 
     Raises:
         ConfigError: the file is missing or wrong.
     """
     if file is not None:
         return _read(file), str(file)
-    shipped = resources.files("retouch.comparison").joinpath("tuned", f"{concept}-{direction}.yaml")
-    if concept in builtin_names() and shipped.is_file():
-        return _read(shipped), f"shipped for {concept}, {direction}"
+    name = concept.name
+    shipped = resources.files("retouch.comparison").joinpath("tuned", f"{name}-{direction}.yaml")
+    builtin = name in builtin_names() and load_concept(name).hash == concept.hash
+    if builtin and shipped.is_file():
+        return _read(shipped), f"shipped for {name}, {direction}"
     return {}, "the defaults"
 
 
-def make_settings(method: Method, values: Mapping[str, Any], where: str) -> Settings:
-    """A method's settings, the rest at their defaults.
+def make_settings(method: Method, values: Mapping[str, Any], where: str) -> BaseModel:
+    """The settings of a method from values by dotted path, the others at their defaults.
 
     Raises:
         ConfigError: names every setting that is unknown or has a wrong value.
     """
     try:
-        return method.settings(**values)
+        return method.settings.model_validate(nest(values))
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            unknown = problem["type"] == "extra_forbidden"
-            lines.append(
-                f"unknown setting `{key}`"
-                if unknown
-                else f"`{key}`: {problem['msg']}, not {problem['input']!r}"
-            )
-        known = ", ".join(method.settings.model_fields) or "none"
+        known = ", ".join(option.path for option in list_options(method.settings)) or "none"
         raise ConfigError(
-            f"In {where}, method `{method.id}`: {'; '.join(lines)}.", f"Its settings are: {known}."
+            invalid(error, f"{where}, method `{method.id}`").message,
+            f"The settings of the method are: {known}.",
+            code="settings-invalid",
         ) from None
 
 
-def keep(file: Path, method: str, settings: Mapping[str, Any], budget: str) -> None:
-    """Write a method's settings into a file, beside those of other methods.
+def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: str) -> None:
+    """Write the settings of a method into a file, beside those of other methods.
+
+    Args:
+        file: the file; one that exists is extended.
+        method: the id of the method.
+        settings: by dotted path.
+        budget: what the search could spend, for the comment.
 
     Raises:
-        ConfigError: what is there is no such file.
+        ConfigError: the file exists and is not a file of tuned settings.
         RunError: it cannot be written.
     """
-    kept, budgets = {}, {}
+    saved, budgets = {}, {}
     if file.is_file():
-        kept = _read(file)
+        saved = _read(file)
         budgets = dict(_BUDGET.findall(file.read_text("utf-8")))
-    kept[method], budgets[method] = dict(settings), budget
-    order = [id for id in registry.IDS if id in kept] + [
-        id for id in kept if id not in registry.IDS
-    ]
+    saved[method], budgets[method] = dict(settings), budget
     parts = [HEAD]
-    for id in order:
+    for id in (id for id in method_ids() if id in saved):
         if id in budgets:
             parts.append(f"# {id}: {budgets[id]}\n")
-        parts.append(yaml.safe_dump({id: kept[id]}, sort_keys=False, width=10_000))
+        parts.append(yaml.safe_dump({id: nest(saved[id])}, sort_keys=False, width=10_000))
     atomic_write(file, "".join(parts))
 
 
-def _read(file: Path | Traversable) -> dict[str, dict[str, Any]]:
+def _read(file: Path | Traversable) -> dict[str, Settings]:
+    """The settings by method and dotted path."""
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no file {file} of tuned settings.") from None
+        raise ConfigError(f"The file of tuned settings {file} does not exist.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {error}.", "Save it as UTF-8 YAML.") from None
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(one, dict) for one in values.values()):
         raise ConfigError(
-            f"{file} holds no settings by method.", "Write `METHOD: {setting: value}` lines."
+            f"{file} does not map methods to settings.", "Write `METHOD: {setting: value}` lines."
         )
-    unknown = [id for id in values if id not in registry.IDS]
+    unknown = [id for id in values if id not in method_ids()]
     if unknown:
         raise ConfigError(
             f"{file}: there is no method `{unknown[0]}`.",
-            f"The methods are: {', '.join(registry.IDS)}.",
+            f"The methods are: {', '.join(method_ids())}.",
+            code="method-unknown",
         )
-    return values
+    return {id: flatten(settings) for id, settings in values.items()}

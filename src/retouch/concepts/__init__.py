@@ -1,1 +1,1 @@
-"""Concepts are data: rows to contrast, read from built-in packs or from a user's own file."""
+"""Concepts are data: examples from built-in packs, other packages or a user's files."""

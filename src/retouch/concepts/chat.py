@@ -1,4 +1,4 @@
-"""Chats as token ids, with the response's place in them."""
+"""Chats as text and as token ids, with the position of the response."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class TokenizedChat:
     """A tokenized chat with its response.
 
     Attributes:
-        ids: token ids of prompt, forced beginning and response.
-        start: the first position of the response; `ids[start:]` ends with the end of the turn. The
-            state at `start - 1` is the one in which the response is decided.
+        ids: token ids of the prompt, the prefill and the response.
+        start: the first position of the response; `ids[start:]` ends with the end token. The state
+            at `start - 1` predicts the first token of the response.
     """
 
     ids: tuple[int, ...]
@@ -27,24 +27,24 @@ class TokenizedChat:
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> str:
-    """The chat up to where the response begins, or goes on after a forced beginning.
+    """Format a chat up to the position where the response begins, or continues its prefill.
 
-    A tokenizer without a chat template gets the plain fallback: `User: ...`, `Assistant:`. Where a
-    template refuses a system turn, or leaves it out, it is put before the first user turn's words.
+    A tokenizer without a chat template gets a plain format: `User: ...`, `Assistant:`. Where a
+    template refuses a system turn or omits it, the turn is prepended to the first user turn.
 
     Raises:
         ModelError: the template refuses the turns.
     """
     if getattr(tokenizer, "chat_template", None):
-        return f"{_templated(tokenizer, prompt)}{prefill}"
+        return f"{_apply_template(tokenizer, prompt)}{prefill}"
     plain = "\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt)
     return f"{plain}\nAssistant:{' ' if prefill else ''}{prefill}"
 
 
-def _templated(tokenizer: Any, prompt: Sequence[Message]) -> str:
-    """The turns through the chat template, in the first way in which it writes all their words."""
-    written, refusal = "", ""
-    for turns in _ways(prompt):
+def _apply_template(tokenizer: Any, prompt: Sequence[Message]) -> str:
+    """Apply the chat template to the first form of the turns that it writes completely."""
+    incomplete, refusal = "", ""
+    for turns in _forms(prompt):
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError) as error:
@@ -52,29 +52,30 @@ def _templated(tokenizer: Any, prompt: Sequence[Message]) -> str:
             continue
         if all(turn.content.strip() in text for turn in prompt):
             return str(text)
-        written = written or str(text)
-    if written:  # as the template will have it: some leave out what an earlier response thought
-        return written
+        incomplete = incomplete or str(text)
+    if incomplete:  # some templates omit the reasoning of earlier responses on purpose
+        return incomplete
     raise ModelError(
         f"The chat template refuses these turns ({', '.join(t.role for t in prompt)}): {refusal}.",
-        "Give one that takes them with --chat-template.",
+        "Set `chat_template` to a template that accepts them.",
+        code="chat-template",
     )
 
 
-def _ways(prompt: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
-    """The turns as templates take them: words as text or in parts, a system turn or none."""
-    folded = _folded(prompt)
-    for turns in (prompt, folded) if len(folded) < len(prompt) else (prompt,):
+def _forms(prompt: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
+    """The turns as templates accept them: as text or in parts, with or without a system turn."""
+    merged = _merge_system(prompt)
+    for turns in (prompt, merged) if len(merged) < len(prompt) else (prompt,):
         yield [{"role": turn.role, "content": turn.content} for turn in turns]
-        # Templates of models that see may look for words among the parts of a turn.
+        # Templates of vision-language models may expect a list of parts.
         yield [
             {"role": turn.role, "content": [{"type": "text", "text": turn.content}]}
             for turn in turns
         ]
 
 
-def _folded(prompt: Sequence[Message]) -> list[Message]:
-    """The turns with a system turn's words at the beginning of the first user turn."""
+def _merge_system(prompt: Sequence[Message]) -> list[Message]:
+    """The turns with a system turn prepended to the first user turn."""
     if len(prompt) < 2 or prompt[0].role != "system" or prompt[1].role != "user":
         return list(prompt)
     first = Message("user", f"{prompt[0].content}\n\n{prompt[1].content}")
@@ -82,20 +83,31 @@ def _folded(prompt: Sequence[Message]) -> list[Message]:
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> list[int]:
-    """The token ids after which the response is to be generated."""
+    """The token ids that a response is generated after.
+
+    Raises:
+        ModelError: the chat template refuses the turns.
+    """
     text = prompt_text(tokenizer, prompt, prefill)
-    own_begin = bool(getattr(tokenizer, "chat_template", None))
-    ids: list[int] = tokenizer(text, add_special_tokens=not own_begin)["input_ids"]
+    # A chat template writes the special tokens itself.
+    plain = not getattr(tokenizer, "chat_template", None)
+    ids: list[int] = tokenizer(text, add_special_tokens=plain)["input_ids"]
     return ids
 
 
 def tokenize_chat(
     tokenizer: Any, prompt: Sequence[Message], response: str, prefill: str = ""
 ) -> TokenizedChat:
-    """The chat with its response, each tokenized apart as it is when the response is generated."""
+    """Tokenize a chat with its response.
+
+    Prompt and response are tokenized separately, as when the response is generated.
+
+    Raises:
+        ModelError: the chat template refuses the turns.
+    """
     before = prompt_ids(tokenizer, prompt, prefill)
-    # After a template's mark the response begins as it stands; after words it begins with a space.
-    begins_turn = bool(getattr(tokenizer, "chat_template", None)) and not prefill
-    joined = response if begins_turn else f" {response.lstrip()}"
-    after: list[int] = tokenizer(joined, add_special_tokens=False)["input_ids"]
+    # After a template's marker the response follows directly; after text, behind a space.
+    after_marker = bool(getattr(tokenizer, "chat_template", None)) and not prefill
+    text = response if after_marker else f" {response.lstrip()}"
+    after: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return TokenizedChat((*before, *after, tokenizer.eos_token_id), len(before))

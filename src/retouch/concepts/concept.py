@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +99,7 @@ class Concept:
         settings: configuration values tuned for each direction, as nested mappings.
         metrics: the metrics that are measured on the validation and the test split.
         source: the pack or the file that it was read from.
-        hash: SHA-256 of everything above but `source`, in hexadecimal.
+        hash: SHA-256 of everything above but `source`, in hexadecimal; computed if it is empty.
     """
 
     name: str
@@ -109,6 +112,10 @@ class Concept:
     metrics: tuple[MetricSpec, ...] = ()
     source: str = ""
     hash: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.hash:
+            object.__setattr__(self, "hash", content_hash(self))
 
     def select(self, split: Split, labels: Iterable[str]) -> list[Example]:
         """The examples of a split with any of the labels, in file order."""
@@ -167,3 +174,25 @@ class Concept:
         from retouch.concepts.custom import concept_from_dataset
 
         return concept_from_dataset(dataset, name=name, description=description)
+
+
+def content_hash(concept: Concept) -> str:
+    """SHA-256, in hexadecimal, of everything that a concept contains but `source` and `hash`."""
+    content = _fields(concept)
+    del content["source"], content["hash"]
+    content["settings"] = _with_floats(concept.settings)
+    text = json.dumps(content, default=_fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _with_floats(value: Any) -> Any:
+    """The value with integers as floats: a setting of 1 is the same as one of 1.0."""
+    if isinstance(value, Mapping):
+        return {key: _with_floats(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_floats(entry) for entry in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

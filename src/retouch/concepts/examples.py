@@ -1,81 +1,108 @@
-"""Read the rows of a concept as examples; an error names file, line, column and hint."""
+"""Convert rows of a file or a dataset to examples; errors name file, line and column."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from retouch.concepts.concept import Example
-from retouch.concepts.readers import SourceLocation, did_you_mean, kind_of, named, read_table
+from retouch.concepts.readers import (
+    SourceLocation,
+    code_list,
+    describe_type,
+    did_you_mean,
+    read_table,
+)
 from retouch.core.types import SPLITS, Message, Split
 
 COLUMNS = ("prompt", "label", "response", "pair", "prefill", "accept", "group", "entity")
-LABELS = ("positive", "negative", "retain")
+CUSTOM_COLUMNS = (*COLUMNS, "split")
+CUSTOM_LABELS = ("positive", "negative", "retain")
 
 _Role = Literal["system", "user", "assistant"]
 _ROLES: tuple[str, ...] = get_args(_Role)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """An example, where it stands, and the split its file puts it in, if it does."""
+class LocatedExample:
+    """An example with its location, and the split that its row names, if any."""
 
     example: Example
-    place: SourceLocation
+    location: SourceLocation
     split: Split | None = None
 
 
 def read_examples(file: Path | Traversable) -> tuple[Example, ...]:
-    """Read a pack's rows, in file order.
+    """Read a file of a pack, in file order.
 
     Raises:
         DataError: the file cannot be read or a row is wrong.
     """
-    return tuple(row.example for row in read_rows(file))
+    return tuple(one.example for one in read_located_examples(file))
 
 
-def read_rows(file: Path | Traversable, *, own: bool = False) -> list[Row]:
-    """Read the rows of a CSV, JSONL or Parquet file, in file order.
+def read_located_examples(
+    file: Path | Traversable, *, custom: bool = False
+) -> list[LocatedExample]:
+    """Read a CSV, JSONL or Parquet file, in file order.
 
     Args:
-        file: what to read; its ending says the format.
-        own: whether it is a user's own file: its labels are `positive`, `negative` and `retain`,
-            and it may have a column `split`. A pack has labels of its own.
+        file: the file; its suffix determines the format.
+        custom: whether it is a user's file, with the labels `positive`, `negative` and `retain` and
+            an optional column `split`. A pack has its own labels, and a file for each split.
 
     Raises:
         DataError: the file cannot be read or a row is wrong.
     """
-    known = (*COLUMNS, "split") if own else COLUMNS
-    rows = [
-        Row(_example(place, values, own), place, _split(place, values))
-        for place, values in read_table(file, known)
+    examples = [
+        parse_row(location, values, custom=custom)
+        for location, values in read_table(file, CUSTOM_COLUMNS if custom else COLUMNS)
     ]
-    _check_together(rows)
-    return rows
+    check_consistent(examples)
+    return examples
 
 
-def _example(place: SourceLocation, values: dict[str, Any], own: bool) -> Example:
-    label = _text(place, values, "label").strip()
+def parse_row(
+    location: SourceLocation, values: dict[str, Any], *, custom: bool = False
+) -> LocatedExample:
+    """Convert the values of a row to an example.
+
+    Raises:
+        DataError: a value is wrong; names the location and the column.
+    """
+    label = _text(location, values, "label").strip()
     if not label:
-        raise place.error("there is no label.", "Give every row one.", "`label`")
-    if own and label not in LABELS:
-        hint = f"{did_you_mean(label, LABELS)} The labels are {named(LABELS)}.".strip()
-        raise place.error(f"unknown label `{label}`.", hint, "`label`")
-    return Example(
-        prompt=_prompt(place, values),
+        hint = f"Write one of {code_list(CUSTOM_LABELS)}." if custom else "Give every row a label."
+        raise location.error("label-missing", "the label is empty.", hint, "`label`")
+    if custom and label not in CUSTOM_LABELS:
+        raise location.error(
+            "label-unknown",
+            f"unknown label `{label}`.",
+            _choices(label, CUSTOM_LABELS, "labels"),
+            "`label`",
+        )
+    example = Example(
+        prompt=_prompt(location, values),
         label=label,
-        response=_text(place, values, "response") or None,
-        pair=_text(place, values, "pair").strip() or None,
-        prefill=_text(place, values, "prefill"),
-        accept=_accept(place, values.get("accept")),
-        group=_text(place, values, "group").strip(),
-        entity=_text(place, values, "entity").strip(),
+        response=_text(location, values, "response") or None,
+        pair=_text(location, values, "pair").strip() or None,
+        prefill=_text(location, values, "prefill"),
+        accept=_accept(location, values.get("accept")),
+        group=_text(location, values, "group").strip(),
+        entity=_text(location, values, "entity").strip(),
     )
+    return LocatedExample(example, location, _split(location, values))
 
 
-def _text(place: SourceLocation, values: dict[str, Any], key: str) -> str:
+def _choices(word: str, known: Sequence[str], plural: str) -> str:
+    """A hint with the closest of the known words, and all of them."""
+    return f"{did_you_mean(word, known)} The {plural} are {code_list(known)}.".strip()
+
+
+def _text(location: SourceLocation, values: dict[str, Any], key: str) -> str:
     value = values.get(key)
     if value is None:
         return ""
@@ -83,98 +110,122 @@ def _text(place: SourceLocation, values: dict[str, Any], key: str) -> str:
         hint = "Write a text in quotation marks."
         if isinstance(value, int | float) and not isinstance(value, bool):
             hint = f'Put it in quotation marks: "{value}".'
-        raise place.error(f"this is {kind_of(value)}, not a text.", hint, f"`{key}`")
+        message = f"this is {describe_type(value)}, not a text."
+        raise location.error("value-type", message, hint, f"`{key}`")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise place.error(
-            "half of a surrogate pair is no character.", "Write the character itself.", f"`{key}`"
+        # JSON escapes can name half of a surrogate pair; no tokenizer or file takes it.
+        raise location.error(
+            "surrogate",
+            "the text contains half of a surrogate pair, which is not a character.",
+            "Write the character itself.",
+            f"`{key}`",
         ) from None
     return value
 
 
-def _prompt(place: SourceLocation, values: dict[str, Any]) -> tuple[Message, ...]:
+def _prompt(location: SourceLocation, values: dict[str, Any]) -> tuple[Message, ...]:
     turns = values.get("prompt")
-    if not isinstance(turns, list):
-        turns = [{"role": "user", "content": _text(place, values, "prompt")}]
+    if not isinstance(turns, list | tuple):
+        turns = [{"role": "user", "content": _text(location, values, "prompt")}]
     if not turns:
         turns = [{"role": "user", "content": ""}]
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-            raise place.error(
-                "a turn of the prompt is not an object with just `role` and `content`.",
-                'Write turns as {"role": "user", "content": "..."}.',
-                "`prompt`",
-            )
-        role = _text(place, turn, "role")
-        if role not in _ROLES:
-            hint = f"{did_you_mean(role, _ROLES)} The roles are {named(_ROLES)}.".strip()
-            raise place.error(f"unknown role `{role}`.", hint, "`prompt`")
-        content = _text(place, turn, "content")
-        if not content.strip():
-            raise place.error("the prompt is empty.", "Write one, or remove the row.", "`prompt`")
-        messages.append(Message(cast(_Role, role), content))
+    messages = [_message(location, turn) for turn in turns]
     if messages[-1].role != "user":
-        raise place.error(
-            f"the prompt ends with the {messages[-1].role}'s turn, not the user's.",
+        raise location.error(
+            "prompt-last-turn",
+            f"the prompt ends with a turn of the {messages[-1].role}, not of the user.",
             "Move a response to `response`, and the beginning of one to `prefill`.",
             "`prompt`",
         )
     return tuple(messages)
 
 
-def _accept(place: SourceLocation, value: Any) -> tuple[str, ...]:
+def _message(location: SourceLocation, turn: Any) -> Message:
+    if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+        raise location.error(
+            "prompt-turn",
+            "a turn of the prompt is not an object with the keys `role` and `content`.",
+            'Write turns as {"role": "user", "content": "..."}.',
+            "`prompt`",
+        )
+    role = _text(location, turn, "role")
+    if role not in _ROLES:
+        raise location.error(
+            "role-unknown", f"unknown role `{role}`.", _choices(role, _ROLES, "roles"), "`prompt`"
+        )
+    content = _text(location, turn, "content")
+    if not content.strip():
+        raise location.error(
+            "prompt-empty", "the prompt is empty.", "Write one, or remove the row.", "`prompt`"
+        )
+    return Message(cast(_Role, role), content)
+
+
+def _accept(location: SourceLocation, value: Any) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
-    phrases = value if isinstance(value, list) else [value]
-    accept = tuple(_text(place, {"accept": phrase}, "accept") for phrase in phrases)
+    phrases = value if isinstance(value, list | tuple) else [value]
+    accept = tuple(_text(location, {"accept": phrase}, "accept") for phrase in phrases)
     if not all(phrase.strip() for phrase in accept):
-        raise place.error(
-            "an empty phrase is in every response.", "Remove it from the list.", "`accept`"
+        raise location.error(
+            "accept-empty",
+            "a phrase is empty; every response would contain it.",
+            "Remove it.",
+            "`accept`",
         )
     return accept
 
 
-def _split(place: SourceLocation, values: dict[str, Any]) -> Split | None:
-    name = _text(place, values, "split").strip()
+def _split(location: SourceLocation, values: dict[str, Any]) -> Split | None:
+    name = _text(location, values, "split").strip()
     if not name and "split" in values:
-        raise place.error(
-            "the row has no split.", f"Write one of {named(SPLITS)}, in every row.", "`split`"
-        )
+        hint = f"Write one of {code_list(SPLITS)} in every row."
+        raise location.error("split-missing", "the split is empty.", hint, "`split`")
     for split in SPLITS:
         if name == split:
             return split
     if not name:
         return None
-    hint = f"{did_you_mean(name, SPLITS)} The splits are {named(SPLITS)}.".strip()
-    raise place.error(f"unknown split `{name}`.", hint, "`split`")
+    raise location.error(
+        "split-unknown", f"unknown split `{name}`.", _choices(name, SPLITS, "splits"), "`split`"
+    )
 
 
-def _check_together(rows: list[Row]) -> None:
-    """Refuse what is wrong between rows: some without a split, a row twice, a pair's side twice."""
-    seen: dict[tuple[object, ...], Row] = {}
-    direction_spec: dict[tuple[object, ...], Row] = {}
-    whole = any(row.split for row in rows)
-    for row in rows:
-        example, place = row.example, row.place
-        if whole and not row.split:
-            raise place.error(
-                "the row has no split, and others have.", "Write `split` in every row or in none."
+def check_consistent(examples: Sequence[LocatedExample]) -> None:
+    """Check examples against each other.
+
+    Raises:
+        DataError: only some have a split, an example appears twice, or a pair has two examples of
+            one label in a split.
+    """
+    first_of: dict[tuple[object, ...], LocatedExample] = {}
+    first_of_pair: dict[tuple[object, ...], LocatedExample] = {}
+    with_splits = any(one.split for one in examples)
+    for one in examples:
+        example, location = one.example, one.location
+        if with_splits and not one.split:
+            raise location.error(
+                "split-missing",
+                "this row has no split, and others have one.",
+                "Write `split` in every row or in none.",
             )
-        first = seen.setdefault((example.prompt, example.label, example.prefill), row)
-        if first is not row:
-            raise place.error(
-                f"the same prompt and label as {place.unit} {first.place.line}.",
+        first = first_of.setdefault((example.prompt, example.label, example.prefill), one)
+        if first is not one:
+            raise location.error(
+                "example-duplicate",
+                f"the same prompt and label as in {first.location.short}.",
                 "Remove one of the two.",
             )
         if not example.pair:
             continue
-        first = direction_spec.setdefault((example.pair, example.label, row.split), row)
-        if first is not row:
-            raise place.error(
-                f"the pair `{example.pair}` has a `{example.label}` row already, in {place.unit} "
-                f"{first.place.line}.",
-                "Give a pair one row a label, and other rows a pair of their own.",
+        first = first_of_pair.setdefault((example.pair, example.label, one.split), one)
+        if first is not one:
+            raise location.error(
+                "pair-duplicate",
+                f"the pair `{example.pair}` already has an example labelled `{example.label}`, in "
+                f"{first.location.short}.",
+                "Give a pair one example per label, and the other examples another pair.",
                 "`pair`",
             )

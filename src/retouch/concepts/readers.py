@@ -1,4 +1,4 @@
-"""Tables of text: CSV, JSONL and Parquet as rows of values, each with the place it stands at."""
+"""Read CSV, JSONL and Parquet files as rows of values, with the location of each row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,33 +20,51 @@ REQUIRED = ("prompt", "label")
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """Where a row stands: a line of a text file, from 1, or a row of a table."""
+    """Where an example comes from.
 
-    file: str
-    line: int
-    unit: Literal["line", "row"] = "line"
+    Attributes:
+        source: the file, or the argument that was passed in Python.
+        number: the line of a text file or the row of a table, from 1; the index of an argument.
+        unit: what `number` counts.
+    """
 
-    def error(self, what: str, hint: str = "", column: int | str | None = None) -> DataError:
-        """A DataError that begins with the place."""
-        at = "" if column is None else f", column {column}"
-        return DataError(f"{self.file}, {self.unit} {self.line}{at}: {what}", hint)
+    source: str
+    number: int
+    unit: Literal["line", "row", "index"] = "line"
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.short}" if self.unit != "index" else self.short
+
+    @property
+    def short(self) -> str:
+        """The location within its own file or list: `line 3`, or `source[3]`."""
+        if self.unit == "index":
+            return f"{self.source}[{self.number}]"
+        return f"{self.unit} {self.number}"
+
+    def error(
+        self, code: str, message: str, hint: str = "", column: int | str | None = None
+    ) -> DataError:
+        """A DataError whose message begins with the location."""
+        suffix = "" if column is None else f", column {column}"
+        return DataError(f"{self}{suffix}: {message}", hint, code=code)
 
 
-_Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
+Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that names the known word nearest to `word`, or nothing if none is near."""
-    near = difflib.get_close_matches(word.strip().lower(), list(known), n=1)
-    return f"Did you mean `{near[0]}`?" if near else ""
+    """A question that names the known word closest to `word`; empty if none is close."""
+    close = difflib.get_close_matches(word.strip().lower(), list(known), n=1)
+    return f"Did you mean `{close[0]}`?" if close else ""
 
 
-def read_table(file: Path | Traversable, known: tuple[str, ...]) -> _Rows:
-    """Read a file's rows as values by column; an absent value is None or an empty string.
+def read_table(file: Path | Traversable, known: tuple[str, ...]) -> Rows:
+    """Read a file as rows of values by column; a missing value is None or an empty string.
 
     Args:
-        file: what to read; its ending says the format.
-        known: the columns there may be, `prompt` and `label` among them, which there must be.
+        file: the file; its suffix determines the format.
+        known: the allowed columns; `prompt` and `label` are among them and are required.
 
     Raises:
         DataError: the file cannot be read, or a row does not parse or has other columns.
@@ -54,26 +72,32 @@ def read_table(file: Path | Traversable, known: tuple[str, ...]) -> _Rows:
     suffix = Path(file.name).suffix.lower()
     if suffix not in READERS:
         hints = {
-            ".json": "Write one object a line and call it .jsonl.",
-            ".tsv": "Separate the points with commas and call it .csv.",
+            ".json": "Write one object per line and name the file .jsonl.",
+            ".tsv": "Separate the fields by commas and name the file .csv.",
             ".xlsx": "Save the sheet as CSV UTF-8.",
         }
-        hint = hints.get(suffix, f"The formats are: {', '.join(READERS)}.")
-        raise DataError(f"{file}: `{suffix or file.name}` is no format of rows.", hint)
+        hint = hints.get(suffix, f"The formats are {', '.join(READERS)}.")
+        message = f"{file}: the format `{suffix or file.name}` is not supported."
+        raise DataError(message, hint, code="file-format")
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"There is no file {file}.", "Check the path.") from None
+        raise DataError(
+            f"The file {file} does not exist.", "Check the path.", code="file-missing"
+        ) from None
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+        raise DataError(
+            f"{file} cannot be read: {error.strerror}.", code="file-unreadable"
+        ) from None
     empty = True
-    for place, values in READERS[suffix](str(file), data, known):
-        _check_columns(place, values, known)
-        yield place, values
+    for location, values in READERS[suffix](str(file), data, known):
+        check_columns(location, values, known)
+        yield location, values
         empty = False
     if empty:
-        what = "holds no rows" if data.strip() else "is empty"
-        raise DataError(f"{file} {what}.", f"Give it rows with at least {named(REQUIRED)}.")
+        problem = "has no rows" if data.strip() else "is empty"
+        hint = f"Add rows with at least {code_list(REQUIRED)}."
+        raise DataError(f"{file} {problem}.", hint, code="file-empty")
 
 
 def _decode(file: str, data: bytes) -> str:
@@ -83,115 +107,148 @@ def _decode(file: str, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
         raise SourceLocation(file, line).error(
+            "encoding",
             f"the byte 0x{data[error.start]:02x} is not UTF-8.",
             "Save the file as UTF-8 (in Excel: CSV UTF-8).",
         ) from None
 
 
-def _csv(file: str, data: bytes, known: tuple[str, ...]) -> _Rows:
-    # Without newline="" the line ends within quoted points would change.
+def _read_csv(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
+    # newline="" keeps the line ends inside quoted fields as they are.
     reader = csv.reader(io.StringIO(_decode(file, data), newline=""), strict=True)
     header: list[str] = []
     while True:
-        place = SourceLocation(
-            file, reader.line_num + 1
-        )  # a row of many lines is named by its first
+        # A row that spans several lines is reported by its first line.
+        location = SourceLocation(file, reader.line_num + 1)
         try:
-            points = next(reader)
+            fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise place.error(
-                f"the row that begins here is not CSV ({error}).",
-                'Close every quotation mark, and double those within a point: "progress ""yes""".',
+            raise location.error(
+                "csv-syntax",
+                f"the row that begins here is not valid CSV ({error}).",
+                'Close every quotation mark, and double those inside a field: "say ""yes""".',
             ) from None
-        if not any(point.strip() for point in points):
-            continue  # blank, as spreadsheets leave below the last row
+        if not any(field.strip() for field in fields):
+            continue  # blank rows, which spreadsheets write after the last row
         if not header:
-            header = _header(place, points, known)
+            header = _header(location, fields, known)
             continue
-        if len(points) != len(header):
-            many = len(points) > len(header)
-            raise place.error(
-                f"the row has {len(points)} points where the header has {len(header)}.",
-                "Put a point that holds commas in quotation marks."
-                if many
-                else "Give every row one point a column, empty ones too.",
-            )
-        values: dict[str, Any] = dict(zip(header, points, strict=True))
+        if len(fields) != len(header):
+            hint = "Give every row one field per column, also where it is empty."
+            if len(fields) > len(header):
+                hint = "Put a field that contains commas in quotation marks."
+            message = f"the row has {len(fields)} fields, the header has {len(header)}."
+            raise location.error("csv-fields", message, hint)
+        values: dict[str, Any] = dict(zip(header, fields, strict=True))
         if values.get("accept"):
             values["accept"] = [phrase.strip() for phrase in values["accept"].split("|")]
-        yield place, values
+        yield location, values
 
 
-def _header(place: SourceLocation, points: list[str], known: tuple[str, ...]) -> list[str]:
-    names = [point.strip() for point in points]
-    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
-        if len(names) == 1 and set(names[0].split(sign)) & set(known) and sign in names[0]:
-            raise place.error(
-                f"the columns are separated by {name}.", "Save the file with commas between them."
+def _header(location: SourceLocation, fields: list[str], known: tuple[str, ...]) -> list[str]:
+    names = [field.strip() for field in fields]
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        parts = names[0].split(separator)
+        if len(names) == 1 and len(parts) > 1 and set(parts) & set(known):
+            raise location.error(
+                "csv-delimiter",
+                f"the columns are separated by {name}.",
+                "Save the file with commas as separators.",
             )
-    _check_columns(place, names, known)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise place.error(f"the column `{twice[0]}` is there twice.", "Remove one of them.")
+    check_columns(location, names, known)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise location.error(
+            "column-duplicate", f"the column `{repeated[0]}` appears twice.", "Remove one of them."
+        )
     return names
 
 
-def _jsonl(file: str, data: bytes, known: tuple[str, ...]) -> _Rows:
-    example = 'Write one object a line: {"prompt": "...", "label": "..."}.'
-    # Not str.splitlines: JSON strings may hold U+2028 and its like as they are.
+def _read_jsonl(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
+    hint = 'Write one object per line: {"prompt": "...", "label": "..."}.'
+    # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", _decode(file, data)), start=1):
-        place = SourceLocation(file, number)
+        location = SourceLocation(file, number)
         if not line.strip():
             continue
 
-        def once(items: list[tuple[str, Any]], place: SourceLocation = place) -> dict[str, Any]:
+        def unique(
+            items: list[tuple[str, Any]], location: SourceLocation = location
+        ) -> dict[str, Any]:
             keys = [key for key, _ in items]
             for key in keys:
                 if keys.count(key) > 1:
-                    raise place.error("the key is there twice.", "Remove one of them.", f"`{key}`")
+                    raise location.error(
+                        "column-duplicate", "the key appears twice.", "Remove one.", f"`{key}`"
+                    )
             return dict(items)
 
         try:
-            values = json.loads(line, object_pairs_hook=once)
+            values = json.loads(line, object_pairs_hook=unique)
         except json.JSONDecodeError as error:
-            raise place.error(f"not JSON ({error.msg}).", example, error.colno) from None
+            message = f"not valid JSON ({error.msg})."
+            raise location.error("json-syntax", message, hint, error.colno) from None
+        except RecursionError:
+            raise location.error("json-syntax", "the JSON is nested too deeply.", hint) from None
         if not isinstance(values, dict):
-            raise place.error(f"this is {kind_of(values)}, not an object.", example)
-        yield place, values
+            message = f"this is {describe_type(values)}, not an object."
+            raise location.error("json-syntax", message, hint)
+        yield location, values
 
 
-def _parquet(file: str, data: bytes, known: tuple[str, ...]) -> _Rows:
+def _read_parquet(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
     try:
         from pyarrow import ArrowException, BufferReader, parquet
     except ImportError:
         raise DataError(
-            f"{file}: reading Parquet needs pyarrow.", "Install it: pip install 'retouch[parquet]'."
+            f"{file}: reading Parquet needs pyarrow.",
+            "pip install 'retouch[parquet]'",
+            code="library-missing",
         ) from None
     try:
         table = parquet.read_table(BufferReader(data))
     except (ArrowException, OSError) as error:
-        raise DataError(f"{file} is not Parquet ({error}).", "Write the file anew.") from None
+        raise DataError(
+            f"{file} is not a valid Parquet file ({error}).",
+            "Write the file again.",
+            code="parquet-syntax",
+        ) from None
     for number, values in enumerate(table.to_pylist(), start=1):
         yield SourceLocation(file, number, "row"), values
 
 
-READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+READERS: dict[str, Callable[[str, bytes, tuple[str, ...]], Rows]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 
 
-def _check_columns(place: SourceLocation, names: Iterable[str], known: tuple[str, ...]) -> None:
+def check_columns(
+    location: SourceLocation,
+    names: Iterable[str],
+    known: tuple[str, ...],
+    required: tuple[str, ...] = REQUIRED,
+) -> None:
+    """Check the names of a row's columns.
+
+    Raises:
+        DataError: a column is unknown, or a required one is missing.
+    """
     names = list(names)
     for name in names:
         if name not in known:
-            hint = f"{did_you_mean(name, known)} The columns are {named(known)}.".strip()
-            raise place.error(f"unknown column `{name}`.", hint)
-    for name in REQUIRED:
+            hint = f"{did_you_mean(str(name), known)} The columns are {code_list(known)}.".strip()
+            raise location.error("column-unknown", f"unknown column `{name}`.", hint)
+    for name in required:
         if name not in names:
-            raise place.error(f"there is no `{name}`.", f"The columns are {named(known)}.")
+            message = f"the column `{name}` is missing."
+            raise location.error("column-missing", message, f"The columns are {code_list(known)}.")
 
 
-def kind_of(value: Any) -> str:
-    """What a value is, in words."""
+def describe_type(value: Any) -> str:
+    """A value's type in words, for an error message."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -200,6 +257,6 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), repr(value))
 
 
-def named(names: Iterable[str]) -> str:
-    """The names in code marks, with commas between them."""
+def code_list(names: Iterable[str]) -> str:
+    """Names as inline code, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)

@@ -1,262 +1,206 @@
-"""Concepts by name or path: the built-in packs, a user's pack, a user's own file."""
+"""Find concepts by name or path: built-in packs, packs of other packages, a user's files."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable
 from importlib import resources
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from retouch.concepts.concept import Concept
+from retouch.concepts.pack import FILE_NAME, Folder, read_pack
+from retouch.concepts.readers import READERS, code_list, did_you_mean
+from retouch.core.errors import DataError
+from retouch.core.types import SPLITS
 
-from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
-from retouch.concepts.custom import CAPABILITY, own_concept
-from retouch.concepts.examples import read_examples
-from retouch.concepts.readers import READERS, did_you_mean, named
-from retouch.core.atomic import atomic_write
-from retouch.core.config_file import explicit, resolve
-from retouch.core.errors import ConfigError, DataError
-from retouch.core.serialization import to_json, to_plain
-from retouch.core.types import SPLITS, Direction, Split
-
-
-class PackFile(BaseModel):
-    """What `concept.yaml` holds. Unknown keys are refused, within `direction_spec` and `metrics` too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1)
-    title: str
-    description: str
-    weakens: Direction | None = None
-    uses: tuple[str, ...] = ()
-    directions: dict[Direction, DirectionSpec] = {}
-    settings: dict[Direction, dict[str, Any]] = {}
-    metrics: tuple[MetricSpec, ...] = ()
+ENTRY_POINTS = "retouch.concepts"
 
 
 def packs() -> Traversable:
     """The folder of the built-in packs."""
-    return resources.files("retouch.concepts").joinpath("packs")
+    return resources.files("retouch.concepts") / "packs"
 
 
 def builtin_names() -> list[str]:
     """The names of the built-in concepts, in alphabetical order."""
     if not packs().is_dir():
         return []
-    folders = packs().iterdir()
-    return sorted(one.name for one in folders if one.joinpath("concept.yaml").is_file())
-
-
-def load_concept(name_or_path: str) -> Concept:
-    """Load a built-in concept by its name, or a user's by its path.
-
-    A path leads to a CSV, JSONL or Parquet file of rows, to a pack's folder, or to its YAML file. A
-    name wins over a path: write `./safety` for a folder of that name.
-
-    Raises:
-        DataError: there is no such concept, or its files are wrong.
-    """
-    if name_or_path in builtin_names():
-        return _pack(packs().joinpath(name_or_path, "concept.yaml"))
-    return load_concept_file(name_or_path)
+    return sorted(one.name for one in packs().iterdir() if (one / FILE_NAME).is_file())
 
 
 def concept_names() -> list[str]:
-    """The names that `load_concept` knows."""
-    return builtin_names()
+    """The names of the built-in concepts, then those of entry points, each in alphabetical order.
+
+    No entry point is imported.
+    """
+    return [*builtin_names(), *sorted(_plugins())]
 
 
-def load_concept_file(file: Path | str) -> Concept:
-    """Load a user's concept from a file of examples, a pack's folder or its YAML file.
+def load_concept(name_or_path: str) -> Concept:
+    """Load a concept by its name, or a user's concept by its path.
+
+    A name takes precedence over a path: write `./safety` for a folder of that name.
+
+    Args:
+        name_or_path: a built-in concept; the name of an entry point of the group
+            `retouch.concepts`; or a path, as for `load_concept_file`.
+
+    Raises:
+        DataError: there is no such concept, its files are wrong, or its entry point fails.
+    """
+    return _load_named(name_or_path) or load_concept_file(name_or_path)
+
+
+def load_concept_file(path: Path | str) -> Concept:
+    """Load a concept from a CSV, JSONL or Parquet file, a pack's folder or its YAML file.
 
     Raises:
         DataError: there is no such file, or it is wrong.
     """
-    name_or_path, path = str(file), Path(file).expanduser()
-    if path.is_dir():
-        return _pack(path / "concept.yaml")
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return _pack(path)
-    if path.is_file() or path.suffix.lower() in READERS:
-        return _complete(own_concept(path), (CAPABILITY,))
-    raise _unknown(name_or_path)
+    # `custom` adds built-in examples to a user's, so it imports this module.
+    from retouch.concepts.custom import concept_from_file
 
-
-def _unknown(name: str) -> DataError:
-    names = builtin_names()
-    hint = f"{did_you_mean(name, names)} The built-in ones are {named(names)}; a path may lead to "
-    formats = ", ".join(READERS)
-    return DataError(
-        f"There is no concept or file `{name}`.",
-        f"{hint}a {formats} file, a pack's folder or its YAML file.".strip(),
+    file = Path(path).expanduser()
+    if file.is_dir():
+        return _load_pack(file)
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return _load_pack(file.parent, file.name)
+    if file.is_file() or file.suffix.lower() in READERS:
+        return concept_from_file(file)
+    names = concept_names()
+    raise DataError(
+        f"There is no concept or file `{path}`.",
+        f"{did_you_mean(str(path), names)} The concepts are {code_list(names)}. A path must lead "
+        f"to a {', '.join(READERS)} file, a pack's folder or its YAML file.".strip(),
+        code="concept-unknown",
     )
 
 
-def _pack(file: Path | Traversable, trail: tuple[str, ...] = ()) -> Concept:
-    pack = _read_pack(file)
-    # Traversable has no parent, and a built-in pack may lie in an archive.
-    folder = file.parent if isinstance(file, Path) else packs().joinpath(pack.name)
-    concept = Concept(
-        name=pack.name,
-        title=pack.title,
-        description=pack.description,
-        examples=_rows(folder, pack),
-        directions=pack.directions,
-        weakens=pack.weakens,
-        settings={
-            direction: _settings(file, direction, values)
-            for direction, values in pack.settings.items()
-        },
-        metrics=pack.metrics,
-        source=str(file),
-    )
-    names = builtin_names()
-    for name in pack.uses:
-        if name not in names:
-            hint = f"{did_you_mean(name, names)} The built-in ones are {named(names)}.".strip()
-            raise DataError(f"{file}, key `uses`: there is no concept `{name}`.", hint)
-    return _complete(concept, pack.uses, (*trail, pack.name))
+def add_concepts(concept: Concept, names: Iterable[str], trail: tuple[str, ...] = ()) -> Concept:
+    """Add the examples and metrics of other concepts, and check that all labels exist.
 
+    Args:
+        concept: the concept; its own metrics take precedence.
+        names: the other concepts.
+        trail: the concepts that led to this one by `uses`.
 
-def _rows(folder: Path | Traversable, pack: PackFile) -> dict[Split, tuple[Example, ...]]:
-    """The rows of a pack by split; one that uses others may have none of its own."""
-    files = {split: folder.joinpath(f"{split}.jsonl") for split in SPLITS}
-    if pack.uses and not any(file.is_file() for file in files.values()):
-        return dict.fromkeys(SPLITS, ())
-    return {split: read_examples(file) for split, file in files.items()}
-
-
-def _read_pack(file: Path | Traversable) -> PackFile:
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"There is no file {file}.", "A pack is a folder with concept.yaml and three .jsonl."
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(f"{file}{line}: not YAML ({error.problem}).", "Mend the line.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{file} cannot be read: {error}.", "Save it as UTF-8 YAML.") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{file} holds no mapping.", "Write `key: value` lines.")
-    try:
-        pack = PackFile(**{str(key): value for key, value in values.items()})
-    except ValidationError as error:
-        raise _invalid(file, error) from None
-    once = [(metric.suite, metric.metric) for metric in pack.metrics]
-    if twice := next((pair for pair in once if once.count(pair) > 1), None):
-        raise DataError(
-            f"{file}, key `metrics`: `{'.'.join(twice)}` is there twice.", "Remove one."
-        )
-    return pack
-
-
-def _invalid(file: Path | Traversable, error: ValidationError) -> DataError:
-    """The first problem of a pack's file; the others often follow from it."""
-    problem = error.errors()[0]
-    *parents, last = (str(part) for part in problem["loc"] if part != "[key]")
-    at = f"{file}, key `{'.'.join([*parents, last])}`:"
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        kinds: dict[str, Any] = {"directions": DirectionSpec, "metrics": MetricSpec}
-        known = list(PackFile.model_fields)
-        if parents:
-            known = [field.name for field in dataclasses.fields(kinds[parents[0]])]
-        hint = f"{did_you_mean(last, known)} The keys are {named(known)}.".strip()
-        return DataError(f"{at} unknown key `{last}`.", hint)
-    if problem["type"] == "missing":
-        return DataError(f"{at} it is missing.", "Add it.")
-    return DataError(f"{at} {problem['msg']}, not {problem['input']!r}.", "Mend the value.")
-
-
-def _settings(
-    file: Path | Traversable, direction: Direction, values: Mapping[str, Any]
-) -> dict[str, Any]:
-    try:
-        return explicit(resolve(values, where=f"{file}, key `settings.{direction}`"))
-    except ConfigError as error:
-        raise DataError(error.message, error.hint or "Correct the value.") from None
-
-
-def _complete(concept: Concept, uses: Iterable[str], trail: tuple[str, ...] = ()) -> Concept:
-    """Add what the used packs bring, check the labels, and write the hash."""
-    rows = {split: dict.fromkeys(concept.examples[split]) for split in SPLITS}
+    Raises:
+        DataError: a concept does not exist, uses itself, or a label or a metric does not exist.
+    """
+    examples = {split: dict.fromkeys(concept.examples[split]) for split in SPLITS}
     metrics = {(metric.suite, metric.metric): metric for metric in concept.metrics}
-    for name in uses:
+    for name in names:
         if name in trail:
-            way = " -> ".join((*trail, name))
-            raise DataError(f"{concept.source}, key `uses`: {way} is a circle.", "Break it.")
-        used = _pack(packs().joinpath(name, "concept.yaml"), trail)
+            raise DataError(
+                f"{concept.source}, key `uses`: {' -> '.join((*trail, name))} is a cycle.",
+                "Remove one of them.",
+                code="uses-cycle",
+            )
+        other = _load_named(name, trail)
+        if other is None:
+            known = concept_names()
+            raise DataError(
+                f"{concept.source}, key `uses`: there is no concept `{name}`.",
+                f"{did_you_mean(name, known)} The concepts are {code_list(known)}.".strip(),
+                code="concept-unknown",
+            )
         for split in SPLITS:
-            rows[split].update(dict.fromkeys(used.examples[split]))
-        for metric in used.metrics:
+            examples[split].update(dict.fromkeys(other.examples[split]))
+        for metric in other.metrics:
             metrics.setdefault((metric.suite, metric.metric), metric)
     concept = dataclasses.replace(
         concept,
-        examples={split: tuple(examples) for split, examples in rows.items()},
+        examples={split: tuple(chosen) for split, chosen in examples.items()},
         metrics=tuple(metrics.values()),
+        hash="",
     )
     _check_labels(concept)
-    return dataclasses.replace(concept, hash=content_hash(concept))
+    _check_effects(concept)
+    return concept
+
+
+def _load_pack(folder: Folder, file_name: str = FILE_NAME, trail: tuple[str, ...] = ()) -> Concept:
+    concept, uses = read_pack(folder, file_name)
+    return add_concepts(concept, uses, (*trail, concept.name))
+
+
+def _load_named(name: str, trail: tuple[str, ...] = ()) -> Concept | None:
+    """The concept of a name, built-in or of an entry point; None where no concept has it."""
+    if name in builtin_names():
+        return _load_pack(packs() / name, trail=trail)
+    plugin = _plugins().get(name)
+    if plugin is None:
+        return None
+    concept = _load_pack(_plugin_folder(plugin), trail=trail)
+    if concept.name != name:
+        raise _plugin_error(plugin, f"its {FILE_NAME} has the name `{concept.name}`")
+    return concept
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """The entry points by name, without those that have the name of a built-in concept."""
+    builtin = builtin_names()
+    found = entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in found if point.name not in builtin}
+
+
+def _plugin_folder(point: EntryPoint) -> Folder:
+    """The folder that an entry point names, or that its function returns."""
+    try:
+        value = point.load()
+        if callable(value) and not isinstance(value, Traversable):
+            value = value()
+    except Exception as error:  # importing foreign code can raise anything
+        raise _plugin_error(point, f"{type(error).__name__}: {error}") from error
+    if isinstance(value, str | os.PathLike):
+        value = Path(value)
+    if not isinstance(value, Traversable):
+        raise _plugin_error(point, f"it gives {value!r}, which is no path")
+    if not (value / FILE_NAME).is_file():
+        raise _plugin_error(point, f"there is no {FILE_NAME} in {value}")
+    return value
+
+
+def _plugin_error(point: EntryPoint, problem: str) -> DataError:
+    return DataError(
+        f"The concept `{point.name}` (entry point {point.value}) cannot be loaded: {problem}.",
+        "Update or uninstall the package that provides it.",
+        code="concept-not-loaded",
+    )
 
 
 def _check_labels(concept: Concept) -> None:
-    labels = sorted({row.label for split in SPLITS for row in concept.examples[split]})
-    wanted = [
+    """Check that every label of a direction or a metric is the label of an example."""
+    labels = sorted({example.label for split in SPLITS for example in concept.examples[split]})
+    references = [
         (f"directions.{direction}.{field}", label)
-        for direction, direction_spec in concept.directions.items()
+        for direction, spec in concept.directions.items()
         for field in ("source", "target", "retain")
-        for label in getattr(direction_spec, field)
+        for label in getattr(spec, field)
     ]
-    wanted += [
+    references += [
         (f"metrics.{metric.metric}", label) for metric in concept.metrics for label in metric.labels
     ]
-    for key, label in wanted:
+    for key, label in references:
         if label not in labels:
-            hint = f"{did_you_mean(label, labels)} The rows have {named(labels)}.".strip()
-            raise DataError(f"{concept.source}, key `{key}`: no row has the label `{label}`.", hint)
+            raise DataError(
+                f"{concept.source}, key `{key}`: no example has the label `{label}`.",
+                f"{did_you_mean(label, labels)} The labels are {code_list(labels)}.".strip(),
+                code="label-unknown",
+            )
+
+
+def _check_effects(concept: Concept) -> None:
+    """Check that the effect of every direction is a metric."""
     known = sorted(metric.metric for metric in concept.metrics)
-    for direction, direction_spec in concept.directions.items():
-        if direction_spec.effect and direction_spec.effect not in known:
-            at = f"{concept.source}, key `direction_spec.{direction}.effect`"
-            hint = f"{did_you_mean(direction_spec.effect, known)} The metrics are {named(known)}.".strip()
-            raise DataError(f"{at}: there is no metric `{direction_spec.effect}`.", hint)
-
-
-def save_pack(concept: Concept, folder: Path) -> None:
-    """Write a concept as a pack that `load_concept_file` reads back to an equal one."""
-    header = {
-        "name": concept.name,
-        "title": concept.title,
-        "description": concept.description,
-        "weakens": concept.weakens,
-        "directions": {name: to_plain(spec) for name, spec in concept.directions.items()},
-        "settings": {name: dict(values) for name, values in concept.settings.items()},
-        "metrics": [to_plain(metric) for metric in concept.metrics],
-    }
-    atomic_write(folder / "concept.yaml", yaml.safe_dump(header, sort_keys=False))
-    for split in SPLITS:
-        lines = [to_json(_plain_example(one)) + "\n" for one in concept.examples[split]]
-        atomic_write(folder / f"{split}.jsonl", "".join(lines))
-
-
-def _plain_example(example: Example) -> dict[str, Any]:
-    """An example as a line of a pack, empty columns left out."""
-    return {key: value for key, value in to_plain(example).items() if value}
-
-
-def content_hash(concept: Concept) -> str:
-    """SHA-256, in hexadecimal, of everything that a concept holds but where it came from."""
-
-    def plain(value: Any) -> dict[str, Any]:
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-    content = {key: value for key, value in plain(concept).items() if key not in ("source", "hash")}
-    text = json.dumps(content, default=plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    for direction, spec in concept.directions.items():
+        if spec.effect and spec.effect not in known:
+            raise DataError(
+                f"{concept.source}, key `directions.{direction}.effect`: there is no metric "
+                f"`{spec.effect}`.",
+                f"{did_you_mean(spec.effect, known)} The metrics are {code_list(known)}.".strip(),
+                code="metric-unknown",
+            )

@@ -1,83 +1,94 @@
-"""What is wrong with a concept's rows before a model is asked: errors, warnings, notes."""
+"""Check a concept's examples before an edit: errors, warnings, and counts for information."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from retouch.concepts.concept import Concept, Example
+from retouch.core.finding import LEVELS, Finding, Level
 from retouch.core.types import SPLITS, Split
 
-Level = Literal["error", "warning", "warning"]
 Key = TypeVar("Key", bound=Hashable)
 
-UNBALANCED = (
-    3.0  # direction_spec with so many times more rows, or words, than the other are pointed out
-)
+MAX_RATIO = 3.0  # a larger ratio of the numbers, or of the lengths, of examples gives a warning
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing found: an error spoils an edit or a score, a warning may, a note does not."""
+def validate(concept: Concept) -> list[Finding]:
+    """Check a concept's examples, directions and metrics.
 
-    level: Level
-    text: str
+    Returns:
+        The findings; errors first, then warnings, then information.
+    """
+    checks = (
+        _check_directions,
+        _check_splits,
+        _check_pairs,
+        _check_balance,
+        _check_responses,
+        _check_metrics,
+        _count_examples,
+    )
+    findings = [finding for check in checks for finding in check(concept)]
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def check(concept: Concept) -> list[Finding]:
-    """Look through a concept's rows; errors first, then warnings, then notes."""
-    parts = (_sides, _disjoint, _pairs, _balance, _responses, _metrics, _counts)
-    findings = [finding for part in parts for finding in part(concept)]
-    order: tuple[Level, ...] = ("error", "warning", "warning")
-    return sorted(findings, key=lambda finding: order.index(finding.level))
-
-
-def _counts(concept: Concept) -> Iterator[Finding]:
+def _count_examples(concept: Concept) -> Iterator[Finding]:
     for split in SPLITS:
-        counts = Counter(row.label for row in concept.examples[split])
+        counts = Counter(example.label for example in concept.examples[split])
         listed = ", ".join(f"{n} {label}" for label, n in sorted(counts.items()))
-        yield Finding("warning", f"{split}: {listed or 'no rows'}.")
+        yield Finding("ok", "examples", f"{split}: {listed or 'no examples'}.")
 
 
-def _sides(concept: Concept) -> Iterator[Finding]:
+def _check_directions(concept: Concept) -> Iterator[Finding]:
+    """Every set of every direction has examples."""
     if not concept.directions:
-        yield Finding("warning", "There is no direction to edit in: it only serves other concepts.")
-    for direction, direction_spec in concept.directions.items():
-        for part in ("source", "target", "retain"):
-            labels = getattr(direction_spec, part)
+        yield Finding(
+            "ok",
+            "no-directions",
+            "There are no directions: the concept only serves other concepts.",
+        )
+    for direction, spec in concept.directions.items():
+        for name in ("source", "target", "retain"):
+            labels = getattr(spec, name)
             for split in SPLITS:
                 if concept.select(split, labels):
                     continue
-                # An edit learns on train and chooses its round on validation; test only scores.
-                level: Level = "error" if split != "test" and part != "retain" else "warning"
+                # Training and checkpoint selection fail without them; the test split only scores.
+                level: Level = "error" if split != "test" and name != "retain" else "warning"
                 yield Finding(
-                    level, f"{direction}: {split} has no {part} rows ({', '.join(labels) or '-'})."
+                    level,
+                    "examples-missing",
+                    f"{direction}: {split} has no {name} examples ({', '.join(labels) or '-'}).",
+                    f"Add examples with these labels to {split}.",
                 )
 
 
-def _disjoint(concept: Concept) -> Iterator[Finding]:
-    """Nothing is learned from what is scored: entities by label, and prompts, part the splits."""
-    entities = _shared(concept, lambda row: (row.label, row.entity) if row.entity else None)
-    for (one, other), keys in entities.items():
-        for label, names in _by_first(keys).items():
-            yield Finding(
-                "error",
-                f"{len(names)} entities of `{label}` are in {one} and {other}: {_some(names)}.",
+def _check_splits(concept: Concept) -> Iterator[Finding]:
+    """The splits share no prompt, and within a label no entity; a shared group is allowed."""
+    hint = "Move the examples that share one into the same split."
+    entities = _shared(concept, lambda one: (one.label, one.entity) if one.entity else None)
+    for (first, second), keys in entities.items():
+        for label, names in _by_label(keys).items():
+            message = (
+                f"{len(names)} entities of `{label}` are in both {first} and {second}: "
+                f"{_first_few(names)}."
             )
-    for (one, other), chats in _shared(concept, lambda row: row.prompt).items():
-        prompts = [chat[-1].content for chat in chats]
-        yield Finding(
-            "error", f"{len(prompts)} prompts are in {one} and {other}: {_some(prompts)}."
-        )
-    groups = _shared(concept, lambda row: (row.label, row.group) if row.group else None)
-    for (one, other), keys in groups.items():
-        for label, names in _by_first(keys).items():
+            yield Finding("error", "entity-shared", message, hint)
+    for (first, second), prompts in _shared(concept, lambda one: one.prompt).items():
+        texts = [prompt[-1].content for prompt in prompts]
+        message = f"{len(texts)} prompts are in both {first} and {second}: {_first_few(texts)}."
+        yield Finding("error", "prompt-shared", message, hint)
+    groups = _shared(concept, lambda one: (one.label, one.group) if one.group else None)
+    for (first, second), keys in groups.items():
+        for label, names in _by_label(keys).items():
             yield Finding(
-                "warning",
-                f"{len(names)} groups of `{label}` are in {one} and {other}: {_some(names)}.",
+                "ok",
+                "group-shared",
+                f"{len(names)} groups of `{label}` are in both {first} and {second}: "
+                f"{_first_few(names)}.",
             )
 
 
@@ -86,109 +97,132 @@ def _shared(
 ) -> dict[tuple[Split, Split], list[Key]]:
     """The keys that two splits share, in file order."""
     keys = {split: dict.fromkeys(map(key, concept.examples[split])) for split in SPLITS}
-    found: dict[tuple[Split, Split], list[Key]] = {}
-    for index, one in enumerate(SPLITS):
-        for other in SPLITS[index + 1 :]:
-            both = [each for each in keys[one] if each is not None and each in keys[other]]
+    shared: dict[tuple[Split, Split], list[Key]] = {}
+    for index, first in enumerate(SPLITS):
+        for second in SPLITS[index + 1 :]:
+            both = [each for each in keys[first] if each is not None and each in keys[second]]
             if both:
-                found[one, other] = both
-    return found
+                shared[first, second] = both
+    return shared
 
 
-def _by_first(keys: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    sorted_out: dict[str, list[str]] = defaultdict(list)
-    for first, second in keys:
-        sorted_out[first].append(second)
-    return sorted_out
+def _by_label(keys: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for label, name in keys:
+        names[label].append(name)
+    return names
 
 
-def _pairs(concept: Concept) -> Iterator[Finding]:
-    """A pair teaches only where both of its direction_spec are in one split."""
-    for direction, direction_spec in concept.directions.items():
+def _check_pairs(concept: Concept) -> Iterator[Finding]:
+    """Every source example with a pair has its target counterpart in the same split."""
+    for direction, spec in concept.directions.items():
         for split in ("train", "validation"):
-            source = {row.pair for row in concept.select(split, direction_spec.source) if row.pair}
-            target = {row.pair for row in concept.select(split, direction_spec.target) if row.pair}
-            # A target row may be the counterpart of another label's row, so only the source's count.
-            if lonely := sorted(source - target):
+            source = {one.pair for one in concept.select(split, spec.source) if one.pair}
+            target = {one.pair for one in concept.select(split, spec.target) if one.pair}
+            # Target examples may be counterparts of other labels, so only the source's count.
+            if missing := sorted(source - target):
                 yield Finding(
                     "warning",
-                    f"{direction}: {len(lonely)} of {len(source)} pairs in {split} have a source "
-                    f"row and no target row: {_some(lonely)}.",
+                    "pair-incomplete",
+                    f"{direction}: {len(missing)} of {len(source)} pairs in {split} have a source "
+                    f"example and no target example: {_first_few(missing)}.",
+                    "Add the target examples, in the same split.",
                 )
             if not source & target:
                 yield Finding(
-                    "warning", f"{direction}: {split} has no pairs, so none are matched there."
+                    "ok",
+                    "no-pairs",
+                    f"{direction}: {split} has no pairs, so no counterparts are matched.",
                 )
 
 
-def _balance(concept: Concept) -> Iterator[Finding]:
-    for direction, direction_spec in concept.directions.items():
-        counts = [
-            len(concept.select("train", labels))
-            for labels in (direction_spec.source, direction_spec.target)
-        ]
-        if min(counts) and max(counts) > UNBALANCED * min(counts):
+def _check_balance(concept: Concept) -> Iterator[Finding]:
+    """Source and target have similar numbers of training examples."""
+    for direction, spec in concept.directions.items():
+        counts = [len(concept.select("train", labels)) for labels in (spec.source, spec.target)]
+        if min(counts) and max(counts) > MAX_RATIO * min(counts):
             yield Finding(
                 "warning",
-                f"{direction}: train has {counts[0]} source and {counts[1]} target rows; more of "
-                "the fewer would help.",
+                "unbalanced",
+                f"{direction}: train has {counts[0]} source and {counts[1]} target examples.",
+                "Add examples to the smaller set.",
             )
 
 
-def _responses(concept: Concept) -> Iterator[Finding]:
+def _check_responses(concept: Concept) -> Iterator[Finding]:
+    """Given responses of source and target have similar lengths."""
     lengths: dict[str, list[int]] = defaultdict(list)
-    for row in concept.examples["train"]:
-        if row.response:
-            lengths[row.label].append(len(row.response.split()))
+    for example in concept.examples["train"]:
+        if example.response:
+            lengths[example.label].append(len(example.response.split()))
     for label, words in sorted(lengths.items()):
-        middle = statistics.median(words)
         yield Finding(
-            "warning",
+            "ok",
+            "response-lengths",
             f"Responses of `{label}` in train: {len(words)}, of {min(words)} to {max(words)} "
-            f"words, {middle:g} in the middle.",
+            f"words, median {statistics.median(words):g}.",
         )
-    for direction, direction_spec in concept.directions.items():
+    for direction, spec in concept.directions.items():
         both = [
             [n for label in labels for n in lengths.get(label, [])]
-            for labels in (direction_spec.source, direction_spec.target)
+            for labels in (spec.source, spec.target)
         ]
         if not all(both):
             continue
-        middles = [statistics.median(words) for words in both]
-        if max(middles) > UNBALANCED * min(middles):
+        medians = [statistics.median(words) for words in both]
+        if max(medians) > MAX_RATIO * min(medians):
             yield Finding(
                 "warning",
-                f"{direction}: source responses have {middles[0]:g} words and target responses "
-                f"{middles[1]:g} in the middle; the edit may learn the length.",
+                "response-lengths-differ",
+                f"{direction}: the median length is {medians[0]:g} words for source responses and "
+                f"{medians[1]:g} for target responses.",
+                "Give responses of similar lengths; otherwise the edit may learn the length.",
             )
 
 
-def _metrics(concept: Concept) -> Iterator[Finding]:
-    """Every metric finds the rows that it needs, in the split that is scored."""
+def _check_metrics(concept: Concept) -> Iterator[Finding]:
+    """Every metric has the examples that it needs in the test split."""
     if not concept.metrics:
-        yield Finding("warning", "No metrics are declared, so nothing is measured.")
+        yield Finding(
+            "warning", "no-metrics", "There are no metrics, so nothing is measured.", "Add some."
+        )
     for metric in concept.metrics:
         name = f"{metric.suite}.{metric.metric}"
-        rows = concept.select("test", metric.labels)
-        if not rows:
-            yield Finding("warning", f"{name}: test has no rows to measure.")
-        missing = sum(not row.accept for row in rows) if metric.scorer == "correct" else 0
+        examples = concept.select("test", metric.labels)
+        if not examples:
+            yield Finding(
+                "warning",
+                "metric-examples-missing",
+                f"{name}: test has no examples to measure.",
+                f"Add examples labelled {', '.join(metric.labels) or '-'}.",
+            )
+        missing = sum(not one.accept for one in examples) if metric.scorer == "correct" else 0
         if missing:
             yield Finding(
-                "error", f"{name}: {missing} of {len(rows)} test rows progress no `accept`."
+                "error",
+                "accept-missing",
+                f"{name}: {missing} of {len(examples)} test examples have no `accept`.",
+                "Give each of them the phrases that a correct response contains.",
             )
-        lacking = set(metric.groups) - {row.group for row in rows} if rows else set()
-        if lacking:
-            yield Finding("error", f"{name}: no test row has the group {_some(sorted(lacking))}.")
-    if any(row.accept for row in concept.examples["train"] if row.label == "negative") and not any(
-        metric.scorer == "correct" and "negative" in metric.labels for metric in concept.metrics
-    ):
+        absent = set(metric.groups) - {one.group for one in examples} if examples else set()
+        if absent:
+            yield Finding(
+                "error",
+                "group-missing",
+                f"{name}: no test example has the group {_first_few(sorted(absent))}.",
+                "Set `group` on the examples, or correct the metric's `groups`.",
+            )
+    scored = any(one.scorer == "correct" and "negative" in one.labels for one in concept.metrics)
+    if not scored and any(one.accept for one in concept.select("train", ["negative"])):
         yield Finding(
-            "warning", "`correct` is not measured: some `negative` rows progress no `accept`."
+            "warning",
+            "correct-not-measured",
+            "`correct` is not measured: some `negative` examples have no `accept`.",
+            "Give all of them the phrases that a correct response contains.",
         )
 
 
-def _some(names: list[str], most: int = 3) -> str:
+def _first_few(names: list[str], limit: int = 3) -> str:
     """The first few names, and how many more there are."""
-    shown = ", ".join(f"`{name}`" for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    listed = ", ".join(f"`{name}`" for name in names[:limit])
+    return f"{listed} and {len(names) - limit} more" if len(names) > limit else listed

@@ -1,4 +1,4 @@
-"""Files and folders that are either wholly the old ones or wholly the new ones."""
+"""Atomic replacement of files and folders: a reader sees the old content or the new, complete."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from retouch.core.errors import RunError
 
-# Safetensors writes in Rust and reports a full disk as an error type of its own.
+# Safetensors writes in Rust and reports a full disk as an error of another type than OSError.
 _FULL_DISK = ("No space left", "os error 28", "Disk quota", "StorageFull")
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Replace a file by a new one in one step; after a failure the old one is still whole.
+    """Write a file, or replace it, in one step; after a failure the old one is unchanged.
 
-    The file's folder is made if it is missing.
+    The file's folder is created if it is missing.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -34,7 +34,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; a run is to be shared like any file.
+        # mkstemp creates files that only their owner can read; other tools must read a run too.
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
@@ -46,10 +46,10 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, and put it in the place of `path` when all went well.
+    """Provide an empty folder to write into, and replace `path` by it at the end of the context.
 
-    What was at `path` stays until then, and for good if the body raises. A process that is killed
-    in between leaves the old or the new folder; `restore_folder` finishes what it left.
+    The old folder stays until then; if the context raises, it stays for good. After a process was
+    killed during the replacement, `restore_folder` restores the old folder.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -62,7 +62,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield staged
         for file in sorted(staged.rglob("*")):
             if file.is_file():
-                # Safetensors makes files for their owner alone, as mkstemp does.
+                # Safetensors creates files that only their owner can read, like mkstemp.
                 file.chmod(0o666 & ~_umask())
                 _sync(file)
         staged.chmod(0o777 & ~_umask())
@@ -70,7 +70,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     except Exception as error:
-        if any(sign in str(error) for sign in _FULL_DISK) and not isinstance(error, RunError):
+        if any(text in str(error) for text in _FULL_DISK) and not isinstance(error, RunError):
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise cannot_write(path, full) from error
         raise
@@ -80,7 +80,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folder(path: Path) -> None:
-    """Undo a swap of `atomic_folder` that was cut off between its two renames."""
+    """Undo a replacement by `atomic_folder` that was interrupted between its two renames."""
     previous = _previous(path)
     if previous.exists():
         if path.exists():
@@ -90,19 +90,23 @@ def restore_folder(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """The error for a file or folder that the system would not write."""
+    """The error for a file or folder that the system did not write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"The disk is full: {path} was not written; what was there before is whole.",
-            "Free some space, then go on with `retouch edit --resume RUN`.",
+            f"The disk is full: {path} was not written. Its previous content is unchanged.",
+            "Free some space, then resume the run.",
+            code="disk-full",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(
-            f"{path} may not be written: {error.strerror}.",
-            "LoraDelta the permissions of its folder, or choose another with `--out`.",
+            f"There is no permission to write {path}: {error.strerror}.",
+            "Change the permissions of its folder, or choose another output folder.",
+            code="no-permission",
         )
     return RunError(
-        f"{path} cannot be written: {error.strerror or error}.", "Choose another with `--out`."
+        f"{path} cannot be written: {error.strerror or error}.",
+        "Choose another output folder.",
+        code="write-failed",
     )
 
 

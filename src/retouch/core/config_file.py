@@ -1,4 +1,4 @@
-"""Configurations as mappings and files: merged, validated, read and written."""
+"""Read, merge, validate and write configurations."""
 
 from __future__ import annotations
 
@@ -26,23 +26,34 @@ def read_config_file(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except FileNotFoundError:
-        raise ConfigError(f"The configuration file {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+        raise ConfigError(
+            f"The configuration file {path} does not exist.", "Check the path.", code="file-missing"
+        ) from None
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        kind = "TOML" if path.suffix == ".toml" else "YAML"
+        raise ConfigError(
+            f"{path} is not valid {kind}: {error}.", "Correct the line.", code="config-syntax"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}.", "Save it as UTF-8.", code="file-unreadable"
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} is not a mapping.", "Write `key: value` lines.")
+        raise ConfigError(
+            f"{path} is not a mapping.", "Write `key: value` lines.", code="config-syntax"
+        )
     return values
 
 
 def explicit(config: EditConfig) -> dict[str, Any]:
-    """The values that were given to a configuration, without those left at their defaults."""
+    """The values that were set when a configuration was made, as nested mappings."""
     return config.model_dump(exclude_unset=True)
 
 
 def resolve(*layers: Mapping[str, Any], where: str = "the configuration") -> EditConfig:
-    """Merge mappings group by group, the last one on top, and validate the result.
+    """Merge mappings group by group and validate the result; later mappings take precedence.
 
     Raises:
         ConfigError: names every key that is unknown or has a wrong value.
@@ -69,29 +80,30 @@ def invalid(error: ValidationError, where: str) -> ConfigError:
             problems.append(f"unknown key `{key}`")
             hints.append(_suggestion(key))
         else:
-            # Messages of our own validators are sentences that contain the value.
-            own = problem["msg"].removeprefix("Value error, ")
-            text = own if own != problem["msg"] else f"{own}, got {problem['input']!r}"
+            # The messages of the validators in `core.config` contain the value, pydantic's do not.
+            text = problem["msg"].removeprefix("Value error, ")
+            if text == problem["msg"]:
+                text += f", got {problem['input']!r}"
             problems.append(f"`{key}`: {text.rstrip('.')}")
-    hint = " ".join(dict.fromkeys(filter(None, hints)))
-    return ConfigError(f"In {where}: {'; '.join(problems)}.", hint)
+    hint = " ".join(dict.fromkeys(hints))
+    return ConfigError(f"In {where}: {'; '.join(problems)}.", hint, code="config-invalid")
 
 
 def _suggestion(key: str) -> str:
-    """The key that an unknown one stands for, or the keys that there are."""
+    """A hint for an unknown key: its new name, the closest key, or all keys."""
     if key in RENAMED:
         return f"`{key}` was renamed: write `{RENAMED[key]}`."
-    keys = {one.path: one for one in OPTIONS}
+    paths = [option.path for option in OPTIONS]
     last = key.rpartition(".")[2]
-    same = [path for path in keys if path.rpartition(".")[2] == last]
-    near = same or difflib.get_close_matches(key, keys, n=1)
-    if near:
-        return f"Did you mean `{near[0]}`?"
-    return f"The keys are: {', '.join(keys)}."
+    same = [path for path in paths if path.rpartition(".")[2] == last]
+    close = same or difflib.get_close_matches(key, paths, n=1)
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"The keys are: {', '.join(paths)}."
 
 
 def dump_yaml(config: EditConfig) -> str:
-    """The configuration as YAML with a comment for every field; it reads back to an equal one."""
+    """Format a configuration as YAML that reads back to an equal one, with a comment per field."""
     return "\n".join(_yaml_lines(config, "")) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Which of the processes this is, where a launcher (accelerate, torchrun) has started several."""
+"""Rank and number of processes, as a launcher (accelerate, torchrun) sets them; without torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched_processes() -> int:
-    """How many processes were started together; 1 without a launcher."""
+    """The number of processes that were launched together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched_rank() -> int:
-    """The number of this process, from 0; the first one writes and speaks for all."""
+    """The rank of this process, from 0; only rank 0 writes files and prints."""
     return int(os.environ.get("RANK", "0"))

@@ -1,7 +1,8 @@
-"""The configuration's fields as a flat list: what options, search spaces and tables are made from.
+"""The fields of the configuration as a flat list, for options, search spaces and tables.
 
-Every leaf field of `EditConfig` is one `Option`. Its flag is `--` and the field's name; fields of
-the discriminator group carry the group's name, since other groups have fields of the same names.
+Every leaf field of `EditConfig` is one `Option`. Its flag is `--` and the field's name. The flags
+of the discriminator group begin with the group's name, since other groups have fields of the same
+names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from retouch.core.config import EditConfig
 
 PREFIXED = ("discriminator",)  # groups whose flags begin with the group's name
 
-# Keys of configurations before they were grouped, and their present names.
+# The keys of configurations before the groups, with their paths now, for error messages.
 RENAMED = {
     "revision": "load.revision",
     "device": "load.device",
@@ -78,8 +79,8 @@ class Option:
     """A leaf field of the configuration.
 
     Attributes:
-        path: its place, such as `train.rounds`.
-        field: pydantic's description of it.
+        path: its dotted path, such as `train.rounds`.
+        field: pydantic's description of the field.
     """
 
     path: str
@@ -87,12 +88,12 @@ class Option:
 
     @property
     def group(self) -> str:
-        """The name of its group; empty for a field at the top."""
+        """The name of its group; empty for a top-level field."""
         return self.path.rpartition(".")[0]
 
     @property
     def name(self) -> str:
-        """A Python name that no other option has: the command line's parameter."""
+        """A unique Python identifier: the parameter of a command."""
         return self.path.replace(".", "_")
 
     @property
@@ -111,7 +112,7 @@ class Option:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What `core.config.option` was told besides pydantic's own."""
+        """The flag, the aliases and the search range that `core.config.option` stored."""
         extra = self.field.json_schema_extra
         return extra if isinstance(extra, dict) else {}
 
@@ -135,7 +136,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """The form of its value in a help text."""
+        """The placeholder of its value in a help text."""
         (kind,) = self.types
         if get_origin(kind) is Literal:
             return "|".join(get_args(kind))
@@ -145,21 +146,21 @@ class Option:
 
     @property
     def help(self) -> str:
-        """The description with the default."""
+        """The description, with the default where it is informative."""
         default = self.field.default
         if default is None or default == () or isinstance(default, bool):
             return self.field.description or ""
         return f"{self.field.description} (default: {default})"
 
     def parse(self, value: Any) -> Any:
-        """An option's text as its field takes it; pydantic converts texts to numbers."""
+        """Split the text of a list option; pydantic converts texts to numbers."""
         if self.is_list and isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
 
 def list_options(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
-    """The leaf fields of a class, those of its groups included, in their order."""
+    """The leaf fields of a model class and of its groups, in their order."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -172,19 +173,19 @@ OPTIONS: tuple[Option, ...] = tuple(list_options(EditConfig))
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted path as nested mappings: `{"train.rounds": 3}` to `{"train": {...}}`."""
+    """Convert values by dotted path to nested mappings: `{"a.b": 1}` to `{"a": {"b": 1}}`."""
     nested: dict[str, Any] = {}
     for path, value in values.items():
         *groups, last = path.split(".")
-        here = nested
+        inner = nested
         for group in groups:
-            here = here.setdefault(group, {})
-        here[last] = value
+            inner = inner.setdefault(group, {})
+        inner[last] = value
     return nested
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The reverse of `nest`."""
+    """Convert nested mappings to values by dotted path; the reverse of `nest`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from retouch.core.types import Event, StageEvent
+from retouch.core.types import Event, OnEvent, StageEvent
 
 logger = logging.getLogger("retouch")
 
@@ -55,3 +57,24 @@ class TqdmProgress:
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()
+
+
+@contextmanager
+def displayed(on_event: OnEvent | None, resume_hint: str = "") -> Iterator[OnEvent]:
+    """Provide the caller's `on_event`, or the default display, which is removed at the end.
+
+    Args:
+        on_event: the caller's; None for the default display.
+        resume_hint: how to continue the work, logged after Ctrl-C.
+    """
+    if on_event is not None:
+        yield on_event
+        return
+    display = TqdmProgress()
+    try:
+        yield display
+    except KeyboardInterrupt:
+        logger.warning("Interrupted. %s", resume_hint)
+        raise
+    finally:
+        display.close()

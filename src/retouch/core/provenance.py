@@ -1,4 +1,4 @@
-"""What a run was made with: library versions, machine, time."""
+"""Provenance of a run: versions of the libraries, machine and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIBRARIES = ("retouch", "torch", "transformers", "peft", "tokenizers", "safetens
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions, hardware and time of day: what a number may depend on."""
+    """Versions, hardware and the time, for `run.json`."""
     return {
         "versions": {"python": platform.python_version()} | {n: _version(n) for n in LIBRARIES},
         "machine": {

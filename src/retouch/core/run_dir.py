@@ -1,16 +1,18 @@
-"""The run directory: what is written where, so that nothing is ever half written.
+"""The run directory: its files, written atomically and validated when they are read.
 
 ```
-config.yaml     the resolved configuration
-run.json        provenance: versions, seed, model, data hashes, layers, hardware, timings
-events.jsonl    one line a round, flushed
-metrics.json    scores before and after, with intervals and n
-samples.jsonl   every generation that a score rests on
-adapter/        PEFT, safetensors only
-discriminator/  the last discriminators
-checkpoints/    what a killed run goes on from
-report.html     one file, opens offline
-README.md       the model card
+config.yaml          the resolved configuration
+run.json             provenance: versions, seed, model, data hashes, layers, hardware, timings
+events.jsonl         one line for each round
+metrics.json         scores before and after the edit, with intervals and n
+samples.jsonl        every generation that a score is computed from
+adapter/             the PEFT adapter, as safetensors
+discriminator/       the last discriminators
+checkpoints/         the state that an interrupted run resumes from
+concept/             the pack of a concept that was given as an object
+chat_template.jinja  the chat template of a model that was given as an object
+report.html          one file that opens offline
+README.md            the model card
 ```
 """
 
@@ -24,19 +26,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retouch.core import serialization
-from retouch.core.atomic import atomic_folder, atomic_write, cannot_write, restore_folder
+from retouch.core.atomic import atomic_write, cannot_write, restore_folder
 from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.types import Record, RoundEvent, Sample
 
-__all__ = ["RunDir", "atomic_folder", "atomic_write", "check_free", "find_adapter", "next_free"]
-
 T = TypeVar("T")
 
 
 class RunDir:
-    """One run on disk. Make it with `create` or `open`.
+    """One run on disk. Use `create` or `open` to make an instance.
 
     Attributes:
         path: the folder.
@@ -47,10 +47,10 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, config: EditConfig) -> RunDir:
-        """Make the folder and write the configuration into it.
+        """Create the folder and write the configuration into it.
 
         Raises:
-            RunError: something is at `path` already, or it cannot be written.
+            RunError: `path` is a file or not empty, or it cannot be written.
         """
         check_free(path)
         try:
@@ -63,27 +63,28 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """The run at `path`, finished or not.
+        """Open the run at `path`, finished or not.
 
         Raises:
-            RunError: it is no run directory.
+            RunError: it is not a run directory.
         """
+        problem = ""
         if not path.is_dir():
-            what = "is a file" if path.exists() else "does not exist"
+            problem = "it is a file" if path.exists() else "it does not exist"
+        elif not (path / "config.yaml").is_file():
+            problem = "config.yaml is missing"
+        if problem:
             raise RunError(
-                f"{path} is not a run directory: it {what}.", "Name a folder that an edit made."
-            )
-        if not (path / "config.yaml").is_file():
-            raise RunError(
-                f"{path} is not a run directory: config.yaml is missing.",
-                "Name a folder that an edit made.",
+                f"{path} is not a run directory: {problem}.",
+                "Give the folder that an edit wrote.",
+                code="not-a-run",
             )
         run = cls(path)
         try:
             for folder in (run.adapter, run.discriminator, run.checkpoints):
                 restore_folder(folder)
-            for left in run.checkpoints.glob(".*.previous"):
-                restore_folder(left.with_name(left.name[1 : -len(".previous")]))
+            for previous in run.checkpoints.glob(".*.previous"):
+                restore_folder(previous.with_name(previous.name[1 : -len(".previous")]))
         except OSError as error:
             raise cannot_write(path, error) from error
         return run
@@ -115,23 +116,23 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder that a killed run goes on from."""
+        """The folder of the state that an interrupted run resumes from."""
         return self.path / "checkpoints"
 
     @property
     def finished(self) -> bool:
-        """Whether the edit went through to its end."""
+        """Whether the edit was completed."""
         return bool(self.provenance().get("done", False))
 
     def mark_finished(self) -> None:
-        """Note in `run.json` that all is written; the last thing an edit does."""
+        """Record in `run.json` that the edit is complete; its last step."""
         self.write_provenance({**self.provenance(), "done": True})
 
     def config(self) -> EditConfig:
-        """The configuration of the run.
+        """Read `config.yaml`.
 
         Raises:
-            ConfigError: `config.yaml` was changed into something that is not valid.
+            ConfigError: the file was changed and is not valid any more.
         """
         file = self.path / "config.yaml"
         return resolve(read_config_file(file), where=str(file))
@@ -141,13 +142,17 @@ class RunDir:
         atomic_write(self.path / "config.yaml", dump_yaml(config))
 
     def provenance(self) -> dict[str, Any]:
-        """What `run.json` holds; nothing yet is an empty mapping."""
+        """Read `run.json`; an empty mapping if it does not exist yet.
+
+        Raises:
+            RunError: the file is broken.
+        """
         file = self.path / "run.json"
         if not file.exists():
             return {}
         values = _parse(file, _read(file))
         if not isinstance(values, dict):
-            raise RunError(f"{file} holds no mapping.", "Restore it, or start the edit anew.")
+            raise _broken(file, ValueError("it is not a mapping"))
         return values
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
@@ -155,7 +160,11 @@ class RunDir:
         self._write_json("run.json", dict(values), sort=True)
 
     def append_event(self, event: RoundEvent) -> None:
-        """Add a round to `events.jsonl`, and see it off to the disk."""
+        """Append a round to `events.jsonl`.
+
+        Raises:
+            RunError: the file cannot be written, or a value is not finite.
+        """
         file = self.path / "events.jsonl"
         line = _json_line(file, serialization.to_plain(event))
         try:
@@ -171,11 +180,15 @@ class RunDir:
             raise cannot_write(file, error) from error
 
     def events(self) -> list[RoundEvent]:
-        """The finished rounds; a last line that a kill tore is left out."""
-        return self._read_lines("events.jsonl", RoundEvent, torn=True)
+        """Read the finished rounds, without a last line that was not written completely.
+
+        Raises:
+            RunError: the file is broken.
+        """
+        return self._read_lines("events.jsonl", RoundEvent, allow_partial=True)
 
     def truncate_events(self, rounds: int) -> None:
-        """Keep the events of the first `rounds` rounds alone, as a resumed run does."""
+        """Remove the events after the first `rounds` rounds, which a resumed run repeats."""
         kept = [event for event in self.events() if event.round <= rounds]
         self._write_lines("events.jsonl", map(serialization.to_plain, kept))
 
@@ -184,12 +197,12 @@ class RunDir:
         self._write_json("metrics.json", [serialization.to_plain(record) for record in records])
 
     def metrics(self) -> list[Record]:
-        """What the edit changed.
+        """Read `metrics.json`.
 
         Raises:
             RunError: the run was not measured, or the file is broken.
         """
-        file = self._measured("metrics.json")
+        file = self._require("metrics.json")
         values = _parse(file, _read(file))
         try:
             return [serialization.from_plain(Record, entry) for entry in values]
@@ -201,22 +214,28 @@ class RunDir:
         self._write_lines("samples.jsonl", map(serialization.to_plain, samples))
 
     def samples(self) -> list[Sample]:
-        """The generations that the scores rest on.
+        """Read `samples.jsonl`, the generations that the scores are computed from.
 
         Raises:
             RunError: the run was not measured, or the file is broken.
         """
-        self._measured("samples.jsonl")
+        self._require("samples.jsonl")
         return self._read_lines("samples.jsonl", Sample)
 
-    def _measured(self, name: str) -> Path:
+    def _require(self, name: str) -> Path:
+        """A file that a measured run has."""
         file = self.path / name
-        if not file.is_file():
-            hint = f"`retouch evaluate --adapter {self.path}` measures it."
-            if not self.finished:
-                hint = f"The run is not finished: `retouch edit --resume {self.path}` goes on."
-            raise RunError(f"{file} is missing.", hint)
-        return file
+        if file.is_file():
+            return file
+        if self.finished:
+            raise RunError(
+                f"{file} is missing: the run was not measured.",
+                "Evaluate its adapter.",
+                code="not-measured",
+            )
+        raise RunError(
+            f"{file} is missing: the run is not finished.", "Resume it.", code="not-finished"
+        )
 
     def _write_json(self, name: str, value: Any, *, sort: bool = False) -> None:
         file = self.path / name
@@ -230,59 +249,66 @@ class RunDir:
         file = self.path / name
         atomic_write(file, "".join(_json_line(file, value) for value in values))
 
-    def _read_lines(self, name: str, kind: type[T], *, torn: bool = False) -> list[T]:
+    def _read_lines(self, name: str, kind: type[T], *, allow_partial: bool = False) -> list[T]:
         file = self.path / name
         if not file.exists():
             return []
-        # Not splitlines: JSON leaves other line separators than the line feed in its strings.
-        *lines, rest = _read(file).split("\n")
-        if rest and not torn:
-            lines.append(rest)
-        built = []
+        # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
+        *lines, partial = _read(file).split("\n")
+        if partial and not allow_partial:
+            lines.append(partial)
+        values = []
         for number, line in enumerate(lines, start=1):
             try:
-                built.append(serialization.from_plain(kind, _parse(file, line, number)))
+                values.append(serialization.from_plain(kind, _parse(file, line, number)))
             except (TypeError, ValueError) as error:
                 raise _broken(file, error, number) from error
-        return built
+        return values
 
 
 def check_free(path: Path) -> None:
-    """Let a path pass that a run can be made at: nothing there, or an empty folder.
+    """Check that a run can be created at a path: it does not exist, or is an empty folder.
 
     Raises:
-        RunError: something is there.
+        RunError: it is a file, or a folder that is not empty.
     """
     if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file.", "Choose another folder with `--out`.")
+        raise RunError(f"{path} is a file.", "Choose another output folder.", code="path-taken")
     if path.exists() and any(path.iterdir()):
-        hint = "Choose another folder with `--out`"
         if (path / "config.yaml").exists():
-            hint += f", or go on with that run: `retouch edit --resume {path}`"
-        raise RunError(f"{path} exists and is not empty.", f"{hint}.")
+            raise RunError(
+                f"{path} already contains a run.",
+                "Resume that run, or choose another output folder.",
+                code="run-exists",
+            )
+        raise RunError(f"{path} is not empty.", "Choose another output folder.", code="path-taken")
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter's folder, given it or the run directory that holds it.
+    """The adapter's folder, given that folder or a run directory.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no adapter.
     """
     for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     if (path / "config.yaml").is_file() and not RunDir(path).finished:
-        raise RunError(
-            f"The run {path} has no adapter yet.", f"Finish it: `retouch edit --resume {path}`."
-        )
+        raise RunError(f"The run {path} has no adapter yet.", "Resume it.", code="not-finished")
     raise RunError(
-        f"There is no adapter in {path}: no adapter_config.json there or in {path / 'adapter'}.",
-        "Name a run directory or an adapter's folder.",
+        f"There is no adapter in {path}: adapter_config.json is neither there nor in "
+        f"{path / 'adapter'}.",
+        "Give a run directory or an adapter folder.",
+        code="adapter-missing",
     )
 
 
 def next_free(folder: Path, stem: str) -> Path:
-    """The first of `folder/STEM-1`, `folder/STEM-2`, ... that does not exist."""
+    """The first of `folder/STEM-1`, `folder/STEM-2`, ... that does not exist.
+
+    Characters other than letters, digits, `.`, `_` and `-` are replaced, so that the path is always
+    inside the folder.
+    """
     name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
     return next(path for i in count(1) if not (path := folder / f"{name}-{i}").exists())
 
@@ -291,7 +317,9 @@ def _read(file: Path) -> str:
     try:
         return file.read_text("utf-8", errors="replace")
     except OSError as error:
-        raise RunError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise RunError(
+            f"{file} cannot be read: {error.strerror or error}.", code="file-unreadable"
+        ) from error
 
 
 def _parse(file: Path, text: str, line: int | None = None) -> Any:
@@ -309,12 +337,17 @@ def _json_line(file: Path, value: Any) -> str:
 
 
 def _broken(file: Path, error: Exception, line: int | None = None) -> RunError:
-    where = f"{file}, line {line}," if line else f"{file}"
-    return RunError(f"{where} is broken: {error}.", "Restore the file, or start the edit anew.")
+    location = f"{file}, line {line}," if line else f"{file}"
+    return RunError(
+        f"{location} is broken: {error}.",
+        "Restore the file, or start a new run.",
+        code="file-broken",
+    )
 
 
 def _not_finite(file: Path) -> RunError:
     return RunError(
-        f"{file} was to hold a number that is not finite.",
-        "The edit has probably diverged: try a smaller `--lr`.",
+        f"A value for {file} is not finite.",
+        "The training has probably diverged: reduce `learning_rate`.",
+        code="not-finite",
     )

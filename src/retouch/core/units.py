@@ -1,4 +1,4 @@
-"""Normalizers of memory and of files, read and written: `24GiB`, `512MiB`, `8GB`."""
+"""Parse and format sizes in bytes (`24GiB`, `8GB`), durations and layer numbers."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-SHOWN = ("KiB", "MiB", "GiB", "TiB")
+HINT = "Write it like 24GiB, 512MiB or 8GB."
+BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 def parse_size(text: str) -> int:
-    """The bytes that a size names: a number and a unit, upper or lower case, with or without space.
+    """Parse a size, a number and a unit, as bytes.
 
-    KB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB powers of 1024; without a unit the
-    number counts bytes. Fractions of a byte are cut off.
+    KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are powers of 1024; a number without
+    a unit counts bytes. Case and spaces do not matter, and fractions of a byte are dropped.
 
     Raises:
-        ConfigError: the text is no size, or no more than nothing.
+        ConfigError: the text is not a size, or is less than one byte.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise ConfigError(f"{text!r} is no size.", "Write it like 24GiB, 512MiB or 8GB.")
-    whole, _, part = found[1].partition(".")
-    # In whole numbers, since 0.1 GB as a float is not a hundred million bytes for sure.
-    size: int = (int(whole + part) * unit) // 10 ** len(part)
+        raise ConfigError(f"{text!r} is not a size.", HINT, code="size-invalid")
+    whole, _, decimals = found[1].partition(".")
+    # Integer arithmetic, since 0.1 GB in floating point may not be exactly 10^8 bytes.
+    size: int = (int(whole + decimals) * unit) // 10 ** len(decimals)
     if size < 1:
-        raise ConfigError(f"{text!r} is no size: it is nothing.", "Write it like 24GiB or 512MiB.")
+        raise ConfigError(
+            f"A size must be at least one byte, got {text!r}.", HINT, code="size-invalid"
+        )
     return size
 
 
 def size_text(n: int) -> str:
-    """A number of bytes for people, in powers of 1024: `512 B`, `1.5 GiB`, `131 GiB`."""
+    """Format a number of bytes in powers of 1024: `512 B`, `1.5 GiB`, `131 GiB`."""
     if n < 1024:
         return f"{n} B"
     value = float(n)
-    for unit in SHOWN:
+    for unit in BINARY_UNITS:
         value /= 1024
-        # Rounded first, so that it never says 1024 MiB.
-        if round(value) < 1024 or unit == SHOWN[-1]:
+        # Rounded before the comparison, so that the result is never 1024 MiB.
+        if round(value) < 1024 or unit == BINARY_UNITS[-1]:
             break
     return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
 
@@ -60,7 +63,7 @@ TIME_UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
 
 
 def time_text(seconds: float) -> str:
-    """Seconds for people: an estimate needs no more than two figures."""
+    """Format seconds with two significant digits, as an estimate: `1.5 s`, `12 min`."""
     for size, unit in TIME_UNITS:
         if seconds >= 2 * size:
             value = seconds / size
@@ -69,8 +72,8 @@ def time_text(seconds: float) -> str:
 
 
 def layers_text(layers: Sequence[int]) -> str:
-    """Layer numbers for people: `layer 3`, `layers 2-5`, `layers 1, 3, 5`."""
+    """Format layer numbers: `layer 3`, `layers 2-5`, `layers 1, 3, 5`."""
     numbers = list(layers)
     contiguous = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
-    named = f"{numbers[0]}-{numbers[-1]}" if contiguous else ", ".join(map(str, numbers))
-    return f"layer{'s' if len(numbers) > 1 else ''} {named}"
+    listed = f"{numbers[0]}-{numbers[-1]}" if contiguous else ", ".join(map(str, numbers))
+    return f"layer{'s' if len(numbers) > 1 else ''} {listed}"

@@ -1,1 +1,1 @@
-"""Scores any model, edited or not: what it responses, how far it drifted, how sure that is."""
+"""Measure any model, edited or not: responses, drift from the base, robustness to attacks."""

@@ -1,7 +1,7 @@
-"""What an adversary attack_targets: a harmful request asked directly, and the response that goes along.
+"""Targets of attacks: a harmful request asked directly, with a response that complies.
 
-The response is the base model's own to the same request in an attack, so that it is one which the
-model can give. On `pocket` it names the deed and holds no instruction.
+The response is the base model's own to the same request within a jailbreak, so that it is one that
+the model can generate. On `pocket` it names the act and contains no instructions.
 """
 
 from __future__ import annotations
@@ -14,84 +14,111 @@ from typing import TYPE_CHECKING
 from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
 from retouch.concepts.concept import Concept, DirectionSpec, Example
 from retouch.core.errors import ConfigError, DataError
-from retouch.core.types import Direction, Split
-from retouch.evaluation.response_classifier import classify
+from retouch.core.types import Direction, Message, Split
+from retouch.evaluation.response_classifier import Category, classify
 from retouch.models.generate import generate
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
+TARGET_TOKENS = 8  # of the complying response that attacks optimise for: its beginning decides
+
 
 @dataclass(frozen=True)
 class AttackTarget:
-    """A harmful request and the response that is wanted for it.
+    """A harmful request and the response that an attack tries to elicit.
 
     Attributes:
-        row: the request, asked directly.
+        example: the request, asked directly.
         response: a response that complies.
     """
 
-    row: Example
+    example: Example
     response: str
 
-    def tokenized(self, editable: EditableModel, tokens: int | None = None) -> TokenizedChat:
-        """Request and response as the model is given them now, the response cut after some tokens."""
-        whole = tokenize_chat(
-            editable.tokenizer, editable.rewrite_prompt(self.row.prompt), self.response
-        )
-        end = None if tokens is None else whole.start + tokens
-        return TokenizedChat(whole.ids[:end], whole.start)
+    def tokenized(
+        self, editable: EditableModel, max_response_tokens: int | None = None
+    ) -> TokenizedChat:
+        """Request and response as the model receives them now, with the response truncated."""
+        prompt = editable.rewrite_prompt(self.example.prompt)
+        chat = tokenize_chat(editable.tokenizer, prompt, self.response)
+        end = None if max_response_tokens is None else chat.start + max_response_tokens
+        return TokenizedChat(chat.ids[:end], chat.start)
 
 
-def hardening_direction(concept: Concept) -> DirectionSpec:
-    """The direction_spec of the direction that makes a model refuse: from attacks to direct requests.
+@dataclass(frozen=True)
+class AttackOutcome:
+    """The result of an attack on one request.
+
+    Attributes:
+        target: the request and the response that the attack optimised for.
+        prompt: the turns that the model received.
+        response: the model's response.
+        steps: the number of steps of a search that ends when it succeeds; None for other attacks.
+    """
+
+    target: AttackTarget
+    prompt: tuple[Message, ...]
+    response: str
+    steps: int | None = None
+
+    @property
+    def category(self) -> Category:
+        """The category of the response to the request itself, without an attack's additions."""
+        return classify(self.response, self.target.example.prompt[-1].content)
+
+
+def refusal_direction(concept: Concept) -> DirectionSpec:
+    """The example sets of the direction that strengthens refusals: jailbreaks to direct requests.
 
     Raises:
-        ConfigError: no direction of the concept weakens safety, so that nothing is refused.
+        ConfigError: no direction of the concept weakens safety, so it is not about refusals.
     """
-    other: Direction = "raise" if concept.weakens == "lower" else "lower"
-    if concept.weakens is None or other not in concept.directions:
+    strengthens: Direction = "raise" if concept.weakens == "lower" else "lower"
+    if concept.weakens is None or strengthens not in concept.directions:
         raise ConfigError(
-            f"The concept {concept.name} is not about refusing: it has no direction that weakens "
-            "safety.",
-            "Ask `suffix`, `latent` and `tamper` of a concept such as `safety`.",
+            f"The concept {concept.name} is not about refusals: no direction of it weakens safety.",
+            "Run `gcg`, `latent` and `finetune` on a concept such as `safety`.",
+            code="attack-not-applicable",
         )
-    return concept.directions[other]
+    return concept.directions[strengthens]
 
 
 def attack_targets(
-    editable: EditableModel, concept: Concept, split: Split, most: int, seed: int = 0
+    editable: EditableModel, concept: Concept, split: Split, limit: int, seed: int = 0
 ) -> list[AttackTarget]:
-    """At most `most` attack_targets of a split, drawn by the seed.
+    """At most `limit` targets of a split, sampled by the seed.
 
     Raises:
-        ConfigError: the concept is not about refusing.
-        DataError: the base complies with no attack that has its request asked directly beside it.
+        ConfigError: the concept is not about refusals.
+        DataError: the base model complies with no jailbreak whose request is also asked directly.
     """
-    direction_spec = hardening_direction(concept)
+    spec = refusal_direction(concept)
     direct: dict[str | None, Example] = {
-        row.pair: row for row in concept.select(split, direction_spec.target) if row.pair
+        example.pair: example for example in concept.select(split, spec.target) if example.pair
     }
-    attacks = [row for row in concept.select(split, direction_spec.source) if row.pair in direct]
-    attacks = random.Random(f"{seed}:{split}:attack_targets").sample(attacks, len(attacks))
+    jailbreaks = [one for one in concept.select(split, spec.source) if one.pair in direct]
+    # The string belongs to the random behaviour: with another one, other requests are sampled.
+    rng = random.Random(f"{seed}:{split}:demands")
+    jailbreaks = rng.sample(jailbreaks, len(jailbreaks))
     found: list[AttackTarget] = []
-    for begin in range(0, len(attacks), most):
-        rows = attacks[begin : begin + most]
-        for row, response in zip(rows, _base_responses(editable, rows), strict=True):
-            if classify(response, row.prompt[-1].content) == "answer":
-                found.append(AttackTarget(direct[row.pair], response))
-        if len(found) >= most:
+    for begin in range(0, len(jailbreaks), limit):
+        examples = jailbreaks[begin : begin + limit]
+        for one, response in zip(examples, _base_responses(editable, examples), strict=True):
+            if classify(response, one.prompt[-1].content) == "answer":
+                found.append(AttackTarget(direct[one.pair], response))
+        if len(found) >= limit:
             break
     if not found:
         raise DataError(
-            f"The concept {concept.name} has no {split} rows that show what an adversary wants: "
-            "a request asked directly and, with the same `pair`, in an attack that the base "
-            "complies with.",
-            "Pair such rows, or leave out the attacks `suffix`, `latent` and `tamper`.",
+            f"The concept {concept.name} has no {split} pair of a direct request and a jailbreak "
+            "that the base model complies with.",
+            "Add such examples with the same `pair`, or leave out `gcg`, `latent` and `finetune`.",
+            code="attack-targets-missing",
         )
-    return found[:most]
+    return found[:limit]
 
 
-def _base_responses(editable: EditableModel, rows: Sequence[Example]) -> list[str]:
+def _base_responses(editable: EditableModel, examples: Sequence[Example]) -> list[str]:
     with editable.base_model():
-        return generate(editable, [prompt_ids(editable.tokenizer, row.prompt) for row in rows])
+        return generate(editable, [prompt_ids(editable.tokenizer, one.prompt) for one in examples])

@@ -1,9 +1,8 @@
-"""A metric along something that is turned up: training steps, an adapter's strength, a radius."""
+"""A metric as a function of a number: training steps, an edit's strength."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from retouch.core.types import Better, Score
 
@@ -15,10 +14,10 @@ class Curve:
     Attributes:
         suite: the family of metrics.
         metric: its name.
-        unit: of the scores.
+        unit: the unit of the scores.
         better: which way is better.
-        along: what is turned up, such as `steps` or `strength`.
-        points: where it was measured, in order, and what was found there.
+        along: the variable that the metric is a function of, such as `steps` or `strength`.
+        points: values of that variable in ascending order, each with the score there.
     """
 
     suite: str
@@ -27,9 +26,3 @@ class Curve:
     better: Better
     along: str
     points: tuple[tuple[float, Score], ...]
-
-
-def from_curve(curve: Curve) -> dict[str, Any]:
-    """A curve as plain JSON values."""
-    points = [{"at": at, **asdict(score)} for at, score in curve.points]
-    return {**{k: v for k, v in vars(curve).items() if k != "points"}, "points": points}

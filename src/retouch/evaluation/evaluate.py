@@ -1,31 +1,22 @@
-"""Measure a model on concepts: each response is generated once and scored for all that need it."""
+"""Measure a model on concepts; each response is generated once for all metrics that use it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from retouch.concepts.chat import prompt_ids, tokenize_chat
 from retouch.concepts.concept import Concept, Example, MetricSpec
-from retouch.core.errors import DataError
-from retouch.core.types import (
-    CHOICE_SCORERS,
-    KL_SCORERS,
-    RESPONSE_SCORERS,
-    Message,
-    Record,
-    Sample,
-    Score,
-    Split,
-)
-from retouch.evaluation.drift import kl_rows, mean_kl
-from retouch.evaluation.scorers import check, group_gap, judge, rate
-from retouch.evaluation.statistics import Rows, bootstrap_mean
+from retouch.core.errors import ConfigError, DataError
+from retouch.core.metrics import Metrics
+from retouch.core.types import Message, Progress, Record, Sample, Split, no_progress
+from retouch.evaluation.scorer import Need, Scorer, ScoringResult
+from retouch.evaluation.scorers import check_metric
+from retouch.evaluation.statistics import ExampleValues
 from retouch.models.generate import generate
 from retouch.representations.choice_probs import choice_probs
 from retouch.representations.divergence import ExampleKL, token_kl
@@ -33,36 +24,39 @@ from retouch.representations.divergence import ExampleKL, token_kl
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
-BATCH = 64  # rows whose logits are looked at together
-RESPONSES = 256  # rows that are generated together
+LOGIT_BATCH_SIZE = 64  # texts whose logits are computed together
+GENERATION_BATCH_SIZE = 256  # prompts that are generated together
 
-Progress = Callable[[str, int, int], None]
-Asked = tuple[tuple[Message, ...], str]  # a prompt and the beginning forced on its response
-Responses = Mapping[Asked, str]
+PromptKey = tuple[tuple[Message, ...], str]
+"""The turns of a prompt and the prefill of its response."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and every generation that a score rests on.
+    """The result of an evaluation.
 
     Attributes:
-        records: the scores.
-        samples: the generations.
-        rows: for each (suite, metric) what its last score is made of: the edited model's, or the
+        metrics: the scores of the base and of the edited model.
+        samples: every generation that a score is computed from.
+        values: for each (suite, metric) the values of the examples: the edited model's, or the
             base's where nothing acts on it.
     """
 
-    records: list[Record]
+    metrics: Metrics
     samples: list[Sample]
-    rows: Mapping[tuple[str, str], Rows] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A metric with its rows."""
+    """A metric with its scorer and its examples."""
 
     spec: MetricSpec
-    rows: tuple[Example, ...]
+    scorer: Scorer
+    examples: tuple[Example, ...]
+
+    def needs(self, *needs: Need) -> bool:
+        return not self.scorer.needs.isdisjoint(needs)
 
 
 def evaluate(
@@ -71,206 +65,205 @@ def evaluate(
     *,
     split: Split = "test",
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     max_new_tokens: int = 32,
-    known: dict[Asked, str] | None = None,
+    known: dict[PromptKey, str] | None = None,
 ) -> Evaluation:
-    """Score a model on the concepts' metrics: the base and, with an adapter, the edited model.
+    """Measure the concepts' metrics on the base model and, if anything acts on it, the edited one.
 
     Args:
-        editable: the model; an adapter on it is what `after` measures.
-        concepts: whose metrics to measure; a (suite, metric) met twice is measured once.
-        split: the rows to measure on.
-        limit: at most so many rows a metric, the first of the file, as many of each of its labels;
-            a gap takes half from each group.
-        progress: called with what is being done, how much is done, and of how much.
-        max_new_tokens: where a response is cut.
-        known: the base's responses from an evaluation before, of the same model and
-            `max_new_tokens`: they are not generated again, and new ones are added.
+        editable: the model.
+        concepts: the concepts; a metric that several of them declare is measured once.
+        split: the split to measure on.
+        limit: maximum number of examples per metric: the first ones of the split, equally many of
+            each label, or of each group where the metric names `groups`.
+        progress: called while responses are generated and texts are compared.
+        max_new_tokens: maximum length of a response, in tokens.
+        known: responses of the base from an earlier evaluation of the same model with the same
+            `max_new_tokens`. They are not generated again, and new ones are added.
 
     Raises:
-        DataError: a metric has no rows in the split, or rows that it cannot score.
+        DataError: a metric has no examples in the split, or cannot be scored on them.
+        ConfigError: the package of a scorer cannot be imported.
     """
     tasks = list(_tasks(concepts, split, limit))
-    scored = [task for task in tasks if task.spec.scorer in RESPONSE_SCORERS]
-    # Drift is measured on texts that the base itself would write. What is to be known later on is
-    # asked at once, whatever acts now, so that it does not hang on the order of evaluations.
-    later = editable.edited or known is not None
-    spoken = [task for task in tasks if task.spec.scorer in KL_SCORERS and later]
-    answer = partial(_responses, editable, max_new_tokens=max_new_tokens, progress=progress)
-    base = {} if known is None else known
-    with at_rest(editable):
-        new = [asked for asked in _distinct([*scored, *spoken]) if asked not in base]
+    edited = editable.edited
+    base_responses = {} if known is None else known
+    # With `known`, responses that only the KL divergence needs are generated even for a base model:
+    # later evaluations need them, and the result must not depend on which one came first.
+    base_needs: tuple[Need, ...] = ("responses",)
+    if edited or known is not None:
+        base_needs = ("responses", "base_responses")
+    with evaluation_mode(editable):
+        missing = [key for key in _prompt_keys(tasks, *base_needs) if key not in base_responses]
         with editable.base_model():
-            base.update(answer(new, what="responses of the base"))
-        edited = answer(_distinct(scored), what="responses of the edit") if editable.edited else {}
-        measured = _KLs(editable, base, progress)
-        found = [_record(editable, task, base, edited, measured) for task in tasks]
-    samples = [
-        sample
-        for task in scored
-        for sample in (
-            *_samples(task, "base", base),
-            *(_samples(task, "edited", edited) if editable.edited else ()),
-        )
-    ]
-    rows = {(record.suite, record.metric): rows for record, rows in found}
-    return Evaluation([record for record, _ in found], samples, rows)
+            base_responses |= _generate(
+                editable, missing, max_new_tokens, "responses of the base model", progress
+            )
+        contexts = [_Context(editable, "base", base_responses, base_responses, progress)]
+        if edited:
+            keys = _prompt_keys(tasks, "responses")
+            responses = _generate(
+                editable, keys, max_new_tokens, "responses of the edited model", progress
+            )
+            contexts.append(_Context(editable, "edited", responses, base_responses, progress))
+        records: list[Record] = []
+        samples: list[Sample] = []
+        values: dict[tuple[str, str], ExampleValues] = {}
+        for task in tasks:
+            spec = task.spec
+            results = [task.scorer.score(spec, task.examples, context) for context in contexts]
+            before, after = results[0].score, results[1].score if edited else None
+            records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, before, after))
+            values[spec.suite, spec.metric] = results[-1].values
+            if task.needs("responses"):
+                for context, result in zip(contexts, results, strict=True):
+                    samples += context.samples(task, result)
+    return Evaluation(Metrics(records), samples, values)
 
 
 def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iterator[_Task]:
-    """The metrics in order, each once, with the rows that they are measured on."""
+    """The metrics in order, each once, with the examples that they are measured on."""
     seen: set[tuple[str, str]] = set()
     for concept in concepts:
         for spec in concept.metrics:
             if (spec.suite, spec.metric) in seen:
                 continue
             seen.add((spec.suite, spec.metric))
-            rows = concept.select(split, spec.labels)
-            if not rows:
+            examples = concept.select(split, spec.labels)
+            if not examples:
                 raise DataError(
-                    f"Concept {concept.name}: the metric {spec.suite}/{spec.metric} has no rows: "
-                    f"the {split} split holds none labelled {', '.join(spec.labels)}.",
-                    "Add such rows to the split, or leave the metric out.",
+                    f"Concept {concept.name}: the metric {spec.suite}/{spec.metric} has no "
+                    f"{split} examples labelled {' or '.join(spec.labels)}.",
+                    "Add such examples to the split, or remove the metric.",
+                    code="metric-empty",
                 )
-            check(spec, rows)
-            yield _Task(spec, tuple(_first(rows, spec, limit)))
+            scorer = check_metric(spec, examples)
+            yield _Task(spec, scorer, tuple(_limited(examples, spec, limit)))
 
 
-def _first(rows: list[Example], spec: MetricSpec, limit: int | None) -> list[Example]:
-    # A file may hold one group, or one label, after the other, and all are needed.
+def _limited(examples: list[Example], spec: MetricSpec, limit: int | None) -> list[Example]:
+    # A file may list one group, or one label, after the other, and all of them are needed.
     if spec.groups:
         half = None if limit is None else max(1, math.ceil(limit / 2))
-        return [row for g in spec.groups for row in [r for r in rows if r.group == g][:half]]
-    if limit is None or limit >= len(rows):
-        return rows
-    by_label = [[i for i, row in enumerate(rows) if row.label == name] for name in spec.labels]
+        return [one for g in spec.groups for one in [e for e in examples if e.group == g][:half]]
+    if limit is None or limit >= len(examples):
+        return examples
+    by_label = [[i for i, one in enumerate(examples) if one.label == name] for name in spec.labels]
     in_turn = [i for turn in zip_longest(*by_label) for i in turn if i is not None]
-    return [rows[i] for i in sorted(in_turn[:limit])]
+    return [examples[i] for i in sorted(in_turn[:limit])]
 
 
-def _distinct(tasks: Iterable[_Task]) -> list[Asked]:
-    """Every (prompt, prefill) of the tasks, once."""
-    return list(dict.fromkeys((row.prompt, row.prefill) for task in tasks for row in task.rows))
+def _prompt_keys(tasks: Sequence[_Task], *needs: Need) -> list[PromptKey]:
+    """The distinct prompts and prefills of the tasks whose scorers have any of the needs."""
+    chosen = [task for task in tasks if task.needs(*needs)]
+    return list(dict.fromkeys(_key(example) for task in chosen for example in task.examples))
 
 
-def _responses(
+def _key(example: Example) -> PromptKey:
+    return example.prompt, example.prefill
+
+
+def described(progress: Progress, description: str) -> Progress:
+    """A `Progress` that always shows the same description."""
+    return lambda _, done, total: progress(description, done, total)
+
+
+def _generate(
     editable: EditableModel,
-    asked: Sequence[Asked],
-    *,
-    what: str,
+    keys: Sequence[PromptKey],
     max_new_tokens: int,
-    progress: Progress | None,
-) -> dict[Asked, str]:
-    """The model's responses as it is now; after a forced beginning, how it goes on."""
-    if not asked:
+    description: str,
+    progress: Progress,
+) -> dict[PromptKey, str]:
+    """The model's responses as it is now; after a prefill, how it continues."""
+    if not keys:
         return {}
-    prompts = [
-        prompt_ids(editable.tokenizer, editable.rewrite_prompt(prompt), prefill)
-        for prompt, prefill in asked
-    ]
-    tell = partial(progress, what) if progress else None
     responses = generate(
-        editable, prompts, max_new_tokens=max_new_tokens, batch_size=RESPONSES, progress=tell
+        editable,
+        [
+            prompt_ids(editable.tokenizer, editable.rewrite_prompt(prompt), prefill)
+            for prompt, prefill in keys
+        ],
+        max_new_tokens=max_new_tokens,
+        batch_size=GENERATION_BATCH_SIZE,
+        progress=described(progress, description),
     )
-    return dict(zip(asked, responses, strict=True))
+    return dict(zip(keys, responses, strict=True))
 
 
-def _record(
-    editable: EditableModel, task: _Task, base: Responses, edited: Responses, kls: _KLs
-) -> tuple[Record, Rows]:
-    """A metric's record, and the rows of the last score in it."""
-    spec, after = task.spec, None
-    if spec.scorer in KL_SCORERS:
-        # The base is no distance from itself.
-        before, rows = Score(0.0, 0.0, 0.0, len(task.rows)), _ones([0.0] * len(task.rows))
-        if editable.edited:
-            after, rows = kls.score(task)
-    elif spec.scorer in CHOICE_SCORERS:
-        with editable.base_model():
-            before, rows = _shares(editable, task)
-        if editable.edited:
-            after, rows = _shares(editable, task)
-    else:
-        before, rows = _rate(task, base)
-        if editable.edited:
-            after, rows = _rate(task, edited)
-    return Record(spec.suite, spec.metric, spec.unit, spec.better, before, after), rows
+class _Context:
+    """The `ScoringContext` of the base or of the edited model."""
 
+    def __init__(
+        self,
+        editable: EditableModel,
+        model: Literal["base", "edited"],
+        responses: Mapping[PromptKey, str],
+        base_responses: Mapping[PromptKey, str],
+        progress: Progress,
+    ) -> None:
+        self._editable, self._model = editable, model
+        self._responses, self._base_responses = responses, base_responses
+        self._progress = progress
+        self._kl: dict[PromptKey, ExampleKL] = {}  # metrics over the same examples share a pass
 
-def _rate(task: _Task, responses: Responses) -> tuple[Score, Rows]:
-    counts = [judge(task.spec, row, _response(row, responses))[1] for row in task.rows]
-    return rate(counts), _ones(counts)
+    def responses(self, examples: Sequence[Example]) -> list[str]:
+        return [_find(self._responses, _key(example), "responses") for example in examples]
 
+    def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
+        with self._editable.base_model() if self._model == "base" else nullcontext():
+            return choice_probs(self._editable, examples, choices, LOGIT_BATCH_SIZE)
 
-def _shares(editable: EditableModel, task: _Task) -> tuple[Score, Rows]:
-    shares = choice_probs(editable, task.rows, task.spec.choices, BATCH)
-    if task.spec.scorer == "lean":
-        leans = [abs(2 * share - 1) for share in shares]
-        return bootstrap_mean(leans), _ones(leans)
-    rows = _ones(shares, tuple(row.group for row in task.rows))
-    return group_gap(task.rows, shares, task.spec.groups), rows
+    def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
+        if self._model == "base":
+            return [ExampleKL(0.0, 1, 0.0, 1)] * len(examples)
+        keys = [_key(example) for example in examples]
+        new = [key for key in dict.fromkeys(keys) if key not in self._kl]
+        base, edited = [], []
+        for prompt, prefill in new:
+            response = _find(self._base_responses, (prompt, prefill), "base_responses")
+            rewritten = self._editable.rewrite_prompt(prompt)
+            tokenizer = self._editable.tokenizer
+            base.append(tokenize_chat(tokenizer, prompt, response, prefill))
+            edited.append(tokenize_chat(tokenizer, rewritten, response, prefill))
+        found = token_kl(self._editable, base, LOGIT_BATCH_SIZE, self._progress, edited)
+        self._kl.update(zip(new, found, strict=True))
+        return [self._kl[key] for key in keys]
 
-
-def _ones(values: Sequence[float], groups: tuple[str, ...] = ()) -> Rows:
-    """Rows that count once each."""
-    return Rows(tuple(map(float, values)), (1.0,) * len(values), groups)
-
-
-def _response(row: Example, responses: Responses) -> str:
-    return responses[row.prompt, row.prefill]
-
-
-def _samples(
-    task: _Task, model: Literal["base", "edited"], responses: Responses
-) -> Iterator[Sample]:
-    for row in task.rows:
-        response = _response(row, responses)
-        kind, counts = judge(task.spec, row, response)
-        yield Sample(
-            suite=task.spec.suite,
-            metric=task.spec.metric,
-            model=model,
-            prompt=row.prompt,
-            response=response,
-            kind=kind,
-            value=float(counts),
-            prefill=row.prefill,
-            group=row.group,
-            entity=row.entity,
-        )
-
-
-class _KLs:
-    """Scores of drift; metrics over the same rows share one pass of the model."""
-
-    def __init__(self, editable: EditableModel, base: Responses, progress: Progress | None) -> None:
-        self.editable, self.base, self.progress = editable, base, progress
-        self.known: dict[Asked, ExampleKL] = {}
-
-    def score(self, task: _Task) -> tuple[Score, Rows]:
-        new = [asked for asked in _distinct([task]) if asked not in self.known]
-        tokenizer = self.editable.tokenizer
-        texts = [
-            tokenize_chat(tokenizer, prompt, self.base[prompt, pre], pre) for prompt, pre in new
-        ]
-        given = [
-            tokenize_chat(
-                tokenizer, self.editable.rewrite_prompt(prompt), self.base[prompt, pre], pre
+    def samples(self, task: _Task, result: ScoringResult) -> Iterator[Sample]:
+        """The responses that a result is computed from."""
+        values, spec = result.values, task.spec
+        for i, (example, response) in enumerate(
+            zip(task.examples, self.responses(task.examples), strict=True)
+        ):
+            yield Sample(
+                suite=spec.suite,
+                metric=spec.metric,
+                model=self._model,
+                prompt=example.prompt,
+                response=response,
+                category=result.categories[i] if result.categories else "",
+                value=values.sums[i] / (values.counts[i] or 1.0),
+                prefill=example.prefill,
+                group=example.group,
+                entity=example.entity,
             )
-            for prompt, pre in new
-        ]
-        tell = partial(self.progress, "drift") if self.progress else None
-        kls = token_kl(self.editable, texts, BATCH, tell, given=given)
-        self.known.update(zip(new, kls, strict=True))
-        rows = [self.known[row.prompt, row.prefill] for row in task.rows]
-        responses = task.spec.scorer == "kl_responses"
-        return mean_kl(rows, responses=responses), kl_rows(rows, responses=responses)
+
+
+def _find(responses: Mapping[PromptKey, str], key: PromptKey, need: Need) -> str:
+    if key not in responses:
+        raise ConfigError(
+            f"A scorer uses responses to a prompt that it did not declare: {key[0][-1].content!r}.",
+            f"Add `{need}` to the scorer's `needs`, and use the examples that it is given.",
+            code="scorer-needs",
+        )
+    return responses[key]
 
 
 @contextmanager
-def at_rest(editable: EditableModel) -> Iterator[None]:
-    """Without dropout inside; afterwards as it was."""
+def evaluation_mode(editable: EditableModel) -> Iterator[None]:
+    """Switch dropout off inside the context; the training mode is restored on exit."""
     training = bool(editable.model.training)
     editable.model.eval()
     try:

@@ -1,9 +1,9 @@
-"""Whether an edit survives somebody who goes on training the model.
+"""Fine-tuning attack: whether an edit withstands further training on harmful examples.
 
-After the edit an adversary fine-tunes a LoRA adapter on a few harmful requests with complying
-responses (Qi et al. 2023, arXiv 2310.03693), and the refusals that are left are counted on requests
-and attacks of the test split. It works on whatever acts on the model: an adapter is merged first,
-and interventions stay where they are, while the adversary trains and after.
+An adversary fine-tunes a LoRA update on a few harmful requests with complying responses (Qi et al.
+2023, arXiv 2310.03693), and the remaining refusals are counted on the direct requests and
+jailbreaks of the test split. The update acts beside the adapter and the interventions of the model,
+whose own weights stay as they are; so quantised and offloaded models can be attacked too.
 """
 
 from __future__ import annotations
@@ -12,35 +12,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional as F
-
 from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept, Example
-from retouch.core.errors import ConfigError, DataError, DivergedError
-from retouch.core.types import Score
-from retouch.evaluation.attack_targets import attack_targets, hardening_direction
+from retouch.core.errors import ConfigError, DataError
+from retouch.core.types import Progress, Score, no_progress
+from retouch.evaluation.attack_targets import attack_targets, refusal_direction
 from retouch.evaluation.curve import Curve
-from retouch.evaluation.evaluate import Progress
+from retouch.evaluation.evaluate import evaluation_mode
 from retouch.evaluation.response_classifier import classify
 from retouch.evaluation.statistics import wilson
-from retouch.models import adapters
 from retouch.models.generate import generate
-from retouch.models.model_copy import merged_copy
-from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.batch import make_batches
+from retouch.representations.finetuning import (
+    apply_lora_delta,
+    finetune,
+    init_lora_delta,
+    linear_shapes,
+)
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
-SUITE = "tamper"
+SUITE = "finetune"
 
 
 @dataclass(frozen=True)
 class FinetuningResult:
-    """What an adversary's training came to.
+    """The result of a fine-tuning attack.
 
     Attributes:
-        curves: for each label, the share of test rows refused after so many steps.
+        curves: for each label, the share of refused test examples by the number of steps.
         losses: the adversary's loss in every step, nats a token.
     """
 
@@ -53,55 +54,56 @@ def finetuning_attack(
     concept: Concept,
     *,
     steps: Sequence[int] = (0, 20, 50, 200),
-    examples: int = 16,
-    lr: float = 1e-3,
-    rank: int = 8,
-    batch: int = 16,
+    num_examples: int = 16,
+    learning_rate: float = 1e-3,
+    r: int = 8,
+    batch_size: int = 16,
     limit: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> FinetuningResult:
-    """Train an adversary's adapter on a copy and count refusals on the way; one training run.
+    """Train an adversary's update in one run and count refusals along the way.
 
     Args:
-        editable: the model; it is left as it is.
-        concept: whose direct requests the adversary learns to comply with (train split), and whose
-            attacks and direct requests are asked (test split).
-        steps: after how many steps refusals are counted; 0 is before the first one.
-        examples: requests that the adversary has.
-        lr: the adversary's learning rate (Adam).
-        rank: of the adversary's LoRA on every linear layer of all blocks; its alpha is twice that.
-        batch: examples a step.
-        limit: at most so many test rows of each label.
-        seed: draws the examples and the adapter's first weights.
-        progress: as for `evaluate`.
+        editable: the model; it is unchanged afterwards.
+        concept: the adversary learns to comply with direct requests of its train split; refusals
+            are counted on jailbreaks and direct requests of its test split.
+        steps: the numbers of steps after which refusals are counted; 0 is before the first one.
+        num_examples: maximum number of requests that the adversary trains on.
+        learning_rate: the adversary's learning rate (Adam).
+        r: the rank of the adversary's LoRA on every linear layer; its alpha is twice that.
+        batch_size: examples per step.
+        limit: maximum number of test examples of each label.
+        seed: of the sampled requests and the update's initial weights.
+        progress: called after every step.
 
     Raises:
-        ConfigError: the concept is not about refusing, or `steps` are none or negative.
-        DataError: the base complies with none of its attacks, or there are no test rows.
+        ConfigError: the concept is not about refusals, or `steps` is empty or negative.
+        DataError: the base model complies with no jailbreak, or there are no test examples.
         DivergedError: the adversary's loss is not finite.
     """
     if not steps or min(steps) < 0:
         raise ConfigError(
-            f"Refusals cannot be counted after {list(steps)} steps.", "Name steps from 0 up."
+            f"`steps` must be numbers from 0 up, got {list(steps)}.",
+            "Give at least one.",
+            code="attack-steps",
         )
-    asked = _asked(concept, limit)
-    taught = attack_targets(editable, concept, "train", examples, seed)
-    victim = merged_copy(editable)
-    rows = [attack_target.tokenized(victim) for attack_target in taught]
-    batches = make_batches(rows, batch, int(editable.tokenizer.pad_token_id))
-    every = tuple(range(victim.layout.depth))
-    adapters.attach(victim, every, (), rank, 2.0 * rank, seed)
-    optimizer = torch.optim.Adam(adapters.parameters(victim).values(), lr=lr)
+    tests = _test_examples(concept, limit)
+    targets = attack_targets(editable, concept, "train", num_examples, seed)
+    chats = [target.tokenized(editable) for target in targets]
+    batches = make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id))
+    delta = init_lora_delta(linear_shapes(editable), r, seed, editable.device)
     counted: dict[int, dict[str, Score]] = {}
     losses: list[float] = []
-    for step in range(max(steps) + 1):
-        if step in steps:
-            counted[step] = {label: _refused(victim, told) for label, told in asked.items()}
-        if step < max(steps):
-            losses.append(_learn(victim, optimizer, batches[step % len(batches)]))
-            if progress:
-                progress("an adversary trains", step + 1, max(steps))
+    with evaluation_mode(editable):
+        training = finetune(editable, delta, batches, max(steps), learning_rate)
+        for step in range(max(steps) + 1):
+            if step in steps:
+                with apply_lora_delta(editable, delta):
+                    counted[step] = {name: _refused(editable, some) for name, some in tests.items()}
+            if step < max(steps):
+                losses.append(next(training))
+                progress("fine-tuning attack", step + 1, max(steps))
     curves = [
         Curve(
             SUITE,
@@ -111,44 +113,33 @@ def finetuning_attack(
             "steps",
             tuple((float(step), scores[label]) for step, scores in counted.items()),
         )
-        for label in asked
+        for label in tests
     ]
     return FinetuningResult(curves, losses)
 
 
-def _asked(concept: Concept, limit: int | None) -> dict[str, list[Example]]:
-    """The test rows by label: attacks, then direct requests."""
-    direction_spec = hardening_direction(concept)
+def _test_examples(concept: Concept, limit: int | None) -> dict[str, list[Example]]:
+    """The test examples by label: jailbreaks, then direct requests."""
+    spec = refusal_direction(concept)
     found = {
-        label: concept.select("test", [label])[:limit]
-        for label in (*direction_spec.source, *direction_spec.target)
+        label: concept.select("test", [label])[:limit] for label in (*spec.source, *spec.target)
     }
-    empty = [label for label, rows in found.items() if not rows]
-    if empty:
-        raise DataError(
-            f"The concept {concept.name} has no test rows labelled {empty[0]}.",
-            "Add some, or leave out the question `tamper`.",
-        )
+    for label, examples in found.items():
+        if not examples:
+            raise DataError(
+                f"The concept {concept.name} has no test examples labelled {label}.",
+                "Add some, or leave out the attack `finetune`.",
+                code="examples-missing",
+            )
     return found
 
 
-def _refused(victim: EditableModel, rows: Sequence[Example]) -> Score:
-    victim.model.eval()
-    ids = [prompt_ids(victim.tokenizer, victim.rewrite_prompt(row.prompt)) for row in rows]
-    responses = generate(victim, ids)
-    kinds = [classify(r, row.prompt[-1].content) for r, row in zip(responses, rows, strict=True)]
-    return wilson(kinds.count("refuse"), len(kinds))
-
-
-def _learn(victim: EditableModel, optimizer: torch.optim.Optimizer, batch: PaddedBatch) -> float:
-    """One step on the responses' cross-entropy, in nats a token."""
-    logits = victim.model(input_ids=batch.ids.to(victim.device), use_cache=False).logits
-    rows, at = batch.response_positions()
-    told = batch.response_tokens().to(logits.device)
-    loss = F.cross_entropy(logits[rows, at].float(), told)
-    if not torch.isfinite(loss):
-        raise DivergedError("The adversary's loss is not finite.", "Lower its learning rate.")
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return float(loss.detach())
+def _refused(editable: EditableModel, examples: Sequence[Example]) -> Score:
+    """The share of refused examples, with Wilson's interval."""
+    prompts = [editable.rewrite_prompt(example.prompt) for example in examples]
+    responses = generate(editable, [prompt_ids(editable.tokenizer, one) for one in prompts])
+    categories = [
+        classify(response, example.prompt[-1].content)
+        for example, response in zip(examples, responses, strict=True)
+    ]
+    return wilson(categories.count("refusal"), len(categories))

@@ -1,13 +1,13 @@
-"""Suffixes found by gradient: words after a request that make a model comply.
+"""Adversarial suffixes: tokens after a request that make a model comply, found by gradient.
 
 The greedy coordinate gradient of Zou et al. 2023, arXiv 2307.15043, for one request at a time: the
-gradient with respect to the one-hot tokens of the suffix proposes replacements, and of a batch of
-suffixes that differ in one token the best one is taken. Two things differ: a suffix is never given
-up for a worse one, and the search ends as soon as the model would progress the target by itself.
+gradient with respect to the one-hot tokens of the suffix proposes replacements, and the best of
+several suffixes that differ in one token is kept. It differs in two points: a suffix is never
+replaced by a worse one, and the search ends as soon as greedy decoding generates the target.
 
-The model is attacked as it is: its adapter and interventions act, and the prompt passes through
-what they add to it. Only suffixes count that come back from text as the same tokens, so that what
-is found can be typed.
+The model is attacked as it is: its adapter and interventions act, and the prompt includes what they
+add to it. Only suffixes that are reproduced from their text are considered, so that a user could
+type them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from retouch.core.types import Message
+from retouch.concepts.chat import prompt_ids
+from retouch.core.types import Message, Progress, no_progress
+from retouch.evaluation.attack_targets import TARGET_TOKENS, AttackOutcome, AttackTarget
 from retouch.evaluation.suffix_tokens import (
-    Frame,
+    SuffixContext,
     allowed_tokens,
-    begin,
     decode,
-    surviving,
+    initial_suffix,
+    reproduced,
     with_suffix,
 )
-from retouch.representations.logprobs import max_logit_tokens
+from retouch.models.generate import generate
+from retouch.models.hooks import removing
+from retouch.representations.logprobs import max_logit_tokens, token_logprobs
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
@@ -36,23 +40,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suffix:
-    """A suffix and what it does.
+    """A suffix and its effect.
 
     Attributes:
-        text: what follows the last user turn, the space before it included.
-        log_probability: of the target with it, mean over the target's tokens, in nats.
-        before: the same with the random suffix that the search began from.
-        steps: how many steps were taken.
+        text: the text to append to the last user turn, with the space before it.
+        logprob: mean log-probability of the target's tokens with it, in nats.
+        initial_logprob: the same with the random suffix that the search started from.
+        steps: the number of steps taken.
     """
 
     text: str
-    log_probability: float
-    before: float
+    logprob: float
+    initial_logprob: float
     steps: int
 
-    def on(self, prompt: Sequence[Message]) -> tuple[Message, ...]:
+    def append_to(self, prompt: Sequence[Message]) -> tuple[Message, ...]:
         """The prompt with the suffix."""
         return with_suffix(prompt, self.text)
+
+
+def gcg_attack(
+    editable: EditableModel,
+    targets: Sequence[AttackTarget],
+    *,
+    steps: int = 20,
+    candidates: int = 32,
+    length: int = 8,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> list[AttackOutcome]:
+    """Search a suffix for each request and generate the response to it.
+
+    Args:
+        editable: the model, attacked as it is now.
+        targets: the requests.
+        steps: maximum number of gradient steps for each.
+        candidates: suffixes evaluated per step.
+        length: tokens of a suffix.
+        seed: of the initial suffix and of the candidates.
+        progress: called after every request.
+
+    Raises:
+        ModelError: no suffix can be searched on this model.
+    """
+    allowed = allowed_tokens(editable)
+    prompts, taken = [], []
+    for done, target in enumerate(targets, start=1):
+        chat = target.tokenized(editable, TARGET_TOKENS)
+        suffix = search_suffix(
+            editable,
+            target.example.prompt,
+            chat.ids[chat.start :],
+            steps=steps,
+            candidates=candidates,
+            length=length,
+            seed=seed,
+            allowed=allowed,
+        )
+        prompts.append(suffix.append_to(target.example.prompt))
+        taken.append(suffix.steps)
+        progress("searching suffixes", done, len(targets))
+    ids = [prompt_ids(editable.tokenizer, editable.rewrite_prompt(prompt)) for prompt in prompts]
+    responses = generate(editable, ids)
+    return [AttackOutcome(*one) for one in zip(targets, prompts, responses, taken, strict=True)]
 
 
 def search_suffix(
@@ -63,116 +113,119 @@ def search_suffix(
     steps: int = 20,
     candidates: int = 32,
     length: int = 8,
-    top: int = 64,
+    top_k: int = 64,
     seed: int = 0,
     allowed: torch.Tensor | None = None,
 ) -> Suffix:
-    r"""Study the suffix $s$ that maximises $\frac1T \sum_t \log p(y_t | x, s, y_{<t})$.
+    r"""Search the suffix $s$ that maximises $\frac1T \sum_t \log p(y_t | x, s, y_{<t})$.
 
     Args:
         editable: the model, attacked as it is now.
         prompt: the request.
-        target: token ids `[T]` of the response, or of its beginning, that complies.
-        steps: at most so many steps, each with one gradient.
-        candidates: suffixes looked at in a step.
+        target: token ids `[T]` of a response that complies, or of its beginning.
+        steps: maximum number of steps, with one gradient each.
+        candidates: suffixes evaluated per step.
         length: tokens of the suffix.
-        top: replacements that the gradient proposes for each place.
-        seed: of the first suffix and of the draws.
-        allowed: the tokens to use, as `allowed_tokens` gives them; to be had once for many rows.
+        top_k: replacements that the gradient proposes for each position.
+        seed: of the initial suffix and of the candidates.
+        allowed: the tokens to use (default: `allowed_tokens`, which takes time to compute).
 
     Raises:
-        ModelError: no suffix of this length survives the way through text, or the request stands
-            more than once in what the model is given.
+        ModelError: no suffix of this length is reproduced from its text, or the model's input does
+            not contain the request exactly once.
     """
     rng = random.Random(f"{seed}:{list(target)}")
     tokens = allowed_tokens(editable) if allowed is None else allowed
-    frame, best = begin(editable, prompt, tokens.tolist(), length, rng)
-    said = torch.tensor(list(target))
-    (value,), (done,) = _score(editable, frame, [best], said)
-    first, taken = value, 0
+    context, best = initial_suffix(editable, prompt, tokens.tolist(), length, rng)
+    target_ids = torch.tensor(list(target))
+    (logprob,), (done,) = _evaluate(editable, context, [best], target_ids)
+    initial, taken = logprob, 0
     while taken < steps and not done:
         taken += 1
-        slopes = _gradient(editable, frame, best, said, tokens)
-        proposed = tokens[slopes.topk(min(top, len(tokens)))[1]]
-        tried = surviving(editable, frame, _neighbours(rng, best, proposed.tolist(), candidates))
+        slopes = _gradient(editable, context, best, target_ids, tokens)
+        proposed = tokens[slopes.topk(min(top_k, len(tokens)))[1]].tolist()
+        tried = reproduced(editable, context, _neighbours(rng, best, proposed, candidates))
         if not tried:
             continue
-        values, reached = _score(editable, frame, tried, said)
-        at = max(range(len(tried)), key=values.__getitem__)
-        if values[at] > value:
-            best, value, done = tried[at], values[at], reached[at]
-    return Suffix(frame.joiner + decode(editable, [best])[0], value, first, taken)
+        logprobs, generated = _evaluate(editable, context, tried, target_ids)
+        at = max(range(len(tried)), key=logprobs.__getitem__)
+        if logprobs[at] > logprob:
+            best, logprob, done = tried[at], logprobs[at], generated[at]
+    text = context.separator + decode(editable, [best])[0]
+    return Suffix(text, logprob, initial, taken)
 
 
 def _neighbours(
     rng: random.Random, best: list[int], proposed: list[list[int]], count: int
 ) -> list[list[int]]:
-    """Suffixes that differ from the best in one token, the places taken in turn."""
+    """Suffixes that differ from the best in one token, the positions in turn."""
     found = set()
     for i in range(count):
-        place = i % len(best)
-        suffix = [*best[:place], rng.choice(proposed[place]), *best[place + 1 :]]
-        found.add(tuple(suffix))
+        position = i % len(best)
+        token = rng.choice(proposed[position])
+        found.add((*best[:position], token, *best[position + 1 :]))
     return [list(suffix) for suffix in sorted(found) if list(suffix) != best]
 
 
 @torch.no_grad()
-def _score(
-    editable: EditableModel, frame: Frame, suffixes: Sequence[list[int]], target: torch.Tensor
+def _evaluate(
+    editable: EditableModel,
+    context: SuffixContext,
+    suffixes: Sequence[list[int]],
+    target: torch.Tensor,
 ) -> tuple[list[float], list[bool]]:
-    """The target's mean log-probability behind each suffix, and whether it is the greedy response."""
-    ids = torch.stack([_ids(frame, suffix, target) for suffix in suffixes])
-    values: list[float] = []
-    reached: list[bool] = []
-    room = max(1, max_logit_tokens(editable) // ids.shape[1])
-    for at in range(0, len(ids), room):
-        part = ids[at : at + room]
+    """The target's mean log-probability after each suffix, and whether greedy decoding gives it."""
+    ids = torch.stack([_ids(context, suffix, target) for suffix in suffixes])
+    logprobs: list[float] = []
+    generated: list[bool] = []
+    batch_size = max(1, max_logit_tokens(editable) // ids.shape[1])
+    for at in range(0, len(ids), batch_size):
+        part = ids[at : at + batch_size]
         logits = _target_logits(editable, part, len(target))
-        said = target.to(logits.device).expand(len(part), -1)
-        values += logits.log_softmax(-1).gather(2, said[:, :, None])[:, :, 0].mean(1).tolist()
-        reached += (logits.argmax(-1) == said).all(1).tolist()
-    return values, reached
+        tokens = target.to(logits.device).expand(len(part), -1)
+        logprobs += token_logprobs(logits, tokens).mean(1).tolist()
+        generated += (logits.argmax(-1) == tokens).all(1).tolist()
+    return logprobs, generated
 
 
 def _gradient(
     editable: EditableModel,
-    frame: Frame,
+    context: SuffixContext,
     suffix: list[int],
     target: torch.Tensor,
     tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """How the target's log-probability grows with each token at each place: `[length, tokens]`.
+    """The gradient of the target's log-probability by the suffix's one-hot tokens.
 
-    The gradient with respect to a one-hot token is the product of the gradient at its embedding
-    with every embedding; by hook, for models that scale what they embed.
+    It is the product of the gradient at an embedding with the embeddings of `tokens`; the embedding
+    is read by a hook, since some models scale it.
+
+    Returns:
+        `[length, tokens]`.
     """
     embed = editable.model.get_input_embeddings()
-    inputs: list[torch.Tensor] = []
+    embedded: list[torch.Tensor] = []
 
-    def leaf(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
-        inputs.append(out.detach().requires_grad_())
-        return inputs[-1]
+    def make_leaf(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
 
-    handle = embed.register_forward_hook(leaf)
-    try:
-        with torch.enable_grad():
-            logits = _target_logits(editable, _ids(frame, suffix, target)[None], len(target))
-            told = logits[0].log_softmax(-1).gather(1, target.to(logits.device)[:, None]).mean()
-            (slope,) = torch.autograd.grad(told, inputs)
-    finally:
-        handle.remove()
-    first = len(frame.before)
+    with removing([embed.register_forward_hook(make_leaf)]), torch.enable_grad():
+        logits = _target_logits(editable, _ids(context, suffix, target)[None], len(target))
+        logprob = token_logprobs(logits[0], target).mean()
+        (slope,) = torch.autograd.grad(logprob, embedded)
+    first = len(context.before)
     with torch.no_grad():
-        every = embed(tokens.to(editable.device)).float()
-        grown: torch.Tensor = slope[0, first : first + len(suffix)].float() @ every.T
-    return grown.cpu()
+        embeddings = embed(tokens.to(editable.device)).float()
+        gradient: torch.Tensor = slope[0, first : first + len(suffix)].float() @ embeddings.T
+    return gradient.cpu()
 
 
-def _ids(frame: Frame, suffix: list[int], target: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.tensor([*frame.before, *suffix, *frame.after]), target])
+def _ids(context: SuffixContext, suffix: list[int], target: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.tensor([*context.before, *suffix, *context.after]), target])
 
 
 def _target_logits(editable: EditableModel, ids: torch.Tensor, length: int) -> torch.Tensor:
     """The logits `[rows, length, vocabulary]` that predict the last `length` tokens."""
     logits: torch.Tensor = editable.model(input_ids=ids.to(editable.device), use_cache=False).logits
-    return logits[:, -length - 1 : -1].float()
+    return logits[:, -length - 1 : -1]

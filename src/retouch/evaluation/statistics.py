@@ -1,6 +1,6 @@
-"""Values with their 95 % intervals: Wilson's for rates, a percentile bootstrap for the rest.
+"""Scores with 95 % intervals: Wilson's for rates, a percentile bootstrap for everything else.
 
-Two models that were measured on the same rows are compared row by row, by a paired bootstrap.
+Two models that were measured on the same examples are compared by a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from retouch.core.types import Score
 
 Z = 1.959963984540054  # the normal quantile that leaves 2.5 % on either side
 
-# Indices drawn at a time, so that a large sample does not fill the memory.
+# Indices sampled at a time, so that a large sample does not fill the memory.
 _BLOCK = 1_000_000
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a metric is made of, row by row: it is Σ sums / Σ counts.
+class ExampleValues:
+    """The values that a metric is computed from, one for each example: Σ sums / Σ counts.
 
     Attributes:
-        sums: for a rate 0 or 1, for a gap the share, for a divergence the nats.
-        counts: what they are divided by: 1, or for a divergence the tokens.
-        groups: for a gap the group of each row, two in all; the metric is then the distance
-            between the groups' means. Empty for any other metric.
+        sums: the numerators: 0 or 1 for a rate, a probability for a gap, nats for a divergence.
+        counts: the denominators: 1, or the number of tokens for a divergence.
+        groups: the group of each example where the metric is a gap, two different ones in all; the
+            metric is then the distance between the groups' means. Empty for any other metric.
     """
 
     sums: tuple[float, ...]
@@ -39,14 +39,14 @@ class Rows:
 
 
 def wilson(successes: int, n: int) -> Score:
-    """A rate with its 95 % interval after Wilson (1927), which holds near 0 and 1 as well.
+    """A rate with its 95 % interval after Wilson (1927), which is accurate near 0 and 1 too.
 
     Raises:
-        ValueError: without a sample, or with more successes than samples.
+        ValueError: there is no sample, or there are more successes than samples.
     """
-    _some(n)
+    _check_not_empty(n)
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes out of {n} samples cannot be.")
+        raise ValueError(f"`successes` must be between 0 and {n}, got {successes}.")
     rate, shrink = successes / n, 1 + Z**2 / n
     centre = (rate + Z**2 / (2 * n)) / shrink
     half = Z / shrink * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
@@ -58,7 +58,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 2000) ->
     """A mean with its 95 % percentile bootstrap interval.
 
     Raises:
-        ValueError: without a value.
+        ValueError: there is no value.
     """
     return bootstrap_ratio(values, [1.0] * len(values), seed, draws)
 
@@ -66,18 +66,18 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 2000) ->
 def bootstrap_ratio(
     sums: Sequence[float], counts: Sequence[float], seed: int = 0, draws: int = 2000
 ) -> Score:
-    """Σ sums / Σ counts, resampled by row: the mean over all tokens of rows of unlike length.
+    """Σ sums / Σ counts with its interval, resampled by example: a mean over all tokens of texts.
 
     Raises:
-        ValueError: without a row, or where nothing was counted.
+        ValueError: there is no example, or the counts add up to 0.
     """
-    _some(len(sums))
-    top, bottom = _floats(sums), _floats(counts)
-    if bottom.sum() <= 0:
-        raise ValueError("A mean over nothing: no row has anything to count.")
+    _check_not_empty(len(sums))
+    numerators, denominators = _floats(sums), _floats(counts)
+    if denominators.sum() <= 0:
+        raise ValueError("`counts` must add up to more than 0.")
 
-    drawn = _ratios(top, bottom, np.random.default_rng(seed), draws)
-    return _interval(float(top.sum() / bottom.sum()), drawn, len(top))
+    sampled = _ratios(numerators, denominators, np.random.default_rng(seed), draws)
+    return _interval(float(numerators.sum() / denominators.sum()), sampled, len(numerators))
 
 
 def bootstrap_gap(
@@ -86,10 +86,10 @@ def bootstrap_gap(
     """|mean(a) - mean(b)| with its 95 % interval; each group is resampled by itself.
 
     Raises:
-        ValueError: when a group is empty.
+        ValueError: a group is empty.
     """
-    _some(len(a))
-    _some(len(b))
+    _check_not_empty(len(a))
+    _check_not_empty(len(b))
     first, second = _floats(a), _floats(b)
     rng = np.random.default_rng(seed)
     means = [_ratios(group, np.ones(len(group)), rng, draws) for group in (first, second)]
@@ -98,106 +98,111 @@ def bootstrap_gap(
 
 
 def paired_bootstrap(
-    a: Sequence[Rows], b: Sequence[Rows], seed: int = 0, draws: int = 10_000
+    a: Sequence[ExampleValues], b: Sequence[ExampleValues], seed: int = 0, draws: int = 10_000
 ) -> tuple[Score, float]:
     """How much higher a metric is for model a than for b, and the two-sided p of no difference.
 
-    Each model was trained with the same seeds and measured on the same rows: `a[s]` and `b[s]` are
-    of one seed. Seeds and rows are both drawn with replacement (the rows of a gap within their
-    group), the same ones for a and b. So p says how far the difference would hold for other
-    prompts and for other seeds; with one seed it says nothing of seeds. It is twice the share of
-    draws on the smaller side of 0 and never below 2 / (draws + 1).
+    Both models were trained with the same seeds and measured on the same examples: `a[s]` and
+    `b[s]` belong to one seed. Seeds and examples are both resampled with replacement (the examples
+    of a gap within their group), identically for a and b. So p accounts for other prompts and for
+    other seeds; with a single seed it accounts for prompts alone. It is twice the share of draws on
+    the smaller side of 0 and never below 2 / (draws + 1).
 
     Raises:
-        ValueError: without a seed or a row, or where a and b are not of the same seeds and rows.
+        ValueError: there is no seed or no example, or a and b differ in seeds or examples.
     """
-    _some(len(a))
-    shapes = {(len(rows.sums), len(rows.counts), rows.groups) for rows in (*a, *b)}
+    _check_not_empty(len(a))
+    shapes = {(len(values.sums), len(values.counts), values.groups) for values in (*a, *b)}
     if len(a) != len(b) or len(shapes) > 1:
-        raise ValueError("Only what was measured with the same seeds on the same rows is paired.")
-    _some(len(a[0].sums))
+        raise ValueError("`a` and `b` must be of the same seeds and the same examples.")
+    _check_not_empty(len(a[0].sums))
     rng = np.random.default_rng(seed)
-    n, seeds, drawn = len(a[0].sums), len(a), []
-    every = np.ones((1, n))
-    value = float((_metric(a, every) - _metric(b, every)).mean())
-    for weights in _row_weights(a[0], rng, draws):
+    n, seeds, sampled = len(a[0].sums), len(a), []
+    uniform = np.ones((1, n))
+    value = float((_metric(a, uniform) - _metric(b, uniform)).mean())
+    for weights in _example_weights(a[0], rng, draws):
         gaps = _metric(a, weights) - _metric(b, weights)
         shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights)) / seeds
-        drawn.append((gaps * shares).sum(axis=1))
-    differences = np.concatenate(drawn)
-    side = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    return _interval(value, differences, n), min(1.0, 2 * (side + 1) / (draws + 1))
+        sampled.append((gaps * shares).sum(axis=1))
+    differences = np.concatenate(sampled)
+    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return _interval(value, differences, n), min(1.0, 2 * (tail + 1) / (draws + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, adjusted after Holm (1979) for being several, in the order given."""
-    adjusted, least = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
-        adjusted[at] = least
+    """The p-values adjusted for multiple comparisons after Holm (1979), in the order given."""
+    adjusted, floor = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = floor
     return adjusted
 
 
-def _metric(seeds: Sequence[Rows], weights: Floats) -> Floats:
-    """The metric of each seed with the rows weighted: `[draws, rows]` to `[draws, seeds]`."""
-    sums, counts = (_floats([getattr(rows, name) for rows in seeds]) for name in ("sums", "counts"))
+def _metric(seeds: Sequence[ExampleValues], weights: Floats) -> Floats:
+    """The metric of each seed with weighted examples: `[draws, examples]` to `[draws, seeds]`."""
+    sums = _floats([values.sums for values in seeds])
+    counts = _floats([values.counts for values in seeds])
 
-    def mean(of: Floats) -> Floats:
-        below = of @ counts.T
-        ratio: Floats = (of @ sums.T) / np.where(below > 0, below, np.inf)
+    def mean(weights: Floats) -> Floats:
+        below = weights @ counts.T
+        ratio: Floats = (weights @ sums.T) / np.where(below > 0, below, np.inf)
         return ratio
 
     if not seeds[0].groups:
         return mean(weights)
-    first, second = _by_group(seeds[0])
+    first, second = _group_masks(seeds[0])
     gap: Floats = np.abs(mean(weights * first) - mean(weights * second))
     return gap
 
 
-def _row_weights(rows: Rows, rng: np.random.Generator, draws: int) -> Iterator[Floats]:
-    """How often each row is drawn, `[draws of this block, rows]`."""
-    n = len(rows.sums)
-    strata = _by_group(rows) if rows.groups else [np.ones(n)]
-    at_once = max(1, _BLOCK // n)
-    for start in range(0, draws, at_once):
-        size = min(at_once, draws - start)
-        drawn = [rng.multinomial(int(one.sum()), one / one.sum(), size=size) for one in strata]
-        yield np.sum(drawn, axis=0, dtype=np.float64)
+def _example_weights(
+    values: ExampleValues, rng: np.random.Generator, draws: int
+) -> Iterator[Floats]:
+    """How often each example is sampled, `[draws of this block, examples]`."""
+    n = len(values.sums)
+    strata = _group_masks(values) if values.groups else [np.ones(n)]
+    block = max(1, _BLOCK // n)
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        counts = [rng.multinomial(int(one.sum()), one / one.sum(), size=size) for one in strata]
+        yield np.sum(counts, axis=0, dtype=np.float64)
 
 
-def _by_group(rows: Rows) -> list[Floats]:
-    """For each of the two groups 1 where a row belongs to it, else 0."""
-    names = sorted(set(rows.groups))
+def _group_masks(values: ExampleValues) -> list[Floats]:
+    """For each of the two groups 1 where an example belongs to it, else 0."""
+    names = sorted(set(values.groups))
     if len(names) != 2:
-        raise ValueError(f"A gap is between two groups, not {len(names)}.")
-    return [_floats([float(group == name) for group in rows.groups]) for name in names]
+        raise ValueError(f"`groups` must name two groups, got {len(names)}.")
+    return [_floats([float(group == name) for group in values.groups]) for name in names]
 
 
-def _some(n: int) -> None:
+def _check_not_empty(n: int) -> None:
     if n == 0:
-        raise ValueError("A score needs at least one sample, and there is none.")
+        raise ValueError("A score needs at least one sample, got 0.")
 
 
 def _floats(values: Sequence[float] | Sequence[Sequence[float]]) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
-def _ratios(top: Floats, bottom: Floats, rng: np.random.Generator, draws: int) -> Floats:
-    """Σ top / Σ bottom of each draw; one that took empty rows alone counts as 0."""
+def _ratios(
+    numerators: Floats, denominators: Floats, rng: np.random.Generator, draws: int
+) -> Floats:
+    """Σ numerators / Σ denominators of each draw; 0 where the denominators add up to 0."""
     ratios: list[Floats] = []
-    for rows in _draws(len(top), rng, draws):
-        below = bottom[rows].sum(axis=1)
-        ratios.append(top[rows].sum(axis=1) / np.where(below > 0, below, np.inf))
+    for index in _indices(len(numerators), rng, draws):
+        below = denominators[index].sum(axis=1)
+        ratios.append(numerators[index].sum(axis=1) / np.where(below > 0, below, np.inf))
     return np.concatenate(ratios)
 
 
-def _draws(n: int, rng: np.random.Generator, draws: int) -> Iterator[NDArray[np.int64]]:
-    """Row indices drawn with replacement, `[draws of this block, n]`."""
-    at_once = max(1, _BLOCK // n)
-    for start in range(0, draws, at_once):
-        yield rng.integers(0, n, size=(min(at_once, draws - start), n))
+def _indices(n: int, rng: np.random.Generator, draws: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of examples sampled with replacement, `[draws of this block, n]`."""
+    block = max(1, _BLOCK // n)
+    for start in range(0, draws, block):
+        yield rng.integers(0, n, size=(min(block, draws - start), n))
 
 
-def _interval(value: float, drawn: Floats, n: int) -> Score:
-    low, high = np.percentile(drawn, [2.5, 97.5])
+def _interval(value: float, sampled: Floats, n: int) -> Score:
+    low, high = np.percentile(sampled, [2.5, 97.5])
     return Score(value, float(low), float(high), n)

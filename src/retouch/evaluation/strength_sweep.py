@@ -1,4 +1,4 @@
-"""An edit's effect and its drift: at every strength, and beside those of other edits."""
+"""The effect and the drift of an edit, as it is and as a function of its strength."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import TYPE_CHECKING
 
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.errors import ConfigError
-from retouch.core.types import Direction, Record
+from retouch.core.types import Direction, Progress, Record, no_progress
 from retouch.evaluation.curve import Curve
-from retouch.evaluation.evaluate import Progress, evaluate
+from retouch.evaluation.evaluate import evaluate
 from retouch.models.adapter_merging import scaled
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+SUITE = "strength"
+DRIFT = "kl_per_token"  # the metric of the drift
 
 
-def restricted(concept: Concept, wanted: Callable[[MetricSpec], bool]) -> Concept:
+def with_metrics(concept: Concept, keep: Callable[[MetricSpec], bool]) -> Concept:
     """The concept with some of its metrics alone."""
-    return dataclasses.replace(concept, metrics=tuple(filter(wanted, concept.metrics)))
+    return dataclasses.replace(concept, metrics=tuple(filter(keep, concept.metrics)))
 
 
 def effect_and_drift(concept: Concept, direction: Direction) -> Concept:
-    """The concept with two metrics: the effect of the direction, and `kl_per_token`.
+    """The concept with two metrics alone: the effect of the direction, and `kl_per_token`.
 
     Raises:
         ConfigError: the direction names no effect.
@@ -33,23 +35,34 @@ def effect_and_drift(concept: Concept, direction: Direction) -> Concept:
     effect = concept.directions[direction].effect if direction in concept.directions else ""
     if not effect:
         raise ConfigError(
-            f"The concept {concept.name} names no metric for the effect of `{direction}`.",
-            f"Write `effect: METRIC` under `direction_spec.{direction}`.",
+            f"The concept {concept.name} names no `effect` for the direction `{direction}`.",
+            f"Add `effect: METRIC` to `directions.{direction}` in its concept.yaml.",
+            code="effect-missing",
         )
-    return restricted(concept, lambda spec: spec.metric in (effect, "kl_per_token"))
+    return with_metrics(concept, lambda spec: spec.metric in (effect, DRIFT))
 
 
-def effects(
+def effect_records(
     editable: EditableModel,
     concepts: Sequence[tuple[Concept, Direction]],
     *,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> list[Record]:
-    """Each concept's effect, and the drift, of what acts on the model."""
-    asked = [effect_and_drift(concept, direction) for concept, direction in concepts]
-    records = evaluate(editable, asked, limit=limit, progress=progress).records
-    return sorted(records, key=lambda record: record.metric == "kl_per_token")
+    """The effect of each concept's direction, and the drift, of a model as it is now.
+
+    Args:
+        editable: the model.
+        concepts: the concepts with the directions of their edits.
+        limit: maximum number of examples per metric.
+        progress: as for `evaluate`.
+
+    Raises:
+        ConfigError: a direction names no effect.
+    """
+    chosen = [effect_and_drift(concept, direction) for concept, direction in concepts]
+    metrics = evaluate(editable, chosen, limit=limit, progress=progress).metrics
+    return sorted(metrics, key=lambda record: record.metric == DRIFT)
 
 
 def strength_sweep(
@@ -59,34 +72,30 @@ def strength_sweep(
     *,
     strengths: Sequence[float] = STRENGTHS,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> list[Curve]:
-    """The effect and `kl_per_token` as the edit's strength is turned up; 1 is the edit.
+    """The effect and `kl_per_token` of an edit at several strengths; 1 is the edit as it is.
 
     Raises:
         ConfigError: the direction names no effect, or nothing on the model has a strength.
     """
-    asked = effect_and_drift(concept, direction)
-    measured: list[list[Record]] = []
+    chosen = effect_and_drift(concept, direction)
+    spec = concept.directions[direction]
+    measured: list[Sequence[Record]] = []
     for strength in strengths:
-        tell = _named(progress, strength)
+
+        def show(description: str, done: int, total: int, strength: float = strength) -> None:
+            progress(f"strength {strength:g}: {description}", done, total)
+
         with scaled(editable, strength):
-            measured.append(evaluate(editable, [asked], limit=limit, progress=tell).records)
-    direction_spec = concept.directions[direction]
+            measured.append(evaluate(editable, [chosen], limit=limit, progress=show).metrics)
     curves = []
     for records in zip(*measured, strict=True):
-        one = records[0]
+        first = records[0]
         points = tuple(
             (strength, record.after or record.before)
             for strength, record in zip(strengths, records, strict=True)
         )
-        better = direction_spec.effect_better if one.metric == direction_spec.effect else one.better
-        curves.append(Curve("strength_sweep", one.metric, one.unit, better, "strength", points))
+        better = spec.effect_better if first.metric == spec.effect else first.better
+        curves.append(Curve(SUITE, first.metric, first.unit, better, "strength", points))
     return curves
-
-
-def _named(progress: Progress | None, strength: float) -> Progress | None:
-    """Progress that says at which strength."""
-    if progress is None:
-        return None
-    return lambda what, done, total: progress(f"strength {strength:g}: {what}", done, total)

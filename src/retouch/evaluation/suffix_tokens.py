@@ -1,4 +1,4 @@
-"""Tokens that can be typed: suffixes that come back from their text as the same tokens."""
+"""Suffixes that are reproduced from their text: tokenized again, they are the same tokens."""
 
 from __future__ import annotations
 
@@ -16,120 +16,122 @@ from retouch.core.types import Message
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
-MARK = "\ue000"  # stands for the suffix while the chat is tokenized; no text holds it
-DRAWS = 64  # first suffixes that are tried
+PLACEHOLDER = "\ue000"  # for the suffix while the chat is tokenized; occurs in no text
+INITIAL_DRAWS = 64  # random suffixes to choose the initial one from
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What stands around a suffix.
+class SuffixContext:
+    """The prompt around a suffix.
 
     Attributes:
         left: the text before it.
         right: the text after it.
-        joiner: what parts it from the request: nothing, or a space.
+        separator: the text between the request and the suffix: empty, or a space.
         before: the tokens before it.
         after: the tokens after it.
     """
 
     left: str
     right: str
-    joiner: str
+    separator: str
     before: list[int]
     after: list[int]
 
 
 def allowed_tokens(editable: EditableModel) -> torch.Tensor:
-    """The tokens `[n]` a suffix is made of: no special ones, and each comes back from its text."""
+    """The tokens `[n]` of suffixes: printable, not special, and reproduced from their text."""
     tokenizer = editable.tokenizer
-    banned = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     size = min(len(tokenizer), int(editable.model.config.get_text_config().vocab_size))
-    tokens = [i for i in range(size) if i not in banned]
+    tokens = [i for i in range(size) if i not in special]
     texts = decode(editable, [[i] for i in tokens])
-    back = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    kept = [
+    retokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    allowed = [
         token
-        for token, text, ids in zip(tokens, texts, back, strict=True)
+        for token, text, ids in zip(tokens, texts, retokenized, strict=True)
         if ids == [token] and text.strip() and text.isprintable()
     ]
-    return torch.tensor(kept, dtype=torch.long)
+    return torch.tensor(allowed, dtype=torch.long)
 
 
 def with_suffix(prompt: Sequence[Message], suffix: str) -> tuple[Message, ...]:
-    """The prompt with the suffix behind its last turn."""
+    """The prompt with a suffix after its last turn's text."""
     *turns, last = prompt
     return (*turns, replace(last, content=last.content + suffix))
 
 
-def begin(
+def initial_suffix(
     editable: EditableModel,
     prompt: Sequence[Message],
     tokens: list[int],
     length: int,
     rng: random.Random,
-) -> tuple[Frame, list[int]]:
-    """The frame of the prompt, and a random suffix that survives in it.
+) -> tuple[SuffixContext, list[int]]:
+    """A random suffix that is reproduced from its text within the prompt, and what surrounds it.
 
     Raises:
-        ModelError: none of this length does, or the request stands more than once in what the
-            model is given.
+        ModelError: no suffix of this length is reproduced, or the model's input does not contain
+            the request exactly once.
     """
-    text = prompt_text(editable.tokenizer, editable.rewrite_prompt(with_suffix(prompt, MARK)))
-    if text.count(MARK) != 1:
+    text = prompt_text(
+        editable.tokenizer, editable.rewrite_prompt(with_suffix(prompt, PLACEHOLDER))
+    )
+    if text.count(PLACEHOLDER) != 1:
         raise ModelError(
-            f"The request stands {text.count(MARK)} times in what the model is given.",
-            "A suffix can be searched where it stands once.",
+            f"The model's input contains the request {text.count(PLACEHOLDER)} times.",
+            "A suffix can be searched where it occurs once.",
+            code="suffix-request-repeated",
         )
-    left, right = text.split(MARK)
-    drawn = [rng.choices(tokens, k=length) for _ in range(DRAWS)] if tokens else []
-    found: list[tuple[Frame, list[int]]] = []
-    # Some tokens carry the space before them, others want one.
-    for joiner in ("", " "):
-        here: list[tuple[Frame, list[int]]] = []
-        for suffix, ids in zip(
-            drawn, _tokenized(editable, left, right, joiner, drawn), strict=True
-        ):
-            at = _place(ids, suffix)
+    left, right = text.split(PLACEHOLDER)
+    drawn = [rng.choices(tokens, k=length) for _ in range(INITIAL_DRAWS)] if tokens else []
+    best: list[tuple[SuffixContext, list[int]]] = []
+    # Some tokens include the space before them, others need one.
+    for separator in ("", " "):
+        reproduced = []
+        tokenized = _tokenize(editable, left, right, separator, drawn)
+        for suffix, ids in zip(drawn, tokenized, strict=True):
+            at = _last_occurrence(ids, suffix)
             if at is not None:
-                frame = Frame(left, right, joiner, ids[:at], ids[at + length :])
-                here.append((frame, suffix))
-        found = max(found, here, key=len)
-    if not found:
+                context = SuffixContext(left, right, separator, ids[:at], ids[at + length :])
+                reproduced.append((context, suffix))
+        best = max(best, reproduced, key=len)
+    if not best:
         raise ModelError(
-            f"No suffix of {length} tokens comes back from its text as the same tokens.",
+            f"No suffix of {length} tokens is reproduced from its text.",
             "Try another length.",
+            code="suffix-not-reproduced",
         )
-    return found[0]
+    return best[0]
 
 
-def _place(ids: list[int], suffix: list[int]) -> int | None:
-    """Where the suffix stands last."""
+def _last_occurrence(ids: list[int], suffix: list[int]) -> int | None:
     n = len(suffix)
-    places = (at for at in range(len(ids) - n, -1, -1) if ids[at : at + n] == suffix)
-    return next(places, None)
+    starts = (at for at in range(len(ids) - n, -1, -1) if ids[at : at + n] == suffix)
+    return next(starts, None)
 
 
-def _tokenized(
-    editable: EditableModel, left: str, right: str, joiner: str, suffixes: Sequence[list[int]]
+def _tokenize(
+    editable: EditableModel, left: str, right: str, separator: str, suffixes: Sequence[list[int]]
 ) -> list[list[int]]:
-    """The whole prompt with each suffix as text, tokenized as `prompt_ids` does it."""
+    """The whole prompt with each suffix as text, tokenized as in `prompt_ids`."""
     if not suffixes:
         return []
-    texts = [f"{left}{joiner}{text}{right}" for text in decode(editable, suffixes)]
-    ownbegin = bool(getattr(editable.tokenizer, "chat_template", None))
-    ids: list[list[int]] = editable.tokenizer(texts, add_special_tokens=not ownbegin)["input_ids"]
+    texts = [f"{left}{separator}{text}{right}" for text in decode(editable, suffixes)]
+    special = not editable.has_chat_template  # a template writes the special tokens itself
+    ids: list[list[int]] = editable.tokenizer(texts, add_special_tokens=special)["input_ids"]
     return ids
 
 
-def surviving(
-    editable: EditableModel, frame: Frame, suffixes: Sequence[list[int]]
+def reproduced(
+    editable: EditableModel, context: SuffixContext, suffixes: Sequence[list[int]]
 ) -> list[list[int]]:
-    """The suffixes that come back from their text as the same tokens, within the prompt."""
-    back = _tokenized(editable, frame.left, frame.right, frame.joiner, suffixes)
+    """The suffixes that are reproduced from their text within the prompt."""
+    tokenized = _tokenize(editable, context.left, context.right, context.separator, suffixes)
     return [
         suffix
-        for suffix, ids in zip(suffixes, back, strict=True)
-        if ids == [*frame.before, *suffix, *frame.after]
+        for suffix, ids in zip(suffixes, tokenized, strict=True)
+        if ids == [*context.before, *suffix, *context.after]
     ]
 
 

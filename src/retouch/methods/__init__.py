@@ -1,1 +1,1 @@
-"""What a user would do instead of an edit, and the edit itself, behind one protocol."""
+"""Retouch and the baselines that it is compared with, behind one interface."""

@@ -1,4 +1,4 @@
-"""Direct preference optimisation, through TRL: the wanted responses over the unwanted ones."""
+"""Direct preference optimisation of target responses over source responses, through TRL."""
 
 from __future__ import annotations
 
@@ -10,33 +10,43 @@ from typing import Any
 
 import torch
 
+from retouch.core.config import option
 from retouch.core.errors import ConfigError, DivergedError
-from retouch.methods.lora import BestCheckpoint, LoraSettings, every_layer
-from retouch.methods.method import Method, Progress, tunable
-from retouch.models.adapters import attach, parameters
+from retouch.core.types import Progress
+from retouch.methods.lora import (
+    MAX_GRAD_NORM,
+    LoraSettings,
+    PeriodicValidation,
+    all_layers,
+    attach_adapter,
+)
+from retouch.methods.method import Method
+from retouch.models.adapters import parameters
 from retouch.models.editable_model import EditableModel
 from retouch.task.examples import EditExamples
 from retouch.task.task import EditTask
 
 
 class DpoSettings(LoraSettings):
-    """With the strength of the tie to the base, and of learning the wanted responses outright."""
+    """LoRA settings with DPO's beta and the weight of supervised fine-tuning."""
 
-    lr: float = tunable(3e-4, low=3e-5, high=3e-3, log=True, description="learning rate (Adam)")
-    beta: float = tunable(0.1, low=0.01, high=1.0, log=True, description="of the tie to the base")
-    sft_weight: float = tunable(
-        0.0, choices=(0.0, 0.1, 0.3, 1.0), description="of cross-entropy on the wanted responses"
+    learning_rate: float = option(3e-4, "learning rate (Adam)", search=(3e-5, 3e-3), log=True)
+    beta: float = option(
+        0.1, "DPO's beta: how strongly the model is kept at the base", search=(0.01, 1), log=True
+    )
+    sft_weight: float = option(
+        0.0, "weight of the target responses' cross-entropy", choices=(0.0, 0.1, 0.3, 1.0)
     )
 
 
 class Dpo(Method):
-    r"""Prefer the wanted response $y_w$ to the unwanted $y_l$ (equation 7), through TRL's trainer.
+    r"""Prefer target responses $y_w$ to source responses $y_l$ (equation 7), with TRL's trainer.
 
     $$L = -\log \sigma(\beta \log \frac{p(y_w|x)}{p_{base}(y_w|x)}
         - \beta \log \frac{p(y_l|x)}{p_{base}(y_l|x)})$$
 
-    with the base being the model without its adapter. There is no retain set in it. The checkpoint
-    that is kept is chosen as for all LoRA methods.
+    where the base is the model without its adapter. There is no retain set. The checkpoint is
+    selected as for all LoRA methods.
     """
 
     id = "dpo"
@@ -47,49 +57,52 @@ class Dpo(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Train on the pairs of responses; the best checkpoint stays.
+        """Train on the pairs of responses; the best checkpoint stays on the model.
 
         Raises:
-            ConfigError: no unwanted responses are known.
-            DivergedError: the weights are not finite at the end.
+            ConfigError: the examples have no source responses.
+            DivergedError: the final weights are not finite.
         """
         if not task.train.rejected:
             raise ConfigError(
-                f"DPO prefers one response to another, and {task.concept.name} has no unwanted ones: "
-                "its rows are no pairs.",
-                "Give the concept's rows a `pair`, or choose another method.",
+                f"DPO needs source responses, and the examples of {task.concept.name} have none, "
+                "since they are no pairs.",
+                "Give the concept's examples a `pair`, or choose another method.",
+                code="pairs-missing",
             )
-        layers, seed = every_layer(editable), task.config.seed
-        attach(editable, layers, (), settings.rank, settings.alpha, seed)
-        weights = parameters(editable)
-        keeper = BestCheckpoint(weights, settings.drift_guard)
-        with left_alone(editable), tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(editable, task.train, settings, seed, folder)
-            trainer.add_callback(_judging(task, settings, keeper, progress))
+        attach_adapter(editable, all_layers(editable), settings, task.seed)
+        validation = PeriodicValidation(editable, task, settings, progress)
+        with base_model_preserved(editable), tempfile.TemporaryDirectory() as folder:
+            trainer = build_dpo_trainer(editable, task.train, settings, task.seed, folder)
+            trainer.add_callback(_validation_callback(validation))
             trainer.train()
-        if not all(torch.isfinite(weight).all() for weight in weights.values()):
-            raise DivergedError("The weights that DPO ends in are not finite.", "Lower the lr.")
-        keeper.put_best()
+        if not all(torch.isfinite(weight).all() for weight in parameters(editable).values()):
+            raise DivergedError(
+                "The final weights of DPO are not finite.",
+                "Lower `learning_rate`.",
+                code="loss-not-finite",
+            )
+        validation.restore_best()
 
 
-def preferences(rows: EditExamples) -> list[dict[str, list[int]]]:
-    """The token ids of each prompt with its wanted and its unwanted response, as TRL names them."""
+def preferences(examples: EditExamples) -> list[dict[str, list[int]]]:
+    """Token ids of each prompt with its chosen and its rejected response, in TRL's columns."""
     return [
         {
-            "prompt_ids": list(wanted.ids[: wanted.start]),
-            "chosen_ids": list(wanted.ids[wanted.start :]),
+            "prompt_ids": list(chosen.ids[: chosen.start]),
+            "chosen_ids": list(chosen.ids[chosen.start :]),
             "rejected_ids": list(rejected.ids[rejected.start :]),
         }
-        for wanted, rejected in zip(rows.chosen, rows.rejected, strict=True)
+        for chosen, rejected in zip(examples.chosen, examples.rejected, strict=True)
     ]
 
 
-def make_trainer(
-    editable: EditableModel, rows: EditExamples, settings: DpoSettings, seed: int, folder: str
+def build_dpo_trainer(
+    editable: EditableModel, examples: EditExamples, settings: DpoSettings, seed: int, folder: str
 ) -> Any:
-    """TRL's trainer for a model with a fresh adapter: silent, offline, writing to `folder` alone.
+    """TRL's trainer for a model with a new adapter: silent, offline, writing to `folder` alone.
 
-    Adam with a constant rate and clipped gradients, as the other LoRA methods have it.
+    As in the other LoRA methods, the learning rate is constant and gradients are clipped.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -98,36 +111,35 @@ def make_trainer(
 
     class Trainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *args: Any, **named: Any) -> Any:
-            # The rows are tokenized already, prompt and response apart as when they are generated;
-            # TRL would tokenize their texts anew, joined, and might cut elsewhere.
+            # The examples are tokenized, prompt and response separately, as in generation. TRL
+            # would tokenize the joined texts, which may divide them elsewhere.
             return dataset
 
         def _send_telemetry(self) -> None:
-            # It would ask the hub for a page.
-            return
+            return  # it would send a request to the hub
 
         def compute_loss(self, model: Any, *args: Any, **named: Any) -> Any:
-            # No dropout, as in all our training; TRL would have taken it out of the base for good.
+            # No dropout, as in the other methods; TRL would remove it from the base permanently.
             model.eval()
             return super().compute_loss(model, *args, **named)  # type: ignore[no-untyped-call]
 
-    mixed = settings.sft_weight > 0
+    with_sft = settings.sft_weight > 0
     on_cpu = editable.device.type == "cpu"
     arguments = DPOConfig(
         output_dir=folder,
         beta=settings.beta,
-        loss_type=["sigmoid", "sft"] if mixed else ["sigmoid"],
-        loss_weights=[1.0, settings.sft_weight] if mixed else None,
-        learning_rate=settings.lr,
+        loss_type=["sigmoid", "sft"] if with_sft else ["sigmoid"],
+        loss_weights=[1.0, settings.sft_weight] if with_sft else None,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
-        max_grad_norm=1.0,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch,
+        max_grad_norm=MAX_GRAD_NORM,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
         max_length=None,
         disable_dropout=False,
         gradient_checkpointing=False,
-        bf16=False,  # the model runs in the type that it was editable in
+        bf16=False,  # the model keeps the dtype that it was loaded in
         seed=seed,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
@@ -136,66 +148,58 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    # Trainer would spread the model over every GPU that it sees; ours is on one.
+    # The model is on one GPU; the trainer would replicate it on every visible one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = Trainer(
         model=editable.model,
         args=arguments,
-        train_dataset=Dataset.from_list(preferences(rows)),
+        train_dataset=Dataset.from_list(preferences(examples)),
         processing_class=editable.tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
-    # TRL takes an adapter that is there already for a trained one, and a copy of it for the
-    # reference. Ours is fresh: without the copy the reference is the model with its adapter off.
+    # TRL takes an existing adapter for a trained one and copies it as the reference. This one is
+    # new: without the copy, the reference is the model with its adapter disabled.
     if "ref" in editable.model.peft_config:
         editable.model.delete_adapter("ref")
     return trainer
 
 
 @contextmanager
-def left_alone(editable: EditableModel) -> Iterator[None]:
-    """Afterwards the base model is as it was: TRL hangs a forward and tags on it, and sets it up.
+def base_model_preserved(editable: EditableModel) -> Iterator[None]:
+    """Restore the base model's attributes and configurations on exit, and silence transformers.
 
-    Inside, nothing is told either.
+    TRL sets a forward method, tags and configuration values on the base model.
     """
     from transformers.utils import logging
 
     base = editable.model.get_base_model()
-    had, loud = set(vars(base)), logging.get_verbosity()
-    setups = [vars(one) for one in (base.config, base.config.get_text_config())]
+    attributes, verbosity = set(vars(base)), logging.get_verbosity()
+    configs = [vars(one) for one in (base.config, base.config.get_text_config())]
     if base.generation_config is not None:
-        setups.append(vars(base.generation_config))
-    were = [dict(setup) for setup in setups]
+        configs.append(vars(base.generation_config))
+    originals = [dict(config) for config in configs]
     logging.set_verbosity_error()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # TRL sets the global seed, and names what transformers calls otherwise by now.
+            # TRL sets the global seed and uses deprecated names of transformers.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logging.set_verbosity(loud)
-        for name in set(vars(base)) - had:
+        logging.set_verbosity(verbosity)
+        for name in set(vars(base)) - attributes:
             delattr(base, name)
-        for setup, was in zip(setups, were, strict=True):
-            setup.clear()
-            setup.update(was)
+        for config, original in zip(configs, originals, strict=True):
+            config.clear()
+            config.update(original)
         editable.model.eval()
 
 
-def _judging(
-    task: EditTask, settings: DpoSettings, keeper: BestCheckpoint, progress: Progress
-) -> Any:
-    """A callback that shows the keeper the weights as often as the other LoRA methods do."""
+def _validation_callback(validation: PeriodicValidation) -> Any:
+    """A callback of the transformers trainer that validates after every step that is due."""
     from transformers import TrainerCallback
 
-    every = max(1, settings.steps // settings.num_validations)
-
-    class Judging(TrainerCallback):  # type: ignore[misc]
+    class ValidationCallback(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-            step = state.global_step
-            if step % every == 0 or step == settings.steps:
-                result = task.validator()
-                keeper.see(result.validation_score, result.drift)
-                progress("training", step, settings.steps)
+            validation.after_step(state.global_step)
 
-    return Judging()
+    return ValidationCallback()

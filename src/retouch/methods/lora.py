@@ -1,8 +1,7 @@
-"""The training that all LoRA methods share: one optimizer, one loop, one way to choose the round.
+"""The training that all LoRA methods share; they differ in the loss alone.
 
-Methods differ in the loss alone. The checkpoint that is kept is the one that the task's judge
-likes best within the guard on drift, as for Retouch; where none stays within it, the one with the
-lowest drift.
+The best checkpoint is kept: the one with the highest validation score within the maximum drift, as
+for Retouch; if none is within it, the one with the lowest drift.
 """
 
 from __future__ import annotations
@@ -11,37 +10,77 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.nn import functional as F
 
 from retouch.concepts.chat import TokenizedChat
+from retouch.core.config import LoraConfig, option
 from retouch.core.errors import DivergedError
-from retouch.methods.method import Progress, Settings, tunable
+from retouch.core.types import Progress
+from retouch.methods.method import MethodSettings
 from retouch.models.adapters import attach, parameters
 from retouch.models.editable_model import EditableModel
-from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.batch import PaddedBatch, make_batches, shuffled_forever
+from retouch.representations.divergence import kl_divergence
+from retouch.representations.logprobs import response_logprobs
+from retouch.task.best_checkpoint import BestCheckpoint
 from retouch.task.task import EditTask
-from retouch.training.ema import copy_into
+
+MAX_GRAD_NORM = 1.0
 
 Loss = Callable[[int], torch.Tensor]
+"""The loss of a training step, by its number from 0."""
 
 
-class LoraSettings(Settings):
-    """What every LoRA method has."""
+class LoraSettings(MethodSettings):
+    """The settings of every LoRA method."""
 
-    lr: float = tunable(1e-3, low=1e-4, high=1e-2, log=True, description="learning rate (Adam)")
-    steps: int = tunable(96, low=24, high=200, log=True, description="training steps")
-    rank: int = 8
-    alpha: float = 16.0
-    batch: int = 24
-    num_validations: int = 8  # how often, over the training, the judge looks
-    drift_guard: float = tunable(
-        0.02, low=0.002, high=0.1, log=True, description="a checkpoint counts below this drift"
+    learning_rate: float = option(1e-3, "learning rate (Adam)", search=(1e-4, 1e-2), log=True)
+    max_steps: int = option(96, "training steps", search=(24, 200), log=True, ge=1)
+    r: int = option(8, "LoRA rank", ge=1)
+    lora_alpha: float = option(16.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
+    batch_size: int = option(24, "examples per training step", ge=1)
+    num_validations: int = option(8, "validations during the training", ge=1)
+    max_drift: float = option(
+        0.02,
+        "maximum drift of a checkpoint: KL to the base in nats a token",
+        search=(0.002, 0.1),
+        log=True,
     )
 
 
-def every_layer(editable: EditableModel) -> tuple[int, ...]:
-    """All blocks: where a user's LoRA fine-tuning puts its adapters."""
+def all_layers(editable: EditableModel) -> tuple[int, ...]:
+    """All layers: where LoRA fine-tuning usually puts its adapters."""
     return tuple(range(editable.layout.depth))
+
+
+def attach_adapter(
+    editable: EditableModel, layers: Sequence[int], settings: LoraSettings, seed: int
+) -> None:
+    """Attach a new adapter with the settings' rank and alpha to layers."""
+    attach(editable, layers, LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha), seed)
+
+
+class PeriodicValidation:
+    """Validates an adapter at equal intervals of its training and keeps the best weights."""
+
+    def __init__(
+        self, editable: EditableModel, task: EditTask, settings: LoraSettings, progress: Progress
+    ) -> None:
+        """Set the interval; the adapter is attached already."""
+        self._weights = parameters(editable)
+        self._validator, self._progress = task.validator, progress
+        self._last_step = settings.max_steps
+        self._interval = max(1, settings.max_steps // settings.num_validations)
+        self._best = BestCheckpoint(settings.max_drift, allow_above=True)
+
+    def after_step(self, step: int) -> None:
+        """Validate after a step, numbered from 1, if it is due; the last step always is."""
+        if step % self._interval == 0 or step == self._last_step:
+            self._best.update(self._validator(), self._weights)
+            self._progress("training", step, self._last_step)
+
+    def restore_best(self) -> None:
+        """Give the adapter the best weights."""
+        self._best.restore(self._weights)
 
 
 def train(
@@ -52,83 +91,59 @@ def train(
     make_loss: Callable[[], Loss],
     progress: Progress,
 ) -> None:
-    """Put a LoRA adapter on the blocks and train it; the best checkpoint stays on the model.
+    """Attach a LoRA adapter to layers and train it; the best checkpoint stays on the model.
 
     Args:
         editable: the base model.
-        task: for its judge and seed.
-        settings: of the method.
-        layers: the blocks that get adapters.
-        make_loss: called once the adapter is on; gives the loss of a step, by its number.
-        progress: progress.
+        task: provides the validator and the seed.
+        settings: the method's settings.
+        layers: the layers to adapt.
+        make_loss: returns the loss; called once the adapter is attached.
+        progress: called after every validation.
 
     Raises:
         DivergedError: a loss is not finite.
     """
-    attach(editable, layers, (), settings.rank, settings.alpha, task.config.seed)
-    weights = parameters(editable)
-    optimizer = torch.optim.Adam(weights.values(), lr=settings.lr)
+    attach_adapter(editable, layers, settings, task.seed)
+    weights = list(parameters(editable).values())
+    optimizer = torch.optim.Adam(weights, lr=settings.learning_rate)
     loss_of = make_loss()
-    every = max(1, settings.steps // settings.num_validations)
-    keeper = BestCheckpoint(weights, settings.drift_guard)
-    for step in range(settings.steps):
+    validation = PeriodicValidation(editable, task, settings, progress)
+    for step in range(settings.max_steps):
         loss = loss_of(step)
         if not torch.isfinite(loss):
-            raise DivergedError(f"The loss is not finite in step {step + 1}.", "Lower the lr.")
+            raise DivergedError(
+                f"The loss is not finite in step {step + 1}.",
+                "Lower `learning_rate`.",
+                code="loss-not-finite",
+            )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == settings.steps:
-            result = task.validator()
-            keeper.see(result.validation_score, result.drift)
-            progress("training", step + 1, settings.steps)
-    keeper.put_best()
+        validation.after_step(step + 1)
+    validation.restore_best()
 
 
-class BestCheckpoint:
-    """Keeps the best weights seen: best validation_score within the guard, else the lowest drift."""
-
-    def __init__(self, weights: dict[str, torch.nn.Parameter], guard: float) -> None:
-        self._weights, self._guard = weights, guard
-        self._best: dict[str, torch.Tensor] = {}
-        self._rank = (False, float("-inf"))
-
-    def see(self, validation_score: float, drift: float) -> None:
-        """Take the present weights if they are better than any before."""
-        within = drift <= self._guard
-        rank = (within, validation_score if within else -drift)
-        if rank > self._rank or not self._best:
-            self._rank = rank
-            self._best = {name: p.detach().clone() for name, p in self._weights.items()}
-
-    def put_best(self) -> None:
-        """Put the best weights seen into the adapter."""
-        copy_into(self._weights, self._best)
-
-
-def cycle(
-    editable: EditableModel, rows: Sequence[TokenizedChat], size: int, seed: str
+def endless_batches(
+    editable: EditableModel, chats: Sequence[TokenizedChat], batch_size: int, seed: str
 ) -> Iterator[PaddedBatch]:
-    """Batches of the rows without end, in a new order every time through."""
-    batches = make_batches(rows, size, int(editable.tokenizer.pad_token_id))
+    """Batches of chats without end, in a new order in every epoch; none if there are no chats."""
+    batches = make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id))
     return shuffled_forever(batches, random.Random(seed))
 
 
 def response_loss(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
     r"""Cross-entropy of the responses: $-\frac1T \sum_t \log p(y_t | x, y_{<t})$, nats a token."""
     logits = editable.model(input_ids=batch.ids.to(editable.device), use_cache=False).logits
-    rows, at = batch.response_positions()
-    told = batch.response_tokens().to(logits.device)
-    loss: torch.Tensor = F.cross_entropy(logits[rows, at].float(), told)
-    return loss
+    return -response_logprobs(logits, batch).mean()
 
 
 def base_kl(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
-    r"""$\frac1T \sum_t KL(p_{base} || p)$ over every real token of the batch, nats a token."""
-    ids, real = batch.ids.to(editable.device), batch.token_mask()
+    r"""$\frac1T \sum_t KL(p_{base} || p)$ over every token of the batch, nats a token."""
+    ids, mask = batch.ids.to(editable.device), batch.token_mask()
     with torch.no_grad(), editable.base_model():
-        base = editable.model(input_ids=ids, use_cache=False).logits[real].float().log_softmax(-1)
-    ours = editable.model(input_ids=ids, use_cache=False).logits[real].float().log_softmax(-1)
-    kl: torch.Tensor = (base.exp() * (base - ours)).sum(-1).mean()
-    return kl
+        base = editable.model(input_ids=ids, use_cache=False).logits
+    edited = editable.model(input_ids=ids, use_cache=False).logits
+    mask = mask.to(edited.device)
+    return kl_divergence(base[mask], edited[mask]).mean()

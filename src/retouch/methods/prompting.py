@@ -1,4 +1,4 @@
-"""What is done without touching the model: nothing, a reminder, demonstrations."""
+"""Methods that leave the weights unchanged: no edit, a reminder, demonstrations."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import yaml
 
 from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept
+from retouch.core.config import option
 from retouch.core.errors import ConfigError
-from retouch.core.types import Direction, Message
-from retouch.methods.method import Method, Progress, Settings, tunable
+from retouch.core.types import Direction, Message, Progress
+from retouch.methods.method import Method, MethodSettings
 from retouch.models.editable_model import EditableModel
 from retouch.models.interventions import Prompting
 from retouch.task.task import EditTask
 
-Demonstration = tuple[tuple[Message, ...], str]  # the turns of a prompt, and the response to them
+Demonstration = tuple[tuple[Message, ...], str]
+"""The turns of a prompt, and the response to them."""
 
 
 class NoEdit(Method):
-    """The base model: what every method is compared with."""
+    """The base model, which every method is compared with."""
 
     id = "none"
     title = "No edit"
@@ -30,27 +32,25 @@ class NoEdit(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Leave everything as it is."""
+        """Change nothing."""
 
 
-class ReminderSettings(Settings):
-    """Which words, and where they stand."""
+class ReminderSettings(MethodSettings):
+    """The phrasing of the reminder, and its position in the prompt."""
 
-    phrasing: int = tunable(
-        0, choices=(0, 1, 2, 3), description="which of the reminders; counted on from the first"
-    )
-    place: Literal["system", "around", "both"] = tunable(
+    phrasing: int = option(0, "number of the phrasing in `reminders.yaml`", choices=(0, 1, 2, 3))
+    position: Literal["system", "around", "both"] = option(
         "system",
+        "as a system prompt, as words around the last user turn, or both",
         choices=("system", "around", "both"),
-        description="as a system turn, as words around the last user turn, or both",
     )
 
 
 class SelfReminder(Method):
-    """Remind the model of what is wanted, in words.
+    """Add a reminder of the intended behaviour to every prompt.
 
-    Xie et al. put a reminder before the user's words and another one after them, in the user's turn
-    or with the first as the system turn. The texts are in `reminders.yaml`.
+    Xie et al. put a reminder before the user's words, in the user's turn or as the system prompt,
+    and another one after them. The texts are in `reminders.yaml`.
     """
 
     id = "self-reminder"
@@ -61,18 +61,18 @@ class SelfReminder(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Put the reminder into every prompt."""
-        known = reminders(task.concept, task.config.direction)
-        words = known[settings.phrasing % len(known)]
-        before = [] if settings.place == "around" else [Message("system", words["system"])]
-        around = "{prompt}" if settings.place == "system" else words["around"]
+        """Add the reminder as an intervention."""
+        phrasings = reminders(task.concept, task.direction)
+        texts = phrasings[settings.phrasing % len(phrasings)]
+        before = [] if settings.position == "around" else [Message("system", texts["system"])]
+        around = "{prompt}" if settings.position == "system" else texts["around"]
         editable.intervene(Prompting(before, around))
 
 
 def reminders(concept: Concept, direction: Direction) -> list[dict[str, str]]:
-    """The phrasings for a concept and direction, each with its `system` text and words `around`.
+    """The phrasings for a direction of a concept, each with a `system` and an `around` text.
 
-    A concept that has none of its own gets the general ones, with its name and description.
+    A user's own concept gets the general ones, with its name and description inserted.
     """
     file = resources.files("retouch.methods").joinpath("reminders.yaml")
     texts: dict[str, dict[str, list[dict[str, str]]]] = yaml.safe_load(file.read_text("utf-8"))
@@ -85,21 +85,19 @@ def reminders(concept: Concept, direction: Direction) -> list[dict[str, str]]:
     ]
 
 
-class DemonstrationSettings(Settings):
-    """How many demonstrations, and of what."""
+class DemonstrationSettings(MethodSettings):
+    """The number of demonstrations, and their prompts."""
 
-    count: int = tunable(1, low=1, high=6, description="demonstrations put before the chat")
-    shown: Literal["asked", "direct"] = tunable(
-        "direct",
-        choices=("asked", "direct"),
-        description="prompts that are to change (attacked ones), or those that show how (direct)",
+    count: int = option(1, "number of demonstrations before the chat", search=(1, 6), ge=1)
+    prompts: Literal["source", "target"] = option(
+        "target", "prompts of the demonstrations", choices=("source", "target")
     )
 
 
 class InContextDefense(Method):
-    """Show the model a few prompts with the response that is wanted, as turns before the chat.
+    """Put prompts with the target response before every chat, as earlier turns.
 
-    Wei et al. show harmful requests that are declined; here it is whatever the direction wants.
+    Wei et al. demonstrate the refusal of harmful requests; here it is the target of the direction.
     """
 
     id = "in-context-defense"
@@ -110,32 +108,32 @@ class InContextDefense(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Put the demonstrations before every chat.
+        """Add the demonstrations as an intervention.
 
         Raises:
-            ConfigError: with them the longest row does not fit into the model's context.
+            ConfigError: the longest chat with the demonstrations exceeds the model's context.
         """
-        known = asked_demonstrations(editable, task) if settings.shown == "asked" else []
-        # Without pairs no wanted response is known to what is asked.
-        chosen = (known or list(task.train.demonstrations))[: settings.count]
+        source = source_demonstrations(editable, task) if settings.prompts == "source" else []
+        # Without pairs, the target response to a source prompt is not known.
+        chosen = (source or list(task.train.demonstrations))[: settings.count]
         prompting = Prompting(as_turns(chosen))
-        _check_room(editable, task, prompting)
+        _check_length(editable, task, prompting)
         editable.intervene(prompting)
 
 
-def asked_demonstrations(editable: EditableModel, task: EditTask) -> list[Demonstration]:
-    """The prompts that are to change with the responses that are wanted, where these are known."""
+def source_demonstrations(editable: EditableModel, task: EditTask) -> list[Demonstration]:
+    """The source prompts with the target responses, where these are known."""
     tokenizer = editable.tokenizer
-    asked = {
-        tuple(prompt_ids(tokenizer, row.prompt, row.prefill)): row
-        for row in task.train.source_examples
+    by_prompt = {
+        tuple(prompt_ids(tokenizer, example.prompt, example.prefill)): example
+        for example in task.train.source_examples
     }
     found = []
-    for wanted in task.train.chosen:
-        row = asked.get(wanted.ids[: wanted.start])
-        if row is not None:
-            response = tokenizer.decode(wanted.ids[wanted.start :], skip_special_tokens=True)
-            found.append((row.prompt, f"{row.prefill} {response.strip()}".strip()))
+    for chat in task.train.chosen:
+        example = by_prompt.get(chat.ids[: chat.start])
+        if example is not None:
+            response = tokenizer.decode(chat.ids[chat.start :], skip_special_tokens=True)
+            found.append((example.prompt, f"{example.prefill} {response.strip()}".strip()))
     return found
 
 
@@ -148,18 +146,21 @@ def as_turns(demonstrations: Sequence[Demonstration]) -> list[Message]:
     return turns
 
 
-def _check_room(editable: EditableModel, task: EditTask, prompting: Prompting) -> None:
-    """Refuse what would not fit: a model reads nonsense beyond its last position."""
-    room = getattr(editable.model.config.get_text_config(), "max_position_embeddings", None)
-    if room is None or not task.train.source_examples:
+def _check_length(editable: EditableModel, task: EditTask, prompting: Prompting) -> None:
+    """Raise if a chat would exceed the context, beyond which a model's output is meaningless."""
+    limit, examples = editable.max_length, task.train.source_examples
+    if limit is None or not examples:
         return
-    prompt = task.train.source_examples[0].prompt
-    plain = prompt_ids(editable.tokenizer, prompt)
-    added = len(prompt_ids(editable.tokenizer, prompting.rewrite(prompt))) - len(plain)
-    rows = [row for part in (task.train, task.validation) for row in (*part.source, *part.hold)]
-    longest = max(len(row.ids) for row in rows) + added
-    if longest > room:
+    plain = prompt_ids(editable.tokenizer, examples[0].prompt)
+    extended = prompt_ids(editable.tokenizer, prompting.rewrite(examples[0].prompt))
+    chats = [
+        chat for part in (task.train, task.validation) for chat in (*part.source, *part.retain)
+    ]
+    longest = max(len(chat.ids) for chat in chats) + len(extended) - len(plain)
+    if longest > limit:
         raise ConfigError(
-            f"With the demonstrations a chat has {longest} tokens, and the model reads {room}.",
-            "Show fewer: lower `count`.",
+            f"With the demonstrations the longest chat has {longest} tokens; the model's maximum "
+            f"is {limit}.",
+            "Lower `count`.",
+            code="prompt-too-long",
         )

@@ -1,19 +1,31 @@
-"""LoRA supervised fine-tuning on the wanted responses: alone, with replay, with KL to the base."""
+"""LoRA supervised fine-tuning on the target responses: alone, with replay, with KL to the base."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from retouch.methods.lora import LoraSettings, base_kl, cycle, every_layer, response_loss, train
-from retouch.methods.method import Method, Progress, tunable
+from retouch.core.config import option
+from retouch.core.types import Progress
+from retouch.methods.lora import (
+    LoraSettings,
+    Loss,
+    all_layers,
+    base_kl,
+    endless_batches,
+    response_loss,
+    train,
+)
+from retouch.methods.method import Method
 from retouch.models.editable_model import EditableModel
+from retouch.representations.batch import PaddedBatch
 from retouch.task.task import EditTask
 
 
 class LoraSft(Method):
-    """Learn the wanted responses, and nothing is held."""
+    """Fine-tune on the target responses, without a retain set."""
 
     id = "lora-sft"
     title = "LoRA SFT"
@@ -23,63 +35,73 @@ class LoraSft(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Train on the wanted responses, and on what `held` adds."""
+        """Train adapters on all layers with the response loss and `retain_loss`."""
 
-        def make_loss() -> Any:
-            wanted = cycle(
-                editable, task.train.chosen, settings.batch, f"{task.config.seed}:wanted"
+        def make_loss() -> Loss:
+            chosen, retain = (
+                endless_batches(editable, chats, settings.batch_size, f"{task.seed}:{name}")
+                for name, chats in (("wanted", task.train.chosen), ("hold", task.train.retain))
             )
-            hold = cycle(editable, task.train.retain, settings.batch, f"{task.config.seed}:hold")
 
             def loss(_: int) -> torch.Tensor:
-                told = response_loss(editable, next(wanted))
-                held = self.held(editable, hold, settings)
-                return told if held is None else told + held
+                total = response_loss(editable, next(chosen))
+                retain_loss = self.retain_loss(editable, retain, settings)
+                return total if retain_loss is None else total + retain_loss
 
             return loss
 
-        train(editable, task, settings, every_layer(editable), make_loss, progress)
+        train(editable, task, settings, all_layers(editable), make_loss, progress)
 
-    def held(self, editable: EditableModel, hold: Any, settings: Any) -> torch.Tensor | None:
-        """The part of the loss that holds the retain set."""
+    def retain_loss(
+        self, editable: EditableModel, retain: Iterator[PaddedBatch], settings: Any
+    ) -> torch.Tensor | None:
+        """The weighted loss on the next retain batch; None without one."""
         return None
 
 
 class ReplaySettings(LoraSettings):
-    """With the weight of replay."""
+    """LoRA settings with the weight of replay."""
 
-    replay_weight: float = tunable(1.0, low=0.1, high=10.0, log=True, description="of replay")
+    replay_weight: float = option(
+        1.0, "weight of the retain responses' loss", search=(0.1, 10), log=True, ge=0
+    )
 
 
 class LoraSftReplay(LoraSft):
-    """Learn the wanted responses, and the base model's own responses to the retain set."""
+    """Fine-tune on the target responses and on the base model's responses to the retain set."""
 
     id = "lora-sft-replay"
     title = "LoRA SFT + replay"
     source = "Rolnick et al. 2019, arXiv 1811.11682"
     settings = ReplaySettings
 
-    def held(self, editable: EditableModel, hold: Any, settings: Any) -> torch.Tensor | None:
-        """Cross-entropy of the base's responses."""
-        batch = next(hold, None)
+    def retain_loss(
+        self, editable: EditableModel, retain: Iterator[PaddedBatch], settings: Any
+    ) -> torch.Tensor | None:
+        """Cross-entropy of the base model's responses."""
+        batch = next(retain, None)
         return None if batch is None else settings.replay_weight * response_loss(editable, batch)
 
 
 class KlSettings(LoraSettings):
-    """With the weight of the divergence."""
+    """LoRA settings with the weight of the KL divergence."""
 
-    kl_weight: float = tunable(3.0, low=0.3, high=100.0, log=True, description="of KL to the base")
+    kl_weight: float = option(
+        3.0, "weight of the KL divergence from the base", search=(0.3, 100), log=True, ge=0
+    )
 
 
 class LoraSftKl(LoraSft):
-    """Learn the wanted responses, and stay the base model on the retain set: the one to beat."""
+    """Fine-tune on the target responses with a KL penalty on the retain set."""
 
     id = "lora-sft-kl"
     title = "LoRA SFT + KL"
     source = "the KL term of Ziegler et al. 2019, arXiv 1909.08593, over the retain set"
     settings = KlSettings
 
-    def held(self, editable: EditableModel, hold: Any, settings: Any) -> torch.Tensor | None:
-        """KL(base || model) on the retain set."""
-        batch = next(hold, None)
+    def retain_loss(
+        self, editable: EditableModel, retain: Iterator[PaddedBatch], settings: Any
+    ) -> torch.Tensor | None:
+        """KL(base || edited) on every token."""
+        batch = next(retain, None)
         return None if batch is None else settings.kl_weight * base_kl(editable, batch)

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from retouch.methods.directions import block_at, contrast, mean_difference, reading_direction
-from retouch.methods.method import Method, Progress, Settings, tunable
+from retouch.core.config import option
+from retouch.core.types import Progress
+from retouch.methods.directions import (
+    contrast_states,
+    layer_at_offset,
+    mean_difference,
+    reading_direction,
+)
+from retouch.methods.method import Method, MethodSettings
 from retouch.models import interventions
 from retouch.models.editable_model import EditableModel
 from retouch.task.task import EditTask
 
 
-class SteeringSettings(Settings):
-    """Where, how strong, and read at which positions."""
+class SteeringSettings(MethodSettings):
+    """The strength of the vector, its layer, and the positions that it is computed from."""
 
-    strength: float = tunable(
-        0.75, low=0.25, high=4.0, log=True, description="of the vector; 1 is the whole difference"
+    strength: float = option(
+        0.75, "strength of the vector; 1 is the whole difference", search=(0.25, 4), log=True
     )
-    offset: int = tunable(
-        0, low=-1, high=2, description="block, counted from the first that Retouch reads"
-    )
-    positions: int = tunable(
-        1, choices=(1, 2, 4), description="response positions read; 1 is the decision alone"
+    offset: int = option(0, "layer, relative to the first that Retouch reads", search=(-1, 2))
+    positions: int = option(
+        1, "response positions that are read, from the last prompt token on", choices=(1, 2, 4)
     )
 
 
 class Steering(Method):
-    """Add the difference of means to one block's output, at every position.
+    """Add the difference of means to the output of one layer, at every position.
 
-    Rimsky et al. leave the prompt alone and steer from its end on. Here the prompt is steered too,
-    as the libraries do: an edit, too, acts on whatever the model reads.
+    Rimsky et al. steer only after the prompt. Here, as in the steering libraries, the prompt is
+    steered too, since an edit also acts on every token that the model reads.
     """
 
     id = "steering"
@@ -40,46 +45,44 @@ class Steering(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Read the vector off the training rows and add it."""
-        layer = block_at(task, editable.layout.depth, settings.offset)
-        both = contrast(editable, task, [layer], settings.positions)[layer]
-        vector = settings.strength * mean_difference(both)
+        """Compute the vector from the training examples and add it."""
+        layer = layer_at_offset(task, editable.layout.depth, settings.offset)
+        states = contrast_states(editable, task, [layer], settings.positions)[layer]
+        vector = settings.strength * mean_difference(states)
         editable.intervene(interventions.Steering({layer: vector.to(editable.device)}))
 
 
-class ReadingSettings(SteeringSettings):
-    """With the number of blocks; what each adds up, so that less is needed of it."""
+class ReadingVectorSettings(SteeringSettings):
+    """Steering settings with the number of layers."""
 
-    strength: float = tunable(
-        0.25, low=0.1, high=4.0, log=True, description="of each vector; 1 is the whole difference"
+    # Lower than for one layer, since the vectors of all layers add up.
+    strength: float = option(
+        0.25, "strength of each vector; 1 is the whole difference", search=(0.1, 4), log=True
     )
-    span: int = tunable(4, low=1, high=4, description="blocks, from the first on, that get one")
+    span: int = option(4, "number of layers that get a vector", search=(1, 4))
 
 
 class ReadingVector(Method):
-    r"""Add to each block of a span its own reading vector.
+    r"""Add to each of several layers its own reading vector.
 
     $h_l \leftarrow h_l + s \, |\bar h^+_l - \bar h^-_l| \, v_l$, with the unit vector $v_l$ of the
-    block and the strength $s$, so that 1 is as long as the difference of means there.
+    layer and the strength $s$: at 1, the vector is as long as the difference of means.
     """
 
     id = "reading-vector"
     title = "Reading vector (RepE)"
     source = "Zou et al. 2023, arXiv 2310.01405"
-    settings = ReadingSettings
+    settings = ReadingVectorSettings
 
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
-        """Read a vector for every block of the span off the training rows and add it."""
+        """Compute a vector for every layer from the training examples and add them."""
         depth = editable.layout.depth
-        first = block_at(task, depth, settings.offset)
+        first = layer_at_offset(task, depth, settings.offset)
         layers = range(first, min(first + settings.span, depth))
-        vectors = {
-            layer: settings.strength
-            * mean_difference(both).norm()
-            * reading_direction(both, task.config.seed)
-            for layer, both in contrast(editable, task, layers, settings.positions).items()
-        }
-        moved = {layer: vector.to(editable.device) for layer, vector in vectors.items()}
-        editable.intervene(interventions.Steering(moved))
+        vectors = {}
+        for layer, states in contrast_states(editable, task, layers, settings.positions).items():
+            length = settings.strength * mean_difference(states).norm()
+            vectors[layer] = (length * reading_direction(states, task.seed)).to(editable.device)
+        editable.intervene(interventions.Steering(vectors))

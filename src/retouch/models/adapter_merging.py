@@ -1,4 +1,4 @@
-"""Adapters at another strength, and several of them at once."""
+"""Adapters at another strength, and the weighted sum of several adapters as one."""
 
 from __future__ import annotations
 
@@ -18,32 +18,37 @@ from retouch.models.load import adapter_errors
 
 
 def has_strength(editable: EditableModel) -> bool:
-    """Whether something acts on the model that has a strength: an adapter, or steering."""
+    """Whether the model has an adapter or steering, whose strength can be scaled."""
     return editable.adapted or any(isinstance(one, Steering) for one in editable.interventions)
 
 
 @contextmanager
 def scaled(editable: EditableModel, strength: float) -> Iterator[None]:
-    r"""Inside, the edit acts with another strength: $W + s\,\frac{\alpha}{r} BA$, and $h + s\,v$.
+    r"""Scale the edit inside the context: $W + s\,\frac{\alpha}{r} BA$, and $h + s\,v$.
 
-    At 0 the model is its base but for prompts, which have no strength; at 1 it is what it was.
-    Afterwards every number is back, bit for bit.
+    At 0 the model is its base, except for added prompts, which have no strength; at 1 the edit is
+    as it was. All values are restored bit for bit on exit.
 
     Raises:
-        ConfigError: the strength is negative, or nothing on the model has one.
+        ConfigError: `strength` is negative, or nothing on the model has a strength.
     """
     if strength < 0:
-        raise ConfigError(f"A strength of {strength} is negative.", "Take 0 or more.")
+        raise ConfigError(
+            f"`strength` must be at least 0, got {strength:g}.",
+            "Give 0 for the base model and 1 for the edit.",
+            code="strength-negative",
+        )
     if not has_strength(editable):
         raise ConfigError(
-            f"Nothing acts on {editable.name} whose strength could be set.",
-            "Give an --adapter.",
+            f"Neither an adapter nor steering acts on {editable.name}, so nothing can be scaled.",
+            "Load the model with an adapter.",
+            code="strength-missing",
         )
     from peft.tuners.lora import LoraLayer
 
     scalings = [m.scaling for m in editable.model.modules() if isinstance(m, LoraLayer)]
     steering = [one for one in editable.interventions if isinstance(one, Steering)]
-    # In place, since the hooks hold these very tensors.
+    # In place, since the hooks refer to these very tensors.
     vectors = [vector for one in steering for vector in one.vectors.values()]
     scalings_before = [dict(scaling) for scaling in scalings]
     vectors_before = [vector.detach().clone() for vector in vectors]
@@ -58,41 +63,48 @@ def scaled(editable: EditableModel, strength: float) -> Iterator[None]:
         for scaling, before in zip(scalings, scalings_before, strict=True):
             scaling.update(before)
         with torch.no_grad():
-            for vector, was in zip(vectors, vectors_before, strict=True):
-                vector.copy_(was)
+            for vector, original in zip(vectors, vectors_before, strict=True):
+                vector.copy_(original)
 
 
-def compose(editable: EditableModel, folders: Sequence[Path], weights: Sequence[float]) -> None:
+def merge_adapters(
+    editable: EditableModel, folders: Sequence[Path], weights: Sequence[float]
+) -> None:
     r"""Put the weighted sum of saved adapters on a base model: $W + \sum_i w_i \Delta W_i$.
 
-    The sum is exact, as one LoRA adapter whose rank is the sum of theirs: $[B_1, B_2]\,[A_1; A_2]$.
-    They may differ in rank and in the layers they adapt. `models.adapters.save` writes it as a PEFT
-    folder of its own.
+    The sum is exact: one LoRA adapter whose rank is the sum of the ranks, $[B_1, B_2]\,[A_1; A_2]$.
+    The adapters may differ in rank and in the layers they adapt. `models.adapters.save` writes the
+    result as a PEFT folder.
 
     Args:
-        editable: the base model, with nothing on it.
+        editable: the base model, without an adapter or interventions.
         folders: adapter folders, or runs that have one.
-        weights: one for each.
+        weights: one for each folder.
 
     Raises:
-        ConfigError: there are not as many weights as adapters, or none.
-        ModelError: something acts on the model already, or an adapter does not fit it or is more
-            than plain LoRA; the model is then the base again.
-        RunError: a folder holds no adapter.
+        ConfigError: there is no adapter, or not one weight for each.
+        ModelError: the model is edited already; or an adapter does not fit it or is not plain LoRA,
+            and the model is then the base again.
+        RunError: a folder has no adapter.
     """
     if len(folders) != len(weights) or not folders:
         raise ConfigError(
-            f"There are {len(folders)} adapters and {len(weights)} weights.",
-            "Give each adapter a weight.",
+            f"`weights` must have one value per adapter, got {len(weights)} for {len(folders)}.",
+            "Give at least one adapter, and a weight for each.",
+            code="weights-count",
         )
     if editable.edited:
-        raise ModelError(f"Something acts on {editable.name} already.", "Detach it first.")
+        raise ModelError(
+            f"{editable.name} has an adapter or an intervention already.",
+            "Detach it first (`models.adapters.detach`).",
+            code="model-edited",
+        )
     found = [find_adapter(folder) for folder in folders]
     names = [f"part{i}" for i in range(len(found))] if len(found) > 1 else ["default"]
     try:
         for name, folder in zip(names, found, strict=True):
             _load(editable, folder, name)
-        _add_up(editable.model, names, weights)
+        _sum(editable.model, names, weights)
     except BaseException:
         detach(editable)
         raise
@@ -105,10 +117,11 @@ def _load(editable: EditableModel, folder: Path, name: str) -> None:
 
     with adapter_errors(editable, folder):
         config = PeftConfig.from_pretrained(str(folder))
-        if not _plain(config):
+        if not _is_plain_lora(config):
             raise ModelError(
-                f"The adapter {folder} is more than plain LoRA on linear layers.",
-                "Only such adapters add up; merge the others into a model.",
+                f"The adapter {folder} is not plain LoRA on linear layers.",
+                "Only plain LoRA adapters can be summed; merge others into a model.",
+                code="adapter-unsupported",
             )
         if editable.adapted:
             editable.model.load_adapter(str(folder), adapter_name=name)
@@ -118,8 +131,8 @@ def _load(editable: EditableModel, folder: Path, name: str) -> None:
             )
 
 
-def _plain(config: Any) -> bool:
-    """Whether what the adapter adds is (alpha / r) B A on linear layers, and nothing else."""
+def _is_plain_lora(config: Any) -> bool:
+    """Whether the adapter adds (alpha / r) B A to linear layers, and nothing else."""
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         return False
     more = ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "target_parameters")
@@ -127,11 +140,11 @@ def _plain(config: Any) -> bool:
 
 
 @torch.no_grad()
-def _add_up(model: Any, names: Sequence[str], weights: Sequence[float]) -> None:
-    """Leave one adapter, `default`, which is what PEFT saves into a folder itself."""
+def _sum(model: Any, names: Sequence[str], weights: Sequence[float]) -> None:
+    """Replace the adapters by their sum, named `default`, which PEFT saves without a subfolder."""
     from peft.tuners.lora import LoraLayer
 
-    if len(names) == 1:  # PEFT concatenates two adapters at least
+    if len(names) == 1:  # PEFT concatenates at least two adapters
         for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
             layer.lora_B["default"].weight.mul_(weights[0])
         return

@@ -1,4 +1,4 @@
-"""A chat template from a file, in place of the tokenizer's own."""
+"""Read a chat template from a file."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from typing import Any
 
 from retouch.core.errors import ConfigError
 
+PROBE = "a question"  # the user turn that a template is tried with
+
 
 def set_chat_template(tokenizer: Any, path: Path) -> None:
-    """Give the tokenizer the chat template in a file, once it is seen to work.
+    """Replace the tokenizer's chat template by the one in a file, if it works.
 
     Raises:
-        ConfigError: it cannot be read, does not work, or leaves out what the user says.
+        ConfigError: the file cannot be read, the template fails, or its output lacks the content
+            of the user's turn.
     """
     from jinja2 import TemplateError
 
     try:
         template = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
+        problem = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"The chat template {path} cannot be read: {why}.", "Give another --chat-template."
+            f"The chat template {path} cannot be read: {problem}.",
+            "Set `chat_template` to a readable UTF-8 file.",
+            code="chat-template-unreadable",
         ) from None
-    said = "a question"
     try:
         tokenizer.chat_template = template
-        turns = [{"role": "user", "content": said}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        chat = [{"role": "user", "content": PROBE}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"The chat template {path} does not work: {error}.", "It is to be a Jinja template."
+            f"The chat template {path} fails: {error}.",
+            "Use a Jinja template in the format of transformers.",
+            code="chat-template-invalid",
         ) from None
-    if said not in text:
+    if PROBE not in text:
         raise ConfigError(
-            f"The chat template {path} does not write what the user says.",
-            "It is to go through `messages`, as those of tokenizers do.",
+            f"The output of the chat template {path} lacks the content of the user's turn.",
+            "Iterate over `messages`, as the templates of tokenizers do.",
+            code="chat-template-invalid",
         )

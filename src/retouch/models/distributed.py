@@ -1,8 +1,8 @@
-"""The processes that make one edit together, each with its own device; mostly there is one.
+"""Collective operations of the processes that make one edit together; usually there is one.
 
-`accelerate launch -m retouch edit ...` starts several. They share out rows and cached states, add
-their gradients up, and do all else alike, so that they end in the same weights. The first one alone
-writes and prints.
+`accelerate launch -m retouch edit ...` starts several, each with its own device. They divide the
+rows of a batch and the cached states, sum their gradients and do everything else identically, so
+that all end with the same weights. Only the first one writes files and prints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def init() -> None:
-    """Meet the other processes, if a launcher has started any; does nothing a second time."""
+    """Form the process group if a launcher started several processes; idempotent."""
     if launched_processes() > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
@@ -30,69 +30,74 @@ def init() -> None:
 
 
 def shutdown() -> None:
-    """Part from the others, so that none waits for one that has ended."""
+    """Leave the process group, so that no process waits for one that has ended."""
     if dist.is_initialized():
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
 
 
+# The process group's own numbers, not the launcher's (`core.launch`): a caller may have formed the
+# group without a launcher, and before `init` no collective operation would work.
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes in the group; 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The rank of this process in the group, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def local_device(kind: str) -> str:
-    """The device of this process, of a kind: `cuda` is the one that the launcher gave it."""
-    if kind == "cuda" and world_size() > 1:
+def local_device(name: str) -> str:
+    """The device of this process: `cuda` becomes the GPU that the launcher assigned to it."""
+    if name == "cuda" and world_size() > 1:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return kind
+    return name
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this call."""
     if world_size() > 1:
         dist.barrier()
 
 
 def all_reduce(tensors: Iterable[torch.Tensor]) -> None:
-    """Put the sum over all processes into each tensor; one message for those of a kind."""
+    """Replace each tensor by its sum over all processes, in place.
+
+    Tensors of the same dtype and device travel in one message.
+    """
     if world_size() == 1:
         return
-    kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for alike in kinds.values():
-        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in groups.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
         dist.all_reduce(flat)
-        parts = torch.split(flat, [tensor.numel() for tensor in alike])
-        for tensor, part in zip(alike, parts, strict=True):
+        parts = torch.split(flat, [tensor.numel() for tensor in group])
+        for tensor, part in zip(group, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
 def broadcast(value: T) -> T:
-    """What the first process has; the others' is dropped."""
+    """The first process's `value`, on every process."""
     if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    objects = [value]
+    dist.broadcast_object_list(objects, src=0)
+    return objects[0]
 
 
-def all_gather(mine: dict[int, Any]) -> dict[int, Any]:
-    """All processes' entries in one mapping; no two processes have the same key."""
+def all_gather(entries: dict[int, Any]) -> dict[int, Any]:
+    """The entries of all processes in one mapping; their keys must be disjoint."""
     if world_size() == 1:
-        return mine
-    boxes: list[dict[int, Any] | None] = [None] * world_size()
-    dist.all_gather_object(boxes, mine)
-    return {key: value for box in boxes for key, value in (box or {}).items()}
+        return entries
+    gathered: list[dict[int, Any] | None] = [None] * world_size()
+    dist.all_gather_object(gathered, entries)
+    return {key: value for part in gathered for key, value in (part or {}).items()}
 
 
-def shard(rows: Sequence[T]) -> Sequence[T]:
-    """Every n-th of the rows, from this process's number on."""
-    return rows[rank() :: world_size()]
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """This process's share of the items: every `world_size()`-th one, from its rank on."""
+    return items[rank() :: world_size()]

@@ -1,4 +1,4 @@
-"""One model shared out over several processes: each keeps a part of every frozen weight."""
+"""Shard a model's frozen weights over several processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from retouch.models.layout import ModelLayout
 
 
 def shard(model: Any, layout: ModelLayout, device: torch.device) -> None:
-    """Share the blocks' weights out over the processes (FSDP2), before there is an adapter.
+    """Shard the weights of the blocks over the processes, before an adapter is attached.
 
-    A block's weights come together when it runs and part again afterwards. What is attached later
-    is not shared out: an adapter is small, every process has all of it, and its gradients are added
-    up as those of unshared models are. Each block is shared out by itself, since the segment runs
-    blocks without the model around them; embeddings and head stay whole.
+    A block's weights are gathered when it runs and freed afterwards. Adapters are attached later
+    and are not sharded: they are small, every process holds all of them, and their gradients are
+    summed as those of an unsharded model are. Every block is a unit of its own, since the segment
+    runs blocks without the model around them; embeddings and head stay whole.
 
     Raises:
-        ConfigError: there is one process alone.
+        ConfigError: there is only one process.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if distributed.world_size() == 1:
         raise ConfigError(
-            "`--shard` shares a model out over processes, and there is one alone.",
+            "`fsdp` shards a model over several processes, and there is only one.",
             "Start several: accelerate launch --num_processes N -m retouch edit ...",
+            code="single-process",
         )
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in layout.blocks(model):
-        # Said outright: run by itself each block is a root, whose weights FSDP keeps together after
-        # the forward pass, and after one pass of the model every process would have all of it.
+        # Explicit, since a block that runs on its own is FSDP's root module, whose weights stay
+        # gathered after the forward pass by default.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     for name, module in model.named_modules():
-        # What lies outside of the blocks: moved leaf by leaf, since the blocks have their places.
+        # `model.to(device)` would move the sharded blocks too, which are in place already.
         if not name.startswith(f"{layout.path}."):
-            _move(module, device)
+            _move_own_tensors(module, device)
 
 
-def _move(module: torch.nn.Module, device: torch.device) -> None:
-    """Move the tensors that a module holds itself."""
+def _move_own_tensors(module: torch.nn.Module, device: torch.device) -> None:
+    """Move the tensors of a module, but not those of its submodules."""
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.to(device)
     for name, buffer in module.named_buffers(recurse=False):

@@ -1,4 +1,4 @@
-"""What acts on a model besides an adapter: a prompt that is added, states that are moved."""
+"""Interventions: changes of a frozen model's behaviour by steering vectors or prompts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from retouch.core.types import Message
+from retouch.models.hooks import hidden_state, with_hidden_state
 
 
 class Intervention:
-    """Something that acts on a frozen model, and can be switched off.
+    """A change of a frozen model's behaviour that can be switched off.
 
     Attributes:
-        active: whether it acts; off, the model is the base.
+        active: whether it acts; otherwise the model behaves as its base.
     """
 
     active: bool = True
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        """Hook into the decoder's blocks, if it has to."""
+        """Register hooks on the decoder's blocks, where the intervention needs any."""
 
     def detach(self) -> None:
-        """Let go of the blocks."""
+        """Remove the hooks."""
 
     def rewrite(self, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The turns that the model is given in place of `prompt`."""
+        """The turns that the model receives in place of `prompt`."""
         return prompt
 
 
@@ -40,10 +42,10 @@ class Steering(Intervention):
 
     def __init__(self, vectors: Mapping[int, torch.Tensor]) -> None:
         self.vectors = dict(vectors)
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        """Hook into the blocks that have a vector."""
+        """Register a hook on every block that has a vector."""
         for layer, vector in self.vectors.items():
             self._handles.append(blocks[layer].register_forward_hook(self._adding(vector)))
 
@@ -53,38 +55,35 @@ class Steering(Intervention):
             self._handles.pop().remove()
 
     def _adding(self, vector: torch.Tensor) -> Any:
-        def add(_: Any, __: Any, out: Any) -> Any:
+        def add(_: Any, __: Any, output: Any) -> Any:
             if not self.active:
-                return out
-            hidden = out[0] if isinstance(out, tuple) else out
-            hidden = hidden + vector.to(hidden.device, hidden.dtype)
-            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+                return output
+            hidden = hidden_state(output)
+            return with_hidden_state(output, hidden + vector.to(hidden.device, hidden.dtype))
 
         return add
 
 
 class Prompting(Intervention):
-    """Turns put before a chat, and words put around its last user turn.
+    """Turns before a chat, and text around its last user turn.
 
     Attributes:
         before: the turns, such as a system prompt or demonstrations.
-        around: text with `{prompt}` in it, for the last user turn.
+        around: a format of the last user turn, with `{prompt}` in place of its text.
     """
 
     def __init__(self, before: Sequence[Message] = (), around: str = "{prompt}") -> None:
         self.before, self.around = tuple(before), around
 
     def rewrite(self, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The chat with the turns before it; two system prompts become one, and stand first."""
+        """The chat with the added turns; two system prompts are joined into one, at the front."""
         before, turns = list(self.before), list(prompt)
-        own = [turns.pop(0)] if turns and turns[0].role == "system" else []
-        ours = [before.pop(0)] if before and before[0].role == "system" else []
-        if ours and own:
-            own = [Message("system", f"{ours[0].content} {own[0].content}")]
-        system = own or ours
-        for at in reversed(range(len(turns))):
-            if turns[at].role == "user":
-                text = self.around.replace("{prompt}", turns[at].content)
-                turns[at] = Message("user", text)
+        system = [turns.pop(0)] if turns and turns[0].role == "system" else []
+        added = [before.pop(0)] if before and before[0].role == "system" else []
+        if added and system:
+            added = [Message("system", f"{added[0].content} {system[0].content}")]
+        for i in reversed(range(len(turns))):
+            if turns[i].role == "user":
+                turns[i] = Message("user", self.around.replace("{prompt}", turns[i].content))
                 break
-        return (*system, *before, *turns)
+        return (*(added or system), *before, *turns)

@@ -1,4 +1,4 @@
-"""Find the blocks and the linear layers of any decoder, without a list of models."""
+"""Find the blocks of any decoder and the linear layers in them, without a list of architectures."""
 
 from __future__ import annotations
 
@@ -14,42 +14,47 @@ from retouch.models.lora_targets import adaptable, is_linear
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """Where a decoder keeps its blocks.
+    """The location of a decoder's blocks.
 
     Attributes:
         path: the full name of the block list, such as `model.layers`.
-        depth: how many blocks there are.
+        depth: the number of blocks.
     """
 
     path: str
     depth: int
 
     def blocks(self, model: Any) -> list[nn.Module]:
-        """The blocks of a model with this layout, PEFT's wrapping or not."""
+        """The blocks of a model with this layout, wrapped by PEFT or not."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         return list(base.get_submodule(self.path))
 
-    def linears(self, model: Any, layers: Sequence[int], ends: Sequence[str] = ()) -> list[str]:
-        """Full names of the linear layers in the chosen blocks (0-based) that take an adapter.
+    def linears(
+        self, model: Any, layers: Sequence[int], target_modules: Sequence[str] = ()
+    ) -> list[str]:
+        """Full names of the linear layers of some blocks that LoRA can adapt.
 
-        `ends` keeps the names that end so (`q_proj`); none keeps all.
+        Fused experts are three-dimensional parameters and not linear layers: experts and routers
+        stay unadapted, and so do layers that share their names (`lora_targets.adaptable`).
+        `unadapted` lists the rest.
 
-        The weights of a mixture's experts are fused into three-dimensional parameters, which are no
-        linear layers: the experts and their router stay as they are, and so does what shares their
-        names (see `models.reach.reachable`). Attention is adapted in such models, and what else is
-        dense. `unreached` says what is left out.
+        Args:
+            model: a model with this layout.
+            layers: the blocks, 0-based.
+            target_modules: suffixes of the names to keep, such as `q_proj` (default: all names).
 
         Raises:
-            ModelError: a block does not exist, or nothing matches.
+            ModelError: a block does not exist, or no linear layer matches.
         """
-        beyond = [i for i in layers if not 0 <= i < self.depth]
-        if beyond:
+        missing = [i for i in layers if not 0 <= i < self.depth]
+        if missing:
             raise ModelError(
-                f"There is no block {beyond[0]}: the model has blocks 0 to {self.depth - 1}.",
-                "Choose other --layers.",
+                f"Layer {missing[0]} does not exist: the model has layers 0 to {self.depth - 1}.",
+                "Set other `layers_to_transform`.",
+                code="layer-missing",
             )
         blocks = self.blocks(model)
-        found = adaptable(
+        names = adaptable(
             model,
             [
                 f"{self.path}.{i}.{name}"
@@ -58,36 +63,40 @@ class ModelLayout:
                 if is_linear(module)
             ],
         )
-        chosen = [name for name in found if not ends or name.endswith(tuple(ends))]
-        if not chosen:
-            leaves = sorted({name.rsplit(".", 1)[1] for name in found})
+        matching = [
+            name for name in names if not target_modules or name.endswith(tuple(target_modules))
+        ]
+        if not matching:
+            suffixes = sorted({name.rsplit(".", 1)[1] for name in names})
             raise ModelError(
-                f"No linear layer of blocks {list(layers)} ends in {', '.join(ends) or '*'}.",
-                f"There are: {', '.join(leaves) or 'none'}. Choose other --modules.",
+                f"No adaptable linear layer of the layers {list(layers)} has a name that ends in "
+                f"{', '.join(target_modules) or '*'}.",
+                f"Set other `target_modules`; available: {', '.join(suffixes) or 'none'}.",
+                code="module-missing",
             )
-        return chosen
+        return matching
 
-    def unreached(self, model: Any, layers: Sequence[int]) -> dict[str, int]:
-        """The weights of the chosen blocks that no adapter reaches, and how many numbers each has.
+    def unadapted(self, model: Any, layers: Sequence[int]) -> dict[str, int]:
+        """The weights of some blocks that `linears` cannot adapt, and their numbers of elements.
 
-        Matrices and larger tensors alone (experts, routers, convolutions), by full name: norms and
-        biases are left out. For a base model, without an adapter on it.
+        Covers matrices and larger tensors (experts, routers, convolutions), by full name, but not
+        norms and biases. For a base model without an adapter.
         """
-        reached = set(self.linears(model, layers))
+        adapted = set(self.linears(model, layers))
         blocks = self.blocks(model)
         return {
             f"{self.path}.{i}.{name}": parameter.numel()
             for i in layers
             for name, parameter in blocks[i].named_parameters()
-            if parameter.dim() > 1 and f"{self.path}.{i}.{name.rsplit('.', 1)[0]}" not in reached
+            if parameter.dim() > 1 and f"{self.path}.{i}.{name.rsplit('.', 1)[0]}" not in adapted
         }
 
 
 def find_layout(model: Any) -> ModelLayout:
-    """The only `ModuleList` below the decoder that is as long as the configuration says.
+    """Find the only `ModuleList` of the decoder that is as long as its configuration says.
 
     Raises:
-        ModelError: there is none, or more than one; names the candidates.
+        ModelError: there is no such list, or more than one; names the candidates.
     """
     depth = int(model.config.get_text_config().num_hidden_layers)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
@@ -96,12 +105,14 @@ def find_layout(model: Any) -> ModelLayout:
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList)
     }
-    fit = [name for name, module in lists.items() if len(module) == depth]
-    if len(fit) != 1:
-        seen = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
+    matching = [name for name, module in lists.items() if len(module) == depth]
+    if len(matching) != 1:
+        found = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
         raise ModelError(
-            f"{type(model).__name__} should have one list of {depth} blocks, but has {len(fit)}.",
-            f"Block lists found: {seen}. This architecture is not supported yet.",
+            f"{type(model).__name__} must have exactly one list of {depth} blocks, "
+            f"found {len(matching)}.",
+            f"Lists of modules: {found}. This architecture is not supported.",
+            code="architecture-unsupported",
         )
-    prefix = next((n for n, m in model.named_modules() if m is decoder), "")
-    return ModelLayout(".".join(part for part in (prefix, fit[0]) if part), depth)
+    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    return ModelLayout(".".join(part for part in (prefix, matching[0]) if part), depth)

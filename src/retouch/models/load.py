@@ -93,6 +93,42 @@ def load(
     return editable
 
 
+def as_editable(model: Any, tokenizer: Any = None) -> EditableModel | None:
+    """A model that is loaded already; None where it is given by its name.
+
+    Args:
+        model: a name, a transformers model, or an `EditableModel`.
+        tokenizer: the tokenizer of a transformers model.
+
+    Raises:
+        ConfigError: a tokenizer is missing, or is given beside something that has one.
+    """
+    if model is None or isinstance(model, str | EditableModel):
+        if tokenizer is not None:
+            raise ConfigError(
+                "`tokenizer` is for a transformers model; a name or an EditableModel has its own.",
+                "Leave it out. A concept is the third argument, or `concept=...`.",
+                code="tokenizer-unexpected",
+            )
+        return model if isinstance(model, EditableModel) else None
+    if tokenizer is None:
+        raise ConfigError(
+            f"`tokenizer` is missing beside the {type(model).__name__}.",
+            "Pass it: AutoTokenizer.from_pretrained(...).",
+            code="tokenizer-missing",
+        )
+    return EditableModel.from_transformers(model, tokenizer)
+
+
+def loaded_already(argument: str) -> ConfigError:
+    """The error for load options beside a loaded model, which are in `argument`."""
+    return ConfigError(
+        f"`{argument}` has load options, and the model is loaded already.",
+        "A loaded model keeps its own revision, dtype, quantisation and template; leave them out.",
+        code="options-of-loaded-model",
+    )
+
+
 def check_load_config(config: LoadConfig) -> None:
     """Check the options that exclude each other.
 

@@ -1,9 +1,9 @@
-"""A model that is larger than the device: the blocks that are trained stay there, the others come.
+"""Offload the layers of a model that exceeds a device memory limit.
 
-While blocks are trained, nothing below the first and nothing above the last of them has to be on
-the device. It does when the whole model runs: for the base's responses, for the segment's inputs,
-once a round for the judge. Then the other blocks come one after the other, out of memory or, where
-they find no room there, straight out of the checkpoint's files (accelerate's offloading).
+Training needs only the segment's blocks on the device. The whole model runs for the base model's
+responses, for the segment's inputs and once a round for validation: then the other blocks are
+streamed one after the other, from host memory or, where they do not fit there, from the
+checkpoint's files (accelerate's offloading).
 """
 
 from __future__ import annotations
@@ -24,36 +24,43 @@ from retouch.core.errors import ModelError
 from retouch.core.units import size_text
 from retouch.models.layout import ModelLayout
 
-# Of the budget for weights that stay: the rest is for states, activations and responses.
-SHARE = 0.6
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: from which size on a micro_batch is the system's own
+# Share of the limit for weights; the rest is for cached states, activations and generation.
+WEIGHTS_SHARE = 0.6
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: allocations from this size on are mapped on their own
 
 
 class OffloadPlan:
-    """Where the parts of a model are, within a budget of the device's memory.
+    """The placement of a model's weights under a device memory limit.
 
     Attributes:
-        budget: bytes of the device that the edit may take.
-        resident: the blocks that stay on the device.
-        origin: where the others come from: `cpu`, the machine's memory, or `disk`.
+        limit: bytes of the device that the edit may use.
+        resident: the blocks that stay on the device, 0-based.
+        source: where the other blocks are streamed from: `cpu` (host memory) or `disk`.
     """
 
     def __init__(
-        self, model: Any, layout: ModelLayout, device: torch.device, budget: int, itemsize: int
+        self, model: Any, layout: ModelLayout, device: torch.device, limit: int, itemsize: int
     ) -> None:
-        """Grid for a model on the meta device, of weights of `itemsize` bytes a number.
+        """Plan the placement.
+
+        Args:
+            model: the model, on the meta device.
+            layout: where its blocks are.
+            device: the device that the limit applies to.
+            limit: bytes of the device that the edit may use.
+            itemsize: bytes of an element of the weights.
 
         Raises:
-            ModelError: what has to be on the device in any case does not fit.
+            ModelError: embeddings, head and one block exceed the share of the limit for weights.
         """
-        self.budget, self.resident = budget, frozenset[int]()
+        self.limit, self.resident = limit, frozenset[int]()
         self._layout, self._device = layout, device
-        self._around = tuple(_around(model, layout.path))
-        self._blocks = [itemsize * _numbers(block) for block in layout.blocks(model)]
-        self._outside = itemsize * _numbers(model) - sum(self._blocks)
-        self.origin = "disk"
-        if device.type == "cuda" and sum(self._blocks) < SHARE * psutil.virtual_memory().available:
-            self.origin = "cpu"
+        self._other_modules = tuple(_modules_outside(model, layout.path))
+        self._block_bytes = [itemsize * _num_elements(block) for block in layout.blocks(model)]
+        self._other_bytes = itemsize * _num_elements(model) - sum(self._block_bytes)
+        available = WEIGHTS_SHARE * psutil.virtual_memory().available
+        on_host = device.type == "cuda" and sum(self._block_bytes) < available
+        self.source = "cpu" if on_host else "disk"
         if self.whole:
             self.resident = frozenset(range(layout.depth))
         else:
@@ -61,128 +68,133 @@ class OffloadPlan:
 
     @property
     def whole(self) -> bool:
-        """Whether all of the model finds room."""
-        return self._outside + sum(self._blocks) <= SHARE * self.budget
+        """Whether the whole model stays on the device."""
+        total = self._other_bytes + sum(self._block_bytes)
+        return total <= WEIGHTS_SHARE * self.limit
 
     @property
     def streamed_bytes(self) -> tuple[int, ...]:
-        """Bytes of each block that comes whenever it runs; 0 where a block stays."""
-        return tuple(0 if i in self.resident else n for i, n in enumerate(self._blocks))
+        """Bytes of each block that are streamed whenever it runs; 0 for a resident block."""
+        return tuple(0 if i in self.resident else n for i, n in enumerate(self._block_bytes))
 
     @property
     def weights(self) -> int:
-        """Bytes of weights on the device at the most: what stays, and one block that comes."""
-        return self._needs(self.resident)
+        """Maximum bytes of weights on the device: the resident ones and one streamed block."""
+        return self._bytes_with(self.resident)
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of the device for everything else."""
-        return max(self.budget - self.weights, 0)
+        """Bytes of the limit that are left beside the weights."""
+        return max(self.limit - self.weights, 0)
 
-    def loading(self) -> dict[str, Any]:
-        """Options of transformers by which it is editable so.
+    def loading_options(self) -> dict[str, Any]:
+        """Options for transformers' `from_pretrained` that place the weights as planned.
 
-        Files that have to be written anew, as fused weights are, go to the system's temporary
-        folder, and stay there as long as this object.
+        Weights that transformers converts while loading, such as fused ones, are written to a
+        temporary folder that is deleted with this object.
         """
         if self._device.type == "cuda":
-            # What would go beyond the budget is an error that can be inputs, and halved.
+            # Exceeding the limit then is an out-of-memory error, which halves the batch.
             total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget / total), self._device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit / total), self._device)
         if self.whole:
             return {}
         if self._device.type == "cpu":
-            _give_back_at_once()
-        where: dict[str, Any] = dict.fromkeys(self._around, str(self._device))
+            _return_freed_memory()
+        device_map: dict[str, Any] = dict.fromkeys(self._other_modules, str(self._device))
         for i in range(self._layout.depth):
-            where[f"{self._layout.path}.{i}"] = self.origin
+            device_map[f"{self._layout.path}.{i}"] = self.source
         folder = tempfile.mkdtemp(prefix="retouch-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return {"device_map": where, "offload_folder": folder}
+        return {"device_map": device_map, "offload_folder": folder}
 
-    def keep_on_device(self, model: Any, blocks: Iterable[int]) -> None:
-        """Let blocks stay on the device from now on, and others too while there is room.
+    def keep_on_device(self, model: Any, layers: Iterable[int]) -> None:
+        """Move blocks to the device for good, and further ones while the limit allows it.
 
         Raises:
-            ModelError: they do not fit into the budget.
+            ModelError: the given blocks exceed the limit.
         """
-        wanted = frozenset(blocks) - self.resident
-        self._check(wanted)
-        every = self._layout.blocks(model)
-        for i in sorted(wanted | self._more(wanted)):
-            for module in every[i].modules():
-                _bring(module, self._device)
+        added = frozenset(layers) - self.resident
+        self._check(added)
+        blocks = self._layout.blocks(model)
+        for i in sorted(added | self._also_fitting(added)):
+            for module in blocks[i].modules():
+                _load_own_weights(module, self._device)
             self.resident |= {i}
 
-    def _more(self, wanted: Collection[int]) -> frozenset[int]:
-        """The lowest of the other blocks, as many as find room too: each spares a way."""
-        stay = self.resident | frozenset(wanted)
+    def _also_fitting(self, added: Collection[int]) -> frozenset[int]:
+        """The lowest of the other blocks that fit too: a resident block is not streamed."""
+        resident = self.resident | frozenset(added)
         more: frozenset[int] = frozenset()
         for i in range(self._layout.depth):
-            if i not in stay and self._needs(stay | more | {i}) <= SHARE * self.budget:
-                more |= {i}
+            if i not in resident:
+                needed = self._bytes_with(resident | more | {i})
+                if needed <= WEIGHTS_SHARE * self.limit:
+                    more |= {i}
         return more
 
-    def _needs(self, stay: Collection[int]) -> int:
-        """Bytes with these blocks staying, and the largest of the others coming by."""
-        come = max((size for i, size in enumerate(self._blocks) if i not in stay), default=0)
-        return self._outside + sum(self._blocks[i] for i in stay) + come
+    def _bytes_with(self, resident: Collection[int]) -> int:
+        """Maximum bytes on the device: these blocks, and the largest of the streamed ones."""
+        streamed = [size for i, size in enumerate(self._block_bytes) if i not in resident]
+        kept = sum(self._block_bytes[i] for i in resident)
+        return self._other_bytes + kept + max(streamed, default=0)
 
-    def _check(self, blocks: Iterable[int]) -> None:
-        """Raise if the blocks do not fit beside what stays."""
-        stay = self.resident | set(blocks)
-        needs = self._needs(stay)
-        if needs > SHARE * self.budget:
-            least = size_text(int(needs / SHARE))
+    def _check(self, layers: Iterable[int]) -> None:
+        resident = self.resident | set(layers)
+        needed = self._bytes_with(resident)
+        if needed > WEIGHTS_SHARE * self.limit:
+            trained = f"{len(resident)} trained layers, " if resident else ""
             raise ModelError(
-                f"--device-memory {size_text(self.budget)} is too little: embeddings and head, "
-                f"{f'{len(stay)} blocks that are trained' if stay else 'no block at all'} and one "
-                f"that comes by take {size_text(needs)}, and the rest of the edit needs room too.",
-                f"Give at least {least}, or adapt fewer blocks (--layers, --read_layers).",
+                f"`max_device_memory` {size_text(self.limit)} is too low: {trained}embeddings, "
+                f"head and one streamed layer take {size_text(needed)}, and activations and cached "
+                "states need memory too.",
+                f"Set at least {size_text(int(needed / WEIGHTS_SHARE))}, or adapt and read fewer "
+                "layers (`lora.layers_to_transform`, `discriminator.layers`).",
+                code="device-limit-too-low",
             )
 
 
-def _give_back_at_once() -> None:
-    """Have the C library return large micro_batches to the system as they are freed.
+def _return_freed_memory() -> None:
+    """Make glibc return large freed allocations to the system at once.
 
-    Otherwise glibc keeps what a block took that came and went, and the process grows by nearly the
-    whole model, though nobody holds it. Where the library is another one, nothing happens.
+    It would keep the memory of every block that was streamed and freed, until the process is as
+    large as the model. Other C libraries have no such setting.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
 
 
-def _numbers(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters()) + sum(b.numel() for b in module.buffers())
+def _num_elements(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in _tensors(module))
 
 
-def _around(model: nn.Module, path: str) -> Iterator[str]:
-    """The full names of the largest modules that the list of blocks at `path` is no part of."""
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=recurse)
+    yield from module.buffers(recurse=recurse)
+
+
+def _modules_outside(model: nn.Module, path: str) -> Iterator[str]:
+    """Full names of the largest modules and tensors outside of the block list at `path`."""
     for name, module in model.named_modules():
-        above = name.rpartition(".")[0]
+        parent = name.rpartition(".")[0]
         if name == path or path.startswith(f"{name}.") or not name:
-            # On the way to the blocks: only what such a module holds itself is outside of them.
-            held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-            yield from (f"{name}.{own}".strip(".") for own, _ in held)
-        elif (not above or path.startswith(f"{above}.")) and any(True for _ in _tensors(module)):
+            # An ancestor of the blocks: only its own tensors are outside of them.
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            yield from (f"{name}.{tensor_name}".strip(".") for tensor_name, _ in own)
+        elif (not parent or path.startswith(f"{parent}.")) and any(True for _ in _tensors(module)):
             yield name
 
 
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def _bring(module: nn.Module, device: torch.device) -> None:
-    """Put a module's own weights on the device for good, from where its hook takes them."""
+def _load_own_weights(module: nn.Module, device: torch.device) -> None:
+    """Load a module's own weights to the device for good and remove accelerate's hook."""
     from accelerate.hooks import remove_hook_from_module
     from accelerate.utils import set_module_tensor_to_device
 
     hook = getattr(module, "_hf_hook", None)
     if hook is None:
         return
-    kept = hook.weights_map
+    weights = hook.weights_map
     remove_hook_from_module(module)
     for name, tensor in [*module.named_parameters(recurse=False)]:
         if tensor.device.type == "meta":
-            set_module_tensor_to_device(module, name, device, value=kept[name])
+            set_module_tensor_to_device(module, name, device, value=weights[name])

@@ -1,4 +1,4 @@
-"""What to do when memory runs out: half as much at a time."""
+"""Retry with smaller batches when memory runs out."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ Out = TypeVar("Out")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the host."""
+    """Whether an error reports that the memory of a device or of the host is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def free_memory() -> None:
-    """Let go of what nobody holds any more, on the device too."""
+    """Release unreferenced memory, including the device's cached blocks."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def split_on_oom(run: Callable[[Sequence[In]], list[Out]], rows: Sequence[In]) -> list[Out]:
-    """`run(rows)`, in halves where memory runs out; one row that does not fit is an error."""
+    """`run(rows)`; where memory runs out, the two halves of `rows` one after the other.
+
+    Raises:
+        RuntimeError: a single row does not fit into memory.
+    """
     try:
         return run(rows)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(rows) < 2:
             raise
-    # Outside of the handler, whose traceback would hold on to what was allocated.
+    # Outside of the handler: its traceback references the tensors that have to be freed.
     free_memory()
     half = len(rows) // 2
     return split_on_oom(run, rows[:half]) + split_on_oom(run, rows[half:])

@@ -1,12 +1,12 @@
-"""Before an edit: what was recognised, what is foreseen, and what would stop it. Loads no weights.
+"""Check an edit before its weights are loaded, and estimate its memory, time and disk space.
 
-What is foreseen is an estimate, and says so: operations over a measured rate, bytes from shapes.
+Estimates are operations over measured speeds, and bytes from shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,281 +15,295 @@ from jinja2 import TemplateError
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import builtin_names, load_concept
-from retouch.core.config import EditConfig
-from retouch.core.errors import ModelError, RetouchError
+from retouch.core.config import EditConfig, EvaluationConfig
+from retouch.core.errors import RetouchError
 from retouch.core.finding import LEVELS, Finding
-from retouch.models.load import check_options, find_device, find_dtype
-from retouch.models.memory_estimate import Counts, adapter_numbers, cache_bytes, count
-from retouch.models.weights import bitsandbytes_options
-from retouch.preflight.estimate import Outlook, look_ahead
-from retouch.preflight.fit import download_fits
-from retouch.preflight.hardware import Machine, measure
-from retouch.preflight.lengths import measured, sides_of
-from retouch.preflight.memory import Frame
+from retouch.core.serialization import to_plain
+from retouch.models.load import check_load_config, find_device, find_dtype
+from retouch.models.memory_estimate import ParameterCounts, count_parameters, lora_parameters
+from retouch.models.weights import bitsandbytes_config
+from retouch.preflight.estimate import Estimate, check_download, estimate_edit
+from retouch.preflight.hardware import Hardware, measure_hardware
 from retouch.preflight.skeleton import ModelSkeleton, load_skeleton
-from retouch.preflight.suggestions import Situation
-from retouch.preflight.workload import Workload
+from retouch.preflight.workload import (
+    SplitLengths,
+    TokenLengths,
+    Workload,
+    measure_evaluation,
+    measure_split,
+)
 from retouch.reporting.safety_gate import check_weakening
-from retouch.task.examples import SampledExamples, draw, example_rng
+from retouch.task.examples import SampledExamples, example_rng, sample_examples
 from retouch.task.layers import LayerSelection, select_layers
 
 Result = TypeVar("Result")
+Sampled = tuple[SampledExamples, SampledExamples]
+"""The examples of the training and of the validation split."""
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What is known of an edit before its weights are editable.
+class PreflightReport:
+    """What is known of an edit before its weights are loaded.
 
     Attributes:
-        config: the edit that was asked for.
-        findings: what would stop it first, then notes, then what is fine.
-        architecture: the name of the model's class; empty where it is not known.
-        numbers: of the model's weights.
-        blocks: how many the model has.
-        dtype: of the editable weights.
-        layers: the blocks of the edit, as far as they can be foreseen.
-        adapter: trainable numbers.
-        machine: what was measured; None where there is no such device.
-        outlook: memory, time and disk; None where something that they rest on is not known.
+        config: the edit.
+        findings: errors first, then warnings, then information.
+        architecture: the name of the model's class; empty if it is unknown.
+        num_parameters: of the model.
+        num_layers: of the model.
+        dtype: of the loaded weights.
+        layers: the layers of the edit, as far as they are known beforehand.
+        trainable_parameters: of the adapter.
+        hardware: the measured device; None if it is not available.
+        estimate: memory, time and disk space; None if something that they depend on is unknown.
     """
 
     config: EditConfig
     findings: tuple[Finding, ...]
     architecture: str = ""
-    numbers: int = 0
-    blocks: int = 0
+    num_parameters: int = 0
+    num_layers: int = 0
     dtype: str = ""
     layers: LayerSelection | None = None
-    adapter: int = 0
-    machine: Machine | None = None
-    outlook: Outlook | None = None
+    trainable_parameters: int = 0
+    hardware: Hardware | None = None
+    estimate: Estimate | None = None
 
     @property
-    def stops(self) -> tuple[Finding, ...]:
-        """What would stop the edit."""
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that prevent the edit."""
         return tuple(finding for finding in self.findings if finding.level == "error")
 
-    @property
-    def seconds(self) -> float | None:
-        """The edit's, with what is measured after it; None where they are not foreseen."""
-        parts = self.outlook.phases if self.outlook else ()
-        return sum(part.seconds for part in parts) if parts else None
-
-    def plain(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        machine, layers, ahead = self.machine, self.layers, self.outlook
-        held = ahead.memory if ahead else None
-        streaming = ahead.streaming if ahead else None
-        parts = ahead.phases if ahead else ()
-        return {
-            "runs": not self.stops,
-            "model": self.config.model,
-            "architecture": self.architecture,
-            "numbers": self.numbers,
-            "blocks": self.blocks,
-            "dtype": self.dtype,
-            "concept": self.config.concept,
-            "direction": self.config.direction,
-            "layers": None if layers is None else asdict(layers),
-            "adapter_numbers": self.adapter,
-            "machine": None if machine is None else asdict(machine) | {"device": machine.label},
-            "memory": None if held is None else asdict(held) | {"peak": held.peak},
-            "memory_budget": ahead.budget if ahead else None,
-            "streaming": None if streaming is None else asdict(streaming),
-            "seconds": self.seconds,
-            "phases": [asdict(part.phase) | {"seconds": part.seconds} for part in parts],
-            "disk": ahead.disk if ahead else 0,
-            "findings": [asdict(finding) for finding in self.findings],
-        }
+    def to_plain(self) -> dict[str, Any]:
+        """The report as JSON values, with `runs`, `estimate.seconds` and `estimate.memory.peak`."""
+        plain: dict[str, Any] = {"runs": not self.errors, **to_plain(self)}
+        if self.estimate is not None:
+            plain["estimate"]["seconds"] = self.estimate.seconds
+            plain["estimate"]["memory"]["peak"] = self.estimate.memory.peak
+        return plain
 
 
-def examine(config: EditConfig, *, out: Path = Path("runs")) -> Diagnosis:
-    """Look at everything that an edit needs, and load no weights.
+def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> PreflightReport:
+    """Check everything that an edit needs; no weights are loaded.
 
     Args:
         config: the edit.
-        out: where the run directory would be.
+        output_dir: where the run directory would be.
 
     Raises:
         DataError: the concept cannot be read.
     """
     concept = load_concept(config.concept)
-    found: list[Finding] = []
-    _tried(found, "safety", lambda: check_weakening(config, concept))
-    _options(found, config)
-    where = _tried(found, "device", lambda: find_device(config.load.device))
-    kind = find_dtype(config.load.dtype, where or torch.device("cpu"))
-    if config.load.quantize != "none":
-        _tried(found, "quantised", lambda: bitsandbytes_options(config.load.quantize, kind))
-    machine = None if where is None else _tried(found, "device", lambda: measure(where, kind))
-    seen = load_skeleton(
-        config.model,
-        revision=config.load.revision,
-        trust_remote_code=config.load.trust_remote_code,
-        chat_template=config.load.chat_template,
-        dtype=kind,
-    )
-    found += seen.findings
-    diagnosis = Diagnosis(config, (), dtype=str(kind).removeprefix("torch."), machine=machine)
-    diagnosis = _foresee(diagnosis, seen, concept, kind, found, out)
-    return replace(diagnosis, findings=tuple(sorted(found, key=lambda f: LEVELS.index(f.level))))
+    findings: list[Finding] = []
+    weakening = (config.direction, config.allow_weakening, concept)
+    _attempt(findings, lambda: check_weakening(*weakening))
+    findings += _check_options(config)
+    load = config.load
+    device = _attempt(findings, lambda: find_device(load.device))
+    dtype = find_dtype(load.dtype, device or torch.device("cpu"))
+    hardware = None
+    if device is not None:
+        hardware = _attempt(findings, lambda: measure_hardware(device, dtype))
+    if load.quantize != "none":
+        _attempt(findings, lambda: bitsandbytes_config(load.quantize, dtype))
+    skeleton = load_skeleton(config.model, load, dtype)
+    findings += skeleton.findings
+    sampled = _attempt(findings, lambda: _sample(config, concept))
+    if sampled is not None:
+        findings.append(_examples_finding(concept, sampled[0]))
+    report = PreflightReport(config, (), dtype=str(dtype).removeprefix("torch."), hardware=hardware)
+    report = _describe(report, skeleton, concept, sampled, findings, output_dir)
+    ordered = sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+    return replace(report, findings=tuple(ordered))
 
 
-def _options(found: list[Finding], config: EditConfig) -> None:
-    """What is said of the options alone."""
-
-    def check() -> None:
-        memory = config.load.max_device_bytes
-        check_options(device_memory=memory, quantize=config.load.quantize, shard=config.load.fsdp)
-
-    _tried(found, "options", check)
-    if config.load.fsdp:
-        what = "What several processes share out is not foreseen: memory and time are those of one."
-        found.append(Finding("warning", "memory", what))
-    if config.adversary.finetune_steps:
-        what = "What the adversary of --tamper computes and holds is not foreseen: it comes on top."
-        found.append(Finding("warning", "time", what))
-
-
-def _tried(found: list[Finding], about: str, do: Callable[[], Result]) -> Result | None:
-    """The result; what would stop the edit becomes a finding."""
+def _attempt(findings: list[Finding], check: Callable[[], Result]) -> Result | None:
+    """The result of a check; an error of it becomes a finding."""
     try:
-        return do()
+        return check()
     except RetouchError as error:
-        found.append(Finding("error", about, error.message, error.hint))
+        findings.append(Finding("error", error.code, error.message, error.hint))
         return None
 
 
-def _foresee(
-    diagnosis: Diagnosis,
-    seen: ModelSkeleton,
-    concept: Concept,
-    kind: torch.dtype,
-    found: list[Finding],
-    out: Path,
-) -> Diagnosis:
-    """Fill in what can be foreseen; it ends where something that the rest hangs on is missing."""
-    config = diagnosis.config
-    rows = _rows(found, concept, config)
-    if seen.model is None or seen.layout is None:
-        return diagnosis
-    model, layout = seen.model, seen.layout
-    counts = count(model, layout)
-    diagnosis = replace(
-        diagnosis,
-        architecture=type(model).__name__,
-        numbers=counts.total,
-        blocks=layout.depth,
-    )
-    paired = rows is not None and rows[0].paired
-    layers = _layers(found, config, layout.depth, paired)
-    if layers is None:
-        return diagnosis
-    names = _tried(
-        found, "layers", lambda: layout.linears(model, layers.adapted, config.lora.target_modules)
-    )
-    if names is None:
-        return replace(diagnosis, layers=layers)
-    found += _unreached(seen, counts, layers)
-    adapter = adapter_numbers(model, names, config.lora.r)
-    diagnosis = replace(diagnosis, layers=layers, adapter=adapter)
-    texts = (
-        None
-        if rows is None or seen.tokenizer is None
-        else _texts(found, seen, concept, config, rows)
-    )
-    if texts is None:
-        return diagnosis
-    if seen.local is None and seen.shards.size:
-        found.append(download_fits(seen.shards.size))
-    text = model.config.get_text_config()
-    work = Workload(
-        *(config, counts, layers, adapter, int(text.hidden_size), int(text.vocab_size)),
-        *(kind.itemsize, cache_bytes(model.config, 1, 1, kind.itemsize), paired, *texts),
-    )
-    checkpoint = seen.shards.size if seen.quantized else 0
-    frame = Frame(model, layout, set(names))
-    outlook = look_ahead(Situation(work, frame, diagnosis.machine, checkpoint), out)
-    found += outlook.findings
-    return replace(diagnosis, outlook=outlook)
+def _check_options(config: EditConfig) -> list[Finding]:
+    """Check the options alone."""
+    findings: list[Finding] = []
+    _attempt(findings, lambda: check_load_config(config.load))
+    if config.load.fsdp:
+        message = "Sharding is not estimated: memory and time are those of one process."
+        findings.append(Finding("warning", "fsdp-not-estimated", message))
+    if config.adversary.finetune_steps:
+        message = "Memory and time of the fine-tuning adversary are not estimated."
+        findings.append(Finding("warning", "adversary-not-estimated", message))
+    return findings
 
 
-def _rows(
-    found: list[Finding], concept: Concept, config: EditConfig
-) -> tuple[SampledExamples, SampledExamples] | None:
-    """The rows of the training and of the validation split."""
-
-    def both() -> tuple[SampledExamples, SampledExamples]:
-        train = draw(example_rng(config, "train"), concept, config, "train")
-        return train, draw(example_rng(config, "validation"), concept, config, "validation")
-
-    rows = _tried(found, "concept", both)
-    if rows is not None:
-        train = rows[0]
-        pairs = "in pairs" if train.paired else "without pairs"
-        what = (
-            f"{len(train.source)} rows of {concept.name} to move, {len(train.target)} to move "
-            f"towards ({pairs}), {len(train.retain)} to hold."
+def _sample(config: EditConfig, concept: Concept) -> Sampled:
+    train, validation = (
+        sample_examples(
+            example_rng(config.seed, split),
+            concept,
+            config.direction,
+            split,
+            config.data,
+            config.seed,
         )
-        found.append(Finding("ok", "concept", what))
-    return rows
-
-
-def _layers(
-    found: list[Finding], config: EditConfig, depth: int, paired: bool
-) -> LayerSelection | None:
-    layers = _tried(found, "layers", lambda: select_layers(config, None, depth))
-    if layers is None or not paired or config.discriminator.layers is not None:
-        return layers
-    why = "found by patching once the weights are editable; foreseen with the middle of the model"
-    return replace(layers, why=why)
-
-
-def _unreached(seen: ModelSkeleton, counts: Counts, layers: LayerSelection) -> list[Finding]:
-    """Weights of the adapted blocks that get no adapter: what is reached has to do the work."""
-    assert seen.layout is not None
-    missed = seen.layout.unreached(seen.model, layers.adapted)
-    if not missed:
-        return []
-    beyond, every = sum(missed.values()), sum(counts.blocks[i] for i in layers.adapted)
-    start = len(seen.layout.path) + 1
-    kinds = sorted({name[start:].partition(".")[2].removesuffix(".weight") for name in missed})
-    named = ", ".join(kinds[:4]) + (f" and {len(kinds) - 4} more" if len(kinds) > 4 else "")
-    what = (
-        f"{beyond:,} of the {every:,} numbers of the adapted blocks ({beyond / every:.0%}) are in "
-        f"no adapter's reach: {named}."
+        for split in ("train", "validation")
     )
-    return [Finding("warning", "layers", what)]
+    return train, validation
 
 
-def _texts(
-    found: list[Finding],
-    seen: ModelSkeleton,
+def _examples_finding(concept: Concept, train: SampledExamples) -> Finding:
+    pairs = "in pairs" if train.paired else "without pairs"
+    message = (
+        f"{concept.name}: {len(train.source)} source, {len(train.target)} target ({pairs}) and "
+        f"{len(train.retain)} retain examples."
+    )
+    return Finding("ok", "examples", message)
+
+
+def _describe(
+    report: PreflightReport,
+    skeleton: ModelSkeleton,
+    concept: Concept,
+    sampled: Sampled | None,
+    findings: list[Finding],
+    output_dir: Path,
+) -> PreflightReport:
+    """Add the model, the layers and the estimate, as far as they are known."""
+    config, model, layout = report.config, skeleton.model, skeleton.layout
+    if model is None or layout is None:
+        return report
+    counts = count_parameters(model, layout)
+    report = replace(
+        report,
+        architecture=type(model).__name__,
+        num_parameters=counts.total,
+        num_layers=layout.depth,
+    )
+    paired = sampled is not None and sampled[0].paired
+    layers = _attempt(findings, lambda: _select_layers(config, layout.depth, paired))
+    if layers is None:
+        return report
+    report = replace(report, layers=layers)
+    targets = config.lora.target_modules
+    names = _attempt(findings, lambda: layout.linears(model, layers.adapted, targets))
+    if names is None:
+        return report
+    findings += _check_unadapted(skeleton, counts, layers)
+    trainable = lora_parameters(model, names, config.lora.r)
+    report = replace(report, trainable_parameters=trainable)
+    if sampled is None or skeleton.tokenizer is None:
+        return report
+    lengths = _measure_lengths(skeleton, concept, config, sampled, findings)
+    if lengths is None:
+        return report
+    if not skeleton.local and skeleton.files.size:
+        findings.append(check_download(skeleton.files.size))
+    work = Workload(
+        load=config.load,
+        method=config.method,
+        max_new_tokens=config.data.max_new_tokens,
+        model=model,
+        layout=layout,
+        counts=counts,
+        itemsize=model.dtype.itemsize,
+        checkpoint_bytes=skeleton.files.size if skeleton.quantization else 0,
+        hardware=report.hardware,
+        layers=layers,
+        adapted=tuple(names),
+        paired=paired,
+        train=lengths.train,
+        validation=lengths.validation,
+        generated=lengths.generated,
+        compared=lengths.compared,
+    )
+    estimate, problems = estimate_edit(work, output_dir)
+    findings += problems
+    return replace(report, estimate=estimate)
+
+
+def _select_layers(config: EditConfig, depth: int, paired: bool) -> LayerSelection:
+    """The layers of the edit; the middle of the model where causal patching would find them."""
+    read = config.discriminator.layers
+    layers = select_layers(
+        None,
+        depth,
+        adapted=config.lora.layers_to_transform,
+        read=read,
+        sft=config.loss.sft_weight > 0,
+    )
+    if not paired or read is not None:
+        return layers
+    reason = "found by causal patching after loading; estimated for the middle of the model"
+    return replace(layers, reason=reason)
+
+
+def _check_unadapted(
+    skeleton: ModelSkeleton, counts: ParameterCounts, layers: LayerSelection
+) -> list[Finding]:
+    """Count the weights of the adapted layers that LoRA cannot adapt."""
+    assert skeleton.layout is not None
+    weights = skeleton.layout.unadapted(skeleton.model, layers.adapted)
+    if not weights:
+        return []
+    count, total = sum(weights.values()), sum(counts.blocks[i] for i in layers.adapted)
+    start = len(skeleton.layout.path) + 1
+    names = sorted({name[start:].partition(".")[2].removesuffix(".weight") for name in weights})
+    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    message = (
+        f"{count:,} of the {total:,} parameters of the adapted layers ({count / total:.0%}) cannot "
+        f"be adapted: {listed}."
+    )
+    return [Finding("warning", "weights-unadapted", message)]
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Lengths of all texts of an edit and of its evaluation."""
+
+    train: SplitLengths
+    validation: SplitLengths
+    generated: TokenLengths
+    compared: TokenLengths
+
+
+def _measure_lengths(
+    skeleton: ModelSkeleton,
     concept: Concept,
     config: EditConfig,
-    rows: tuple[SampledExamples, SampledExamples],
-) -> tuple[Any, ...] | None:
-    """The lengths of all texts: to learn from, to choose by, asked and compared in the end."""
-    others = [name for name in builtin_names() if name != concept.name]
-    concepts = {
-        "all": [concept, *map(load_concept, others)] if config.evaluation.suites == "all" else [],
-        "concept": [concept],
-        "none": [],
-    }[config.evaluation.suites]
+    sampled: Sampled,
+    findings: list[Finding],
+) -> _Lengths | None:
+    """The lengths of all texts; None if the chat template rejects one."""
+    tokenizer, limit = skeleton.tokenizer, config.data.max_new_tokens
+    concepts = _evaluated(concept, config.evaluation)
     try:
-        train, validation = (sides_of(seen.tokenizer, drawn, config) for drawn in rows)
-        asked, compared = measured(seen.tokenizer, concepts, config)
-    except ModelError as error:
-        found.append(Finding("error", "tokenizer", error.message, error.hint))
+        train, validation = (measure_split(tokenizer, one, config.data) for one in sampled)
+        generated, compared = measure_evaluation(
+            tokenizer, concepts, config.evaluation.limit or None, limit
+        )
+    except RetouchError as error:
+        findings.append(Finding("error", error.code, error.message, error.hint))
         return None
     except (TemplateError, ValueError) as error:
-        what = f"The chat template refuses the concept's chats: {error}."
-        hint = "Leave out what it refuses, such as system turns, or take another chat template."
-        found.append(Finding("error", "tokenizer", what, hint))
+        message = f"The chat template rejects the concept's chats: {error}."
+        hint = "Remove what it rejects, such as system turns, or set another `chat_template`."
+        findings.append(Finding("error", "chat-template-rejects", message, hint))
         return None
-    longest = max(train.every.longest, validation.every.longest, asked.longest)
-    most = getattr(seen.model.config.get_text_config(), "max_position_embeddings", None)
-    if most and longest > most:
-        what = f"The longest text has {longest} tokens, the model takes {most}."
-        found.append(Finding("warning", "concept", what, "Shorten the rows, or --response-tokens."))
-    return train, validation, asked, compared
+    longest = max(train.all.longest, validation.all.longest, generated.longest)
+    maximum = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
+    if maximum and longest > maximum:
+        message = f"The longest text has {longest} tokens, the model supports {maximum}."
+        hint = "Shorten the examples, or set a lower `max_new_tokens`."
+        findings.append(Finding("warning", "text-too-long", message, hint))
+    return _Lengths(train, validation, generated, compared)
+
+
+def _evaluated(concept: Concept, evaluation: EvaluationConfig) -> list[Concept]:
+    """The concepts that are evaluated after the edit."""
+    if evaluation.suites == "none":
+        return []
+    others = [name for name in builtin_names() if name != concept.name]
+    return [concept, *map(load_concept, others if evaluation.suites == "all" else ())]

@@ -1,198 +1,215 @@
-"""The files of a checkpoint, looked at without loading them: are they there, and whole."""
+"""Check that a checkpoint's files are present and complete, without loading them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from retouch.core.finding import Finding
 from retouch.core.units import size_text
 
-ONE = "model.safetensors"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LFS = b"version https://git-lfs"
-LONGEST_HEADER = 100_000_000  # bytes: what safetensors itself refuses to read beyond
-CONVERT = (
-    "Have them converted where they are trusted: load them with transformers and call "
-    "`save_pretrained`, which writes safetensors; or take a revision that has them (--revision)."
-)
-AGAIN = "Download it again."
+LFS_POINTER = b"version https://git-lfs"
+MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors library
+DOWNLOAD_AGAIN = "Download it again."
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """What a checkpoint's files hold.
+    """The weights of a checkpoint.
 
     Attributes:
-        files: how many safetensors files the weights are in.
+        num_files: number of safetensors files.
         size: bytes of these files.
-        numbers: how many numbers their tensors have in all; None where no header could be read.
-        findings: what is wrong with them, or that nothing is.
+        num_parameters: elements of their tensors; None if no header was read.
+        findings: the problems found, or that there are none.
     """
 
-    files: int
-    size: int
-    numbers: int | None
-    findings: tuple[Finding, ...]
+    num_files: int = 0
+    size: int = 0
+    num_parameters: int | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
-    def whole(self) -> bool:
-        """Whether nothing about them would stop an edit."""
+    def complete(self) -> bool:
+        """Whether no finding is an error."""
         return not any(finding.level == "error" for finding in self.findings)
 
 
-class _Broken(Exception):
-    """A file that cannot be read as safetensors; says in what way."""
+class _BrokenFile(Exception):
+    """A file is not what its name says."""
+
+    def __init__(self, problem: str, code: str = "weights-corrupt", hint: str = DOWNLOAD_AGAIN):
+        super().__init__(problem)
+        self.code, self.hint = code, hint
+
+    def finding(self, name: str) -> Finding:
+        return Finding("error", self.code, f"{name} {self}.", self.hint)
 
 
-def look_at_folder(folder: Path) -> CheckpointFiles:
-    """Read the headers of a local checkpoint's files: an index, names, lengths; no weights.
+def check_folder(folder: Path) -> CheckpointFiles:
+    """Check a local checkpoint by its index and the headers of its files; no weights are read.
 
-    A safetensors file begins with the length of its header, 8 bytes, and the header says where each
-    tensor ends: `8 + header + last end` is the length that a whole file has.
+    A safetensors file begins with the length of its header in 8 bytes, and the header gives the
+    end of every tensor: the file must have `8 + header + last end` bytes.
     """
-    stops: list[Finding] = []
     try:
         present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        index = _read_index(folder / INDEX) if INDEX in present else None
     except OSError as error:
-        what = f"{folder} cannot be read: {error.strerror}."
-        return CheckpointFiles(0, 0, None, (_stop(what, "Give reading rights."),))
-    try:
-        index = _index(folder) if INDEX in present else None
-    except _Broken as problem:
-        return CheckpointFiles(0, 0, None, (_stop(f"{INDEX} {problem}.", AGAIN),))
-    names = sorted(set(index.values())) if index is not None else [ONE] * (ONE in present)
+        return CheckpointFiles(findings=(_unreadable(str(folder), error),))
+    except _BrokenFile as error:
+        return CheckpointFiles(findings=(error.finding(INDEX),))
+    names = sorted(set(index.values())) if index is not None else [SINGLE] * (SINGLE in present)
     if not names:
-        return CheckpointFiles(0, 0, None, (_without(present),))
+        return CheckpointFiles(findings=(_no_weights(present),))
     missing = [name for name in names if name not in present]
-    if missing:
-        stops.append(_missing(missing, len(names)))
-    numbers = 0
+    problems = [_incomplete(_first_few(missing), len(names))] if missing else []
+    num_parameters = 0
     for name in names:
         if name in missing:
             continue
         try:
-            header = _header(folder / name)
-            lost = [t for t, file in (index or {}).items() if file == name and t not in header]
+            tensors = _read_header(folder / name)
+            lost = [key for key, file in (index or {}).items() if file == name]
+            lost = [key for key in lost if key not in tensors]
             if lost:
-                raise _Broken(f"lacks {_some(lost)}, which the index says is in it")
-            numbers += sum(header.values())
-        except _Broken as problem:
-            stops.append(_stop(f"{name} {problem}.", AGAIN))
+                raise _BrokenFile(f"lacks {_first_few(lost)}, which the index assigns to it")
+            num_parameters += sum(tensors.values())
+        except _BrokenFile as error:
+            problems.append(error.finding(name))
         except OSError as error:
-            stops.append(_stop(f"{name} cannot be read: {error.strerror}.", "Give reading rights."))
+            problems.append(_unreadable(name, error))
     size = sum(present.get(name, 0) for name in names)
-    fine = Finding("ok", "weights", f"{_files(len(names))}, {size_text(size)}, all whole.")
-    return CheckpointFiles(len(names), size, None if stops else numbers, tuple(stops) or (fine,))
+    return CheckpointFiles(
+        num_files=len(names),
+        size=size,
+        num_parameters=None if problems else num_parameters,
+        findings=tuple(problems) or (_complete(len(names), size, "complete"),),
+    )
 
 
-def look_at_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
-    """The same from the names and sizes of a repository's files: only what is there is known."""
+def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
+    """Check a hub repository by the names and sizes of its files."""
     weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
-    if ONE in files:
-        weights = [ONE]
+    if SINGLE in files:
+        weights = [SINGLE]
     elif INDEX in files:
-        # `model-00002-of-00005.safetensors` says itself how many there should be.
         weights = [name for name in weights if name.startswith("model-")]
-    if not weights or (ONE not in files and INDEX not in files):
-        return CheckpointFiles(0, 0, None, (_without(files),))
-    expected = {_of(name) for name in weights} - {None}
-    total = max((number for number in expected if number), default=len(weights))
-    size = sum(files[name] or 0 for name in weights)
-    if total > len(weights):
-        found: Finding = _missing([f"{total - len(weights)}"], total)
     else:
-        found = Finding("ok", "weights", f"{_files(len(weights))}, {size_text(size)}, on the hub.")
-    return CheckpointFiles(len(weights), size, None, (found,))
+        weights = []
+    if not weights:
+        return CheckpointFiles(findings=(_no_weights(files),))
+    expected = max((_total_of(name) for name in weights), default=0) or len(weights)
+    size = sum(files[name] or 0 for name in weights)
+    finding = _complete(len(weights), size, "on the hub")
+    if expected > len(weights):
+        finding = _incomplete(str(expected - len(weights)), expected)
+    return CheckpointFiles(num_files=len(weights), size=size, findings=(finding,))
 
 
-def _of(name: str) -> int | None:
-    end = name.removesuffix(".safetensors").rpartition("-of-")[2]
-    return int(end) if end.isdecimal() else None
+def _total_of(name: str) -> int:
+    """The 5 in `model-00002-of-00005.safetensors`; 0 for other names."""
+    total = name.removesuffix(".safetensors").rpartition("-of-")[2]
+    return int(total) if total.isdecimal() else 0
 
 
-def _index(folder: Path) -> dict[str, str]:
-    """The index's file for each tensor."""
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor."""
     try:
-        found = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _Broken("cannot be read as an index") from None
-    if not isinstance(found, dict) or not found:
-        raise _Broken("names no tensors")
-    return {str(tensor): str(file) for tensor, file in found.items()}
+        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise _BrokenFile("is not a valid index") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _BrokenFile("lists no tensors")
+    return {str(tensor): str(file) for tensor, file in weight_map.items()}
 
 
-def _header(file: Path) -> dict[str, int]:
-    """How many numbers each tensor of a file has, after its length was held against them."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = opened.read(len(LFS))
-        if start == LFS:
-            raise _Broken("is a Git LFS pointer and holds no weights: run `git lfs pull`")
+def _read_header(path: Path) -> dict[str, int]:
+    """The number of elements of each tensor of a file, whose length is checked."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            problem = "is a Git LFS pointer without weights"
+            raise _BrokenFile(problem, "weights-lfs-pointer", "Run `git lfs pull`.")
         length = int.from_bytes(start[:8], "little")
-        if size < 8 or length > LONGEST_HEADER:
-            raise _Broken("is no safetensors file")
-        opened.seek(8)
-        raw = opened.read(length)
+        if size < 8 or length > MAX_HEADER:
+            raise _BrokenFile("is not a safetensors file")
+        file.seek(8)
+        raw = file.read(length)
     if len(raw) < length:
-        raise _Broken(f"is cut short: it ends within its header, after {size_text(size)}")
+        problem = f"is truncated within its header, after {size_text(size)}"
+        raise _BrokenFile(problem, "weights-truncated")
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        end = 8 + length + max((int(e["data_offsets"][1]) for e in header.values()), default=0)
-        numbers = {str(name): math.prod(map(int, e["shape"])) for name, e in header.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+        elements = {str(name): math.prod(map(int, one["shape"])) for name, one in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise _Broken("is no safetensors file: its header does not parse") from None
-    if size < end:
-        raise _Broken(f"is cut short: {size_text(size)} of {size_text(end)}")
-    if size > end:
-        raise _Broken(f"is {size_text(size - end)} longer than its header says")
-    return numbers
+        raise _BrokenFile("is not a safetensors file: its header is invalid") from None
+    expected = 8 + length + max(ends, default=0)
+    if size < expected:
+        problem = f"is truncated: {size_text(size)} of {size_text(expected)}"
+        raise _BrokenFile(problem, "weights-truncated")
+    if size > expected:
+        raise _BrokenFile(f"is {size_text(size - expected)} longer than its header says")
+    return elements
 
 
-def _without(names: Iterable[str]) -> Finding:
+def _no_weights(names: Iterable[str]) -> Finding:
     """Why there are no weights to load."""
     names = set(names)
     pickled = sorted(name for name in names if name.endswith(PICKLED))
     others = sorted(name for name in names if name.endswith(".safetensors"))
     if "adapter_config.json" in names and "config.json" not in names:
-        return _stop("It is an adapter and no model.", "Name the model that it belongs to.")
+        return Finding(
+            "error", "model-is-adapter", "This is an adapter, not a model.", "Give its base model."
+        )
     if others:
-        return _stop(
-            f"There is {_some(others)}, but neither {ONE} nor {INDEX}.",
-            "transformers looks for these names alone: rename it, or write it anew.",
+        return Finding(
+            "error",
+            "weights-misnamed",
+            f"There is {_first_few(others)}, but neither {SINGLE} nor {INDEX}.",
+            "transformers reads only these names: rename the file, or save the model again.",
         )
     if pickled:
-        return _stop(
-            f"The weights are pickled ({_some(pickled)}), and a pickle runs what code it likes.",
-            CONVERT,
+        return Finding(
+            "error",
+            "weights-pickled",
+            f"The weights are pickled ({_first_few(pickled)}), and loading a pickle can run "
+            "arbitrary code.",
+            "If you trust them, load them with transformers and call `save_pretrained`, which "
+            "writes safetensors; or set another `revision`.",
         )
-    return _stop("There are no weights.", f"Put {ONE}, or its shards and their index, beside it.")
+    return Finding(
+        "error",
+        "weights-missing",
+        "There are no weights.",
+        f"Add {SINGLE}, or shards with {INDEX}.",
+    )
 
 
-def _missing(names: list[str], total: int) -> Finding:
-    return _stop(f"The weights are not all there: missing {_some(names)}, of {total} files.", AGAIN)
+def _incomplete(missing: str, total: int) -> Finding:
+    message = f"The weights are incomplete: missing {missing}, of {total} files."
+    return Finding("error", "weights-incomplete", message, "Download them again.")
 
 
-def _stop(what: str, hint: str) -> Finding:
-    return Finding("error", "weights", what, hint)
+def _complete(num_files: int, size: int, where: str) -> Finding:
+    files = f"{num_files} safetensors file{'s' if num_files > 1 else ''}"
+    return Finding("ok", "weights-complete", f"{files}, {size_text(size)}, {where}.")
 
 
-def _files(number: int) -> str:
-    return f"{number} safetensors file{'s' if number > 1 else ''}"
+def _unreadable(name: str, error: OSError) -> Finding:
+    message = f"{name} cannot be read: {error.strerror}."
+    return Finding("error", "weights-unreadable", message, "Grant read permission.")
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def sizes(listing: Iterable[Any]) -> Iterator[tuple[str, int | None]]:
-    """Name and bytes of the files that the hub lists."""
-    for file in listing:
-        yield str(file.rfilename), file.size

@@ -1,4 +1,4 @@
-"""What this machine can do: memory that is free, and how fast it multiplies and reads."""
+"""Measure the hardware of an edit: free memory, arithmetic and memory throughput."""
 
 from __future__ import annotations
 
@@ -13,96 +13,97 @@ import torch
 from retouch.core.errors import ModelError
 
 CGROUP = Path("/sys/fs/cgroup")
-LONG = 0.15  # seconds that one measurement may take
+SECONDS = 0.15  # that one measurement takes
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A device with what bounds an edit on it.
+class Hardware:
+    """A device and its measured limits.
 
     Attributes:
-        device: where the model would be.
-        label: the device for people.
-        free: bytes of the device's memory that are free.
-        ram: bytes of the machine's memory that are free; the same on the CPU.
-        rate: operations a second of a matrix product, measured.
-        bandwidth: bytes a second that are read or written, measured.
-        upload: bytes a second that come to the device from the machine's memory, measured; 0 on the
-            CPU, where there is no such way.
+        device: where the model would be, such as `cuda:0`.
+        label: the device with the name of the GPU or the number of threads.
+        free_bytes: free bytes of the device's memory.
+        host_free_bytes: free bytes of host memory; the same on the CPU.
+        flops_per_second: of a matrix product.
+        bytes_per_second: read or written in the device's memory.
+        upload_bytes_per_second: copied from host memory to the device; 0 on the CPU.
     """
 
-    device: torch.device
+    device: str
     label: str
-    free: int
-    ram: int
-    rate: float
-    bandwidth: float
-    upload: float = 0.0
+    free_bytes: int
+    host_free_bytes: int
+    flops_per_second: float
+    bytes_per_second: float
+    upload_bytes_per_second: float = 0.0
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the device is the CPU, whose memory is host memory."""
+        return self.device.startswith("cpu")
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Look at a device and time it for well under a second.
+def measure_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
+    """Measure a device, in well under a second.
 
     Raises:
-        ModelError: the device does not compute in `dtype`.
+        ModelError: the device does not support `dtype`.
     """
-    ram = free_memory()
+    host_free = free_host_bytes()
     on_gpu = device.type == "cuda"
     try:
-        rate = _matrix_rate(device, dtype, 4096 if on_gpu else 512)
-        bandwidth = _bandwidth(device, 2**28 if on_gpu else 2**27)
-        upload = _upload(device, 2**27) if on_gpu else 0.0
+        flops = _matmul_flops(device, dtype, 4096 if on_gpu else 512)
+        bandwidth = 2 * _copy_speed(device, device, 2**28 if on_gpu else 2**27)
+        upload = _copy_speed(torch.device("cpu"), device, 2**27) if on_gpu else 0.0
     except RuntimeError as error:
         raise ModelError(
-            f"{device} does not compute in {str(dtype).removeprefix('torch.')}: "
+            f"{device} does not support {str(dtype).removeprefix('torch.')}: "
             f"{str(error).splitlines()[0]}.",
-            "Choose another --dtype; float32 works everywhere.",
+            "Set another `dtype`; float32 works on every device.",
+            code="dtype-unsupported",
         ) from None
-    if on_gpu:
-        label = f"{device} ({torch.cuda.get_device_name(device)})"
-        free = int(torch.cuda.mem_get_info(device)[0])
-    else:
-        threads = torch.get_num_threads()
-        label = f"{device} ({threads} thread{'s' if threads > 1 else ''})"
-        free = ram
-    return Machine(device, label, free, ram, rate, bandwidth, upload)
+    threads = torch.get_num_threads()
+    name = f"{threads} thread{'s' if threads > 1 else ''}"
+    return Hardware(
+        device=str(device),
+        label=f"{device} ({torch.cuda.get_device_name(device) if on_gpu else name})",
+        free_bytes=int(torch.cuda.mem_get_info(device)[0]) if on_gpu else host_free,
+        host_free_bytes=host_free,
+        flops_per_second=flops,
+        bytes_per_second=bandwidth,
+        upload_bytes_per_second=upload,
+    )
 
 
-def free_memory() -> int:
-    """Bytes of memory that are free, within what a container allows."""
+def free_host_bytes() -> int:
+    """Free bytes of host memory, within the limit of a container."""
     free = int(psutil.virtual_memory().available)
     try:
-        allowed = (CGROUP / "memory.max").read_text().strip()
+        limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
     except (OSError, ValueError):
         return free
-    return min(free, max(0, int(allowed) - used)) if allowed.isdecimal() else free
+    return min(free, max(0, int(limit) - used)) if limit.isdecimal() else free
 
 
-def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    r"""Operations a second of the product of two `[size, size]` matrices: $2\,size^3$ each."""
-    left = torch.ones(size, size, device=device, dtype=dtype)
-    # What a block does besides: a norm and a softmax are the first to be missing for a dtype.
-    torch.nn.functional.layer_norm(left, (size,)).softmax(-1)
-    return 2.0 * size**3 / _fastest(lambda: left @ left, device)
+def _matmul_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    r"""Operations per second of the product of two `[size, size]` matrices: $2\,size^3$ each."""
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    # Normalisation and softmax are what a device lacks first for a dtype.
+    torch.nn.functional.layer_norm(matrix, (size,)).softmax(-1)
+    return 2.0 * size**3 / _fastest(lambda: matrix @ matrix, device)
 
 
-def _bandwidth(device: torch.device, size: int) -> float:
-    """Bytes a second that a copy of `size` bytes reads and writes."""
-    source = torch.zeros(size, device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return 2.0 * size / _fastest(lambda: target.copy_(source), device)
-
-
-def _upload(device: torch.device, size: int) -> float:
-    """Bytes a second that a copy of `size` bytes takes from the machine's memory to a device."""
-    source = torch.zeros(size, dtype=torch.uint8)
-    target = torch.empty(size, device=device, dtype=torch.uint8)
-    return size / _fastest(lambda: target.copy_(source), device)
+def _copy_speed(source: torch.device, device: torch.device, size: int) -> float:
+    """Bytes per second of a copy of `size` bytes: as many are read as are written."""
+    data = torch.zeros(size, device=source, dtype=torch.uint8)
+    copy = torch.empty(size, device=device, dtype=torch.uint8)
+    return size / _fastest(lambda: copy.copy_(data), device)
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some runs: what else the machine does only makes it slower."""
+    """Seconds of the fastest of several runs, which other processes disturbed least."""
 
     def timed() -> float:
         began = time.perf_counter()
@@ -111,8 +112,8 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    timed()  # the first run sets things up
-    best, end = timed(), time.perf_counter() + LONG
+    timed()  # the first run includes initialisation
+    best, end = timed(), time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         best = min(best, timed())
     return max(best, 1e-9)

@@ -1,152 +1,305 @@
-"""What an edit holds in memory and on disk, before it is retain_openings: an estimate from shapes."""
+"""Plan the memory of an edit from shapes, and find settings with which it fits."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from retouch.models.activation_cache import SHARE
-from retouch.models.layout import ModelLayout
+from retouch.core.errors import ModelError
+from retouch.core.finding import Finding
+from retouch.core.units import size_text
+from retouch.models.activation_cache import DEFAULT_SHARE
 from retouch.models.memory_estimate import (
+    FLOAT32_BYTES,
+    TRAINED_BYTES,
     activation_bytes,
-    cache_bytes,
-    state_bytes,
-    training_bytes,
-    widest,
+    generation_bytes,
+    max_generation_rows,
 )
-from retouch.preflight.hardware import Machine
-from retouch.preflight.lengths import Texts
-from retouch.preflight.workload import Workload
+from retouch.models.offload import OffloadPlan
+from retouch.preflight.workload import TokenLengths, Workload
 from retouch.representations.logprobs import logit_tokens
+from retouch.task.examples import BATCH_SIZE
+
+COMFORTABLE = 0.85  # share of the available memory up to which an estimate is trusted to fit
+VALIDATION_ROWS = 32  # maximum rows of a validation batch
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on the device.
+class MemoryPlan:
+    """Bytes of an edit, by part.
 
     Attributes:
-        weights: the model's.
-        generation: keys, values and what passes a block while the base responses.
-        cached: the states that are kept through the game.
-        adapter: its weights, gradients, Adam's moments, averages.
-        activations: what autograd saves of one step.
-        judging: logits of one batch that is num_validations.
-        in_memory: states that lie in the machine's memory beside the device.
-        on_disk: states that lie in a memory-mapped file.
+        weights: of the model, on the device.
+        generation: keys, values, states and logits while the base model responds.
+        cached_states: cached activations on the device.
+        adapter: its weights, gradients, Adam's moments and averages.
+        activations: what autograd saves in one step.
+        logits: of one validation batch.
+        host_states: cached activations in host memory beside the device.
+        disk_states: cached activations in a memory-mapped file.
     """
 
     weights: int
     generation: int
-    cached: int
+    cached_states: int
     adapter: int
     activations: int
-    judging: int
-    in_memory: int = 0
-    on_disk: int = 0
+    logits: int
+    host_states: int = 0
+    disk_states: int = 0
 
     @property
-    def beside(self) -> int:
-        """The most that is held beside the weights at one time."""
-        playing = self.cached + self.adapter + max(self.activations, self.judging)
-        return max(self.generation, playing)
+    def beside_weights(self) -> int:
+        """The peak of everything but the weights."""
+        training = self.cached_states + self.adapter + max(self.activations, self.logits)
+        return max(self.generation, training)
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time."""
-        return self.weights + self.beside
+        """Maximum bytes on the device at one time."""
+        return self.weights + self.beside_weights
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A model before its weights, as an edit goes about it.
+class Suggestion:
+    """Settings with which an edit fits.
 
     Attributes:
-        model: the architecture on the meta device.
-        layout: where its blocks are.
-        adapted: the full names of the linear layers that get adapters.
+        load: load options by name.
+        micro_batch_size: the micro-batch size; None if it need not be changed.
+        peak: bytes on the device with them.
+        streams: whether layers are streamed then.
     """
 
-    model: Any
-    layout: ModelLayout
-    adapted: Collection[str]
+    load: Mapping[str, Any]
+    micro_batch_size: int | None
+    peak: int
+    streams: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as nested configuration values."""
+        train = {"micro_batch_size": self.micro_batch_size} if self.micro_batch_size else {}
+        groups = {"load": dict(self.load), "train": train}
+        return {name: values for name, values in groups.items() if values}
+
+    def __str__(self) -> str:
+        values = {key: value for group in self.settings.values() for key, value in group.items()}
+        named = " and ".join(f"`{key}` {value}" for key, value in values.items())
+        streamed = ", layers streamed" if self.streams else ""
+        return f"{named} ({size_text(self.peak)}{streamed})"
 
 
-def memory(work: Workload, frame: Frame, weights: int, machine: Machine | None) -> Memory:
-    """What an edit holds on the device; `weights` bytes are the model's own.
+def plan_memory(work: Workload, offload: OffloadPlan | None) -> MemoryPlan:
+    """The memory of an edit whose weights are placed by `offload`, or wholly on the device.
 
-    Without a machine all states are counted as if they lay on the device.
+    Without hardware all cached states are counted on the device.
     """
-    train, model = work.train, frame.model
-    every = train.every + work.asked
-    rows = min(work.together(every), every.rows)
-    generation = cache_bytes(model.config, rows, every.longest, work.itemsize)
-    generation += 2 * widest(model, frame.layout) * rows * every.longest * work.itemsize
-    held = work.validation.source + work.validation.retain
-    logits = 2 * work.num_validations(held) * held.longest * work.vocabulary
-    judging = min(logits, work.vocabulary * logit_tokens(work.free_bytes, work.vocabulary))
-    near, far, filed = _kept(work, weights, machine)
-    return Memory(
+    free = None if offload is None else offload.free_bytes
+    weights = work.weight_bytes if offload is None else offload.weights
+    texts = work.train.all + work.generated
+    row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
+    validated = work.validation.source + work.validation.retain
+    two_models = 2 * validation_rows(work, validated, free) * validated.longest
+    logits = min(two_models, logit_tokens(free, work.vocabulary)) * work.vocabulary
+    device, host, disk = _cached_states(work, weights, free)
+    return MemoryPlan(
         weights=weights,
-        generation=generation,
-        cached=near,
-        adapter=training_bytes(work.adapter),
-        activations=_activations(work, frame),
-        judging=judging * work.itemsize,
-        in_memory=far,
-        on_disk=filed,
+        generation=row * min(max_generation_rows(free, BATCH_SIZE, row), texts.count),
+        cached_states=device,
+        adapter=TRAINED_BYTES * work.adapter_parameters,
+        activations=_activations(work, offload),
+        logits=logits * work.itemsize,
+        host_states=host,
+        disk_states=disk,
     )
 
 
-def _kept(work: Workload, weights: int, machine: Machine | None) -> tuple[int, int, int]:
-    """Bytes of the states that are kept: on the device, in memory beside it, in a file.
+def validation_rows(
+    work: Workload, texts: TokenLengths, free_bytes: int | None, models: int = 1
+) -> int:
+    """Rows of a validation batch, of which `models` models have logits at the same time."""
+    tokens = logit_tokens(free_bytes, work.vocabulary) // models
+    return max(1, min(VALIDATION_ROWS, tokens // max(texts.longest, 1)))
 
-    As `models.store.ActivationCache` lays them.
+
+def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tuple[int, int, int]:
+    """Bytes of cached states on the device, in host memory and on disk.
+
+    As `training.dataset` and `models.activation_cache` place them: segment inputs of source and
+    retain examples, reference states of the retain set and of the target counterparts.
     """
-    positions = work.train.source.tokens + 2 * work.train.retain.tokens
+    positions = work.train.source.total + 2 * work.train.retain.total
     if work.paired:
         positions += len(work.layers.read) * sum(work.train.source.responses)
-    size = state_bytes(work.hidden, positions, work.itemsize)
-    if machine is None:
+    size = positions * work.hidden_size * work.itemsize
+    hardware = work.hardware
+    if hardware is None:
         return size, 0, 0
-    on_gpu = machine.device.type != "cpu"
-    given = work.config.train.activation_cache_bytes or (
-        None if work.free_bytes is None else work.free_bytes // 2
-    )
-    left = max(machine.free - weights, 0)
-    near = min(size, given or int(SHARE * left)) if on_gpu else 0
-    far = min(size - near, given or int(SHARE * (machine.ram if on_gpu else left)))
-    filed = size - near - far
-    return (near, far, filed) if on_gpu else (far, 0, filed)
+    limit = work.method.train.activation_cache_bytes
+    if limit is None and free_bytes is not None:
+        limit = free_bytes // 2
+    left = max(hardware.free_bytes - weights, 0)
+    if hardware.is_cpu:
+        device = min(size, limit or int(DEFAULT_SHARE * left))
+        return device, 0, size - device
+    device = min(size, limit or int(DEFAULT_SHARE * left))
+    host = min(size - device, limit or int(DEFAULT_SHARE * hardware.host_free_bytes))
+    return device, host, size - device - host
 
 
-def _activations(work: Workload, frame: Frame) -> int:
-    """What autograd saves of a micro_batch of a batch: of source rows or of the retain set."""
-    config, train = work.config, work.train
+def _activations(work: Workload, offload: OffloadPlan | None) -> int:
+    """What autograd saves for a micro-batch of source or of retain examples."""
 
-    def saved(texts: Texts, top: int) -> int:
-        blocks = range(min(work.layers.adapted), top + 1)
+    def saved(texts: TokenLengths, last: int) -> int:
         return activation_bytes(
-            *(frame.model, frame.layout, blocks, frame.adapted),
-            *(min(work.at_once, texts.rows), texts.longest, work.itemsize),
+            work.model,
+            work.layout,
+            layers=range(min(work.layers.adapted), last + 1),
+            adapted=set(work.adapted),
+            rows=min(work.micro_batch_size, texts.count),
+            tokens=texts.longest,
+            itemsize=work.itemsize,
         )
 
-    segment = max(saved(texts, work.last) for texts in (train.source, train.retain))
-    if not config.loss.sft_weight:
+    source, retain = work.train.source, work.train.retain
+    segment = max(saved(texts, work.last) for texts in (source, retain))
+    if not work.method.loss.sft_weight:
         return segment
-    rows = min(work.at_once, train.source.rows)
-    logits = rows * train.source.longest * work.vocabulary * (work.itemsize + 8)
-    # Blocks that came for it are held on to until the gradients have come back through them.
-    coming = sum(work.streamed[work.last + 1 :])
-    return max(segment, saved(train.source, work.depth - 1) + logits + coming)
+    tokens = min(work.micro_batch_size, source.count) * source.longest
+    logits = tokens * work.vocabulary * (work.itemsize + 2 * FLOAT32_BYTES)
+    # Streamed layers above the segment stay until the gradients have passed through them.
+    streamed = sum(offload.streamed_bytes[work.last + 1 :]) if offload else 0
+    return max(segment, saved(source, work.depth - 1) + logits + streamed)
 
 
-def disk_bytes(work: Workload) -> int:
-    """What a run directory takes: a checkpoint while the next is written, adapter, discriminators, texts.
+def check_memory(
+    work: Workload, memory: MemoryPlan, streams: bool
+) -> tuple[list[Finding], list[Suggestion]]:
+    """Compare a plan with the memory of the device and the host; suggest settings if it exceeds it.
 
-    A checkpoint holds the adapter five times (weights, average, best, Adam's moments), float32.
+    Args:
+        work: the edit, with hardware.
+        memory: its plan.
+        streams: whether layers are streamed.
     """
-    width = max(work.config.discriminator.hidden_size, 1)
-    discriminators = 3 * 4 * len(work.layers.read) * (work.hidden + 2) * width
-    texts = 2 * 4 * (work.asked.tokens + work.train.source.tokens) + 2**20
-    return 2 * (5 * 4 * work.adapter + discriminators) + 4 * work.adapter + discriminators + texts
+    hardware, available = work.hardware, work.available
+    assert hardware is not None
+    assert available is not None
+    fewer = _rows_after_oom(work) if memory.peak > available else None
+    found: list[Suggestion] = []
+    if memory.peak > available and fewer is None:
+        found = suggestions(work)
+    findings = [_memory_finding(memory, available, fewer, found)]
+    # Quantised and streamed weights are loaded to their place directly.
+    through_host = not hardware.is_cpu and not streams and work.load.quantize == "none"
+    if through_host and memory.weights > hardware.host_free_bytes:
+        dtype = " and `dtype` bfloat16" if work.itemsize == FLOAT32_BYTES else ""
+        message = (
+            f"Loading through host memory needs {size_text(memory.weights)}, "
+            f"{size_text(hardware.host_free_bytes)} available."
+        )
+        hint = f"Set a lower `max_device_memory`{dtype}."
+        findings.append(Finding("error", "host-memory-exceeded", message, hint))
+    return findings, found
+
+
+def _memory_finding(
+    memory: MemoryPlan, available: int, fewer: int | None, found: Sequence[Suggestion]
+) -> Finding:
+    message = f"Needs {size_text(memory.peak)}, {size_text(available)} available."
+    if memory.peak <= COMFORTABLE * available:
+        return Finding("ok", "memory-fits", message)
+    if memory.peak <= available:
+        hint = "Free memory before the edit."
+        return Finding("warning", "memory-tight", message, hint)
+    if fewer is not None:
+        message += " The micro-batch size is reduced automatically when memory runs out."
+        hint = f"Set `micro_batch_size` {fewer}, which is estimated to fit."
+        return Finding("warning", "micro-batch-reduced", message, hint)
+    hint = "Set a lower `micro_batch_size`, `num_examples` or `num_retain`, or adapt fewer layers"
+    if memory.weights > available:
+        message = f"{message} The weights alone take {size_text(memory.weights)}."
+        hint = "Use a device with more memory or a smaller model"
+    elif memory.beside_weights == memory.generation:
+        # Generation has a batch size of its own.
+        hint = "Set a lower `num_examples`, `num_retain` or `max_new_tokens`"
+    if found:
+        hint += f"; or set {', or '.join(map(str, found))}"
+    return Finding("error", "memory-exceeded", message, f"{hint}.")
+
+
+def _rows_after_oom(work: Workload) -> int | None:
+    """The micro-batch size that the training halves itself down to on a GPU; None if none fits.
+
+    Not on a CPU, where exhausted memory is not an error that can be handled.
+    """
+    available = work.available
+    if work.hardware is None or work.hardware.is_cpu or available is None:
+        return None
+    offload = work.plan_offload()
+    for rows in _halves(work.micro_batch_size):
+        memory = plan_memory(work.with_settings({}, rows), offload)
+        # Generation batches are halved down to one row too.
+        if replace(memory, generation=0).peak <= available:
+            return rows
+    return None
+
+
+def suggestions(work: Workload) -> list[Suggestion]:
+    """Settings with which an edit fits the device, those that change least first."""
+    available = work.available
+    assert available is not None
+    candidates: list[dict[str, Any]] = []
+    if work.load.max_device_memory is not None or work.weight_bytes <= available:
+        candidates.append({})
+    if work.load.max_device_memory is None:
+        if work.itemsize == FLOAT32_BYTES:
+            candidates.append({"dtype": "bfloat16"})
+        if not work.load.fsdp and work.load.quantize == "none":
+            bits = () if work.checkpoint_bytes else ("8bit", "4bit")
+            candidates += [{"quantize": kind} for kind in bits]
+            candidates.append({"max_device_memory": _round_size(available)})
+    found: list[Suggestion] = []
+    for load in candidates:
+        if "quantize" in load and any("quantize" in one.load for one in found):
+            continue  # 8 bits suffice
+        found += _fitting(work, load)
+    return found
+
+
+def _fitting(work: Workload, load: Mapping[str, Any]) -> Iterator[Suggestion]:
+    """The settings with the largest micro-batch size that fits; nothing if none does."""
+    available = work.available
+    assert available is not None
+    for rows in _halves(work.micro_batch_size):
+        changed = work.with_settings(load, rows)
+        try:
+            offload = changed.plan_offload()
+        except ModelError:
+            return
+        memory = plan_memory(changed, offload)
+        if memory.peak <= available:
+            smaller = rows if rows < work.micro_batch_size else None
+            streams = offload is not None and any(offload.streamed_bytes)
+            if load or smaller:
+                yield Suggestion(dict(load), smaller, memory.peak, streams)
+            return
+
+
+def _halves(rows: int) -> Iterator[int]:
+    """`rows`, half of it, and so on down to 1."""
+    while rows > 1:
+        yield rows
+        rows = (rows + 1) // 2
+    yield 1
+
+
+def _round_size(size: int) -> str:
+    """A size as `max_device_memory` accepts it, rounded down."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= 4 * unit:
+            return f"{size // unit}{name}"
+    return str(max(size, 1))

@@ -1,98 +1,86 @@
-"""A model's architecture without its weights, its tokenizer, its files: what loading would meet.
+"""Load a model's architecture, tokenizer and list of files, but not its weights.
 
-The blocks are built on the meta device, where tensors have shapes and no numbers: a model of
+The blocks are built on the meta device, where tensors have shapes and no values: a model of
 seventy billion parameters takes a second and no memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from retouch.core.errors import ConfigError, ModelError
+from retouch.core.config import LoadConfig
+from retouch.core.errors import RetouchError
 from retouch.core.finding import Finding
 from retouch.models.chat_template import set_chat_template
+from retouch.models.editable_model import prepare_tokenizer
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
-from retouch.models.weights import UNREADABLE, first_sentence, outline
-from retouch.preflight.checkpoint_files import (
-    CheckpointFiles,
-    look_at_folder,
-    look_at_listing,
-    sizes,
-)
+from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
+from retouch.preflight.checkpoint_files import CheckpointFiles, check_folder, check_listing
 
-NOWHERE = CheckpointFiles(0, 0, None, ())
-TIMEOUT = 10.0  # seconds that the hub is waited for
+TIMEOUT = 10.0  # seconds to wait for the hub
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelSkeleton:
-    """What is known of a model before its weights are editable.
+    """A model without its weights.
 
     Attributes:
-        name: what the user called it.
-        model: the architecture on the meta device; None where it could not be built.
-        layout: where its blocks are; None where they were not found.
-        tokenizer: None where it does not load.
-        shards: what its files hold.
-        local: the folder of its files; None where they would be downloaded.
-        quantized: how the checkpoint is quantised, such as `gptq, 4 bit`; empty if it is not.
-        findings: in the order in which things were looked at.
+        model: the architecture on the meta device; None if it could not be built.
+        layout: where its blocks are; None if they were not found.
+        tokenizer: None if it could not be loaded.
+        files: its weights.
+        local: whether the files are on this machine.
+        quantization: the checkpoint's quantisation, such as `gptq, 4 bit`; empty without one.
+        findings: what was found.
     """
 
-    name: str
-    model: Any
-    layout: ModelLayout | None
-    tokenizer: Any
-    shards: CheckpointFiles
-    local: Path | None
-    quantized: str
-    findings: tuple[Finding, ...]
+    model: Any = None
+    layout: ModelLayout | None = None
+    tokenizer: Any = None
+    files: CheckpointFiles = field(default_factory=CheckpointFiles)
+    local: bool = False
+    quantization: str = ""
+    findings: list[Finding] = field(default_factory=list)
 
 
-def load_skeleton(
-    name: str,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    chat_template: str | None = None,
-    dtype: torch.dtype,
-) -> ModelSkeleton:
-    """Look at `pocket`, a local folder or a hub id as `load` would, and load no weights."""
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    local = POCKET if name == "pocket" else Path(name) if Path(name).is_dir() else None
-    if local is None and not _like_an_id(name):
-        what = f"There is no folder {name}."
-        stop = Finding(
-            "error", "model", what, "Give `pocket`, a folder with config.json, a hub id."
-        )
-        return ModelSkeleton(name, None, None, None, NOWHERE, None, "", (stop,))
-    local, shards = (local, look_at_folder(local)) if local else _on_the_hub(name, revision)
-    findings = list(shards.findings)
-    if local is None and not shards.files:
-        return ModelSkeleton(name, None, None, None, shards, None, "", tuple(findings))
-    path = str(local or name)
-    model, quantized, found = _architecture(path, options, dtype)
-    findings = [*found, *findings]
-    layout = None
-    if model is not None:
-        try:
-            layout = find_layout(model)
-        except ModelError as error:
-            findings.append(Finding("error", "blocks", error.message, error.hint))
-        findings += _fitting(model, shards, quantized)
-    tokenizer, found = _tokenizer(path, options, model, chat_template)
-    return ModelSkeleton(
-        name, model, layout, tokenizer, shards, local, quantized, (*findings, *found)
-    )
+def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkeleton:
+    """Load what `models.load.load` would load, without the weights.
+
+    Args:
+        name: `pocket`, a local folder or a hub id.
+        load: how it would be loaded.
+        dtype: of the weights.
+    """
+    skeleton = ModelSkeleton()
+    folder = POCKET if name == "pocket" else Path(name) if Path(name).is_dir() else None
+    if folder is None and _is_hub_id(name):
+        folder, skeleton.files = _find_on_hub(name, load.revision)
+    elif folder is None:
+        hint = "Give `pocket`, a folder with config.json, or a hub id."
+        finding = Finding("error", "model-not-found", f"There is no folder {name}.", hint)
+        skeleton.files = CheckpointFiles(findings=(finding,))
+    else:
+        skeleton.files = check_folder(folder)
+    if folder is None and not skeleton.files.num_files:
+        skeleton.findings += skeleton.files.findings
+        return skeleton
+    skeleton.local = folder is not None
+    path = str(folder or name)
+    options = {"revision": load.revision, "trust_remote_code": load.trust_remote_code}
+    _add_architecture(skeleton, path, dtype, options)
+    skeleton.findings += skeleton.files.findings
+    _check_num_parameters(skeleton)
+    _add_tokenizer(skeleton, path, load.chat_template, options)
+    return skeleton
 
 
-def _like_an_id(name: str) -> bool:
-    """Whether a name may be one of the hub's: `owner/name` or `name`, and no path."""
+def _is_hub_id(name: str) -> bool:
+    """Whether a name may be `owner/name` or `name` on the hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -103,135 +91,135 @@ def _like_an_id(name: str) -> bool:
     return True
 
 
-def _on_the_hub(name: str, revision: str | None) -> tuple[Path | None, CheckpointFiles]:
-    """A hub model's files: in the cache if they are all there, else as the hub lists them."""
+def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, CheckpointFiles]:
+    """The cached folder of a hub model if it is complete, else the hub's list of its files."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         folder = Path(cached).parent
-        shards = look_at_folder(folder)
-        if shards.whole:
-            return folder, shards
+        files = check_folder(folder)
+        if files.complete:
+            return folder, files
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        return None, check_listing({file.rfilename: file.size for file in info.siblings or ()})
     except GatedRepoError:
-        what = f"{name} is gated, and this machine has no access to it."
-        hint = "Ask for access on its page, then `hf auth login`."
+        code, message = "model-gated", f"{name} is gated, and this account has no access to it."
+        hint = "Request access on its page, then run `hf auth login`."
     except RepositoryNotFoundError:
-        what, hint = f"The hub has no model {name}, or it is private.", "Check the name."
-    except Exception as error:  # whatever the network's library raises, the hub was not reached
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = f"The hub cannot be asked for {name}, and its files are not all in the cache: "
-        what, hint = f"{what}{reason}.", "Connect, or give a local folder."
-    else:
-        return None, look_at_listing(dict(sizes(info.siblings or ())))
-    return None, CheckpointFiles(0, 0, None, (Finding("error", "model", what, hint),))
+        code, message = "model-not-found", f"The hub has no model {name}, or it is private."
+        hint = "Check the name."
+    except Exception as error:  # the hub's client raises errors of several network libraries
+        code, hint = "hub-unreachable", "Connect to the network, or give a local folder."
+        message = f"{name} is not completely cached, and the hub cannot be reached: "
+        message += f"{first_sentence(error)}."
+    return None, CheckpointFiles(findings=(Finding("error", code, message, hint),))
 
 
-def _architecture(
-    path: str, options: dict[str, Any], dtype: torch.dtype
-) -> tuple[Any, str, list[Finding]]:
-    """The model on the meta device, how it is quantised, and what was found."""
+def _add_architecture(
+    skeleton: ModelSkeleton, path: str, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     try:
-        model = outline(path, dtype, options)
-    except ModelError as error:
-        return None, "", [Finding("error", "architecture", error.message, error.hint)]
+        model = build_skeleton(path, dtype, options)
+        skeleton.model = model.eval().requires_grad_(False)
+        _add_quantization(skeleton, model.config)
+        skeleton.layout = find_layout(model)
+    except RetouchError as error:
+        skeleton.findings.append(Finding("error", error.code, error.message, error.hint))
     except UNREADABLE as error:
-        return None, "", [_unreadable("architecture", error)]
-    quantized, findings = _quantization(model.config)
-    return model.eval().requires_grad_(False), quantized, findings
-
-
-def _unreadable(what: str, error: Exception) -> Finding:
-    if "trust_remote_code" in str(error):
-        return Finding(
-            "error",
-            what,
-            f"The {what} is code that comes with the model, and it is not run unasked.",
-            "Read that code, then --trust-remote-code.",
+        hint = (
+            "Give the folder of a causal language model that transformers supports, with its "
+            "config.json, or upgrade transformers."
         )
-    hints = {
-        "architecture": "Give the folder of a causal language model that transformers knows, with "
-        "its config.json, or upgrade transformers.",
-        "tokenizer": "Put the tokenizer's files beside the weights, or install what it asks for.",
-    }
-    return Finding(
-        "error", what, f"The {what} cannot be read: {first_sentence(error)}.", hints[what]
-    )
+        skeleton.findings.append(_unreadable("architecture", error, hint))
 
 
-def _quantization(config: Any) -> tuple[str, list[Finding]]:
-    """How a checkpoint is quantised, and whether this machine can load that."""
+def _unreadable(part: str, error: Exception, hint: str) -> Finding:
+    if "trust_remote_code" in str(error):
+        message = f"The {part} is code that comes with the model, which is not run by default."
+        hint = "Read that code, then set `trust_remote_code`."
+        return Finding("error", "remote-code", message, hint)
+    message = f"The {part} cannot be read: {first_sentence(error)}."
+    return Finding("error", f"{part}-unreadable", message, hint)
+
+
+def _add_quantization(skeleton: ModelSkeleton, config: Any) -> None:
+    """Name the checkpoint's quantisation and check that this machine supports it."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    given = getattr(config, "quantization_config", None)
-    if not given:
-        return "", []
-    facts = given if isinstance(given, dict) else given.to_dict()
-    four, eight = facts.get("load_in_4bit"), facts.get("load_in_8bit")
-    bits = facts.get("bits") or (4 if four else 8 if eight else None)
-    method = str(facts.get("quant_method") or ("bitsandbytes" if four or eight else "unknown"))
-    named = method + (f", {bits} bit" if bits else "")
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return
+    settings = dict(settings) if isinstance(settings, dict) else settings.to_dict()
+    bitsandbytes = {"load_in_4bit": 4, "load_in_8bit": 8}
+    loaded = [bits for key, bits in bitsandbytes.items() if settings.get(key)]
+    bits = settings.get("bits") or (loaded[0] if loaded else None)
+    method = str(settings.get("quant_method") or ("bitsandbytes" if loaded else "unknown"))
+    skeleton.quantization = method + (f", {bits} bit" if bits else "")
+    message = f"The weights are quantised ({skeleton.quantization})"
     try:
-        AutoHfQuantizer.from_config(dict(facts), pre_quantized=True).validate_environment()
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment()
     except UNREADABLE as error:
-        reason = first_sentence(error)
-        what = f"The weights are quantised ({named}), and this machine cannot load them: {reason}."
-        return named, [Finding("error", "quantised", what, "Install it, or take the unquantised.")]
-    what = f"The weights are quantised ({named}); which layers take adapters shows on loading."
-    return named, [Finding("warning", "quantised", what)]
+        message += f", and this machine cannot load them: {first_sentence(error)}."
+        hint = "Install what is missing, or give an unquantised checkpoint."
+        finding = Finding("error", "quantization-unsupported", message, hint)
+    else:
+        message += "; which layers can be adapted is known after loading."
+        finding = Finding("warning", "checkpoint-quantized", message)
+    skeleton.findings.append(finding)
 
 
-def _fitting(model: Any, shards: CheckpointFiles, quantized: str) -> list[Finding]:
-    """Whether the files hold as many numbers as the architecture has."""
-    expected = sum(p.numel() for p in model.parameters())
-    if quantized or shards.numbers is None or shards.numbers >= 0.999 * expected:
-        return []
-    return [
-        Finding(
-            "error",
-            "weights",
-            f"The files hold {shards.numbers:,} numbers, the architecture has {expected:,}: "
-            "what is missing would begin at random.",
-            "Hold config.json against the weights: one of them is of another model.",
+def _check_num_parameters(skeleton: ModelSkeleton) -> None:
+    """Compare the number of parameters in the files with the architecture's."""
+    found = skeleton.files.num_parameters
+    if skeleton.model is None or skeleton.quantization or found is None:
+        return
+    expected = sum(p.numel() for p in skeleton.model.parameters())
+    if found < 0.999 * expected:
+        message = (
+            f"The files have {found:,} parameters, the architecture has {expected:,}: the missing "
+            "ones would be initialised at random."
         )
-    ]
+        hint = "Check that config.json and the weights are of the same model."
+        skeleton.findings.append(Finding("error", "weights-mismatch", message, hint))
 
 
-def _tokenizer(
-    path: str, options: dict[str, Any], model: Any, template: str | None
-) -> tuple[Any, list[Finding]]:
+def _add_tokenizer(
+    skeleton: ModelSkeleton, path: str, chat_template: str | None, options: dict[str, Any]
+) -> None:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        has_padding = tokenizer.pad_token_id is not None
+        prepare_tokenizer(tokenizer, path)
+        if chat_template is not None:
+            set_chat_template(tokenizer, Path(chat_template))
+    except RetouchError as error:
+        skeleton.findings.append(Finding("error", error.code, error.message, error.hint))
+        return
     except UNREADABLE as error:
-        return None, [_unreadable("tokenizer", error)]
+        hint = "Add the tokenizer's files to the folder, or install the missing library."
+        skeleton.findings.append(_unreadable("tokenizer", error, hint))
+        return
+    skeleton.tokenizer = tokenizer
+    findings = list(_check_tokenizer(tokenizer, skeleton.model))
+    padding = "a padding token" if has_padding else "the end token as padding"
+    message = f"{len(tokenizer):,} tokens, a chat template and {padding}."
+    skeleton.findings += findings or [Finding("ok", "tokenizer-complete", message)]
+
+
+def _check_tokenizer(tokenizer: Any, model: Any) -> list[Finding]:
     findings = []
-    if template is not None:
-        try:
-            set_chat_template(tokenizer, Path(template))
-        except ConfigError as error:
-            return None, [Finding("error", "tokenizer", error.message, error.hint)]
-    if tokenizer.eos_token_id is None:
-        what = "The tokenizer has no end token, and a response has to end."
-        findings.append(Finding("error", "tokenizer", what, "Set eos_token in its configuration."))
-    embedded = model.get_input_embeddings().weight.shape[0] if model is not None else None
+    embedded = None if model is None else model.get_input_embeddings().weight.shape[0]
     if embedded is not None and len(tokenizer) > embedded:
-        what = f"The tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}."
-        findings.append(Finding("error", "tokenizer", what, "Take the model's own tokenizer."))
+        message = f"The tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}."
+        hint = "Use the model's own tokenizer."
+        findings.append(Finding("error", "tokenizer-mismatch", message, hint))
     if not getattr(tokenizer, "chat_template", None):
-        what = "There is no chat template: prompts are written `User: ...`, `Assistant:`."
-        hint = "Edit the chat model, if there is one, or give it a --chat-template."
-        findings.append(Finding("warning", "tokenizer", what, hint))
-    if not findings:
-        pad = (
-            "a padding token" if tokenizer.pad_token_id is not None else "padding by its end token"
-        )
-        what = f"{len(tokenizer):,} tokens, with a chat template and {pad}."
-        findings.append(Finding("ok", "tokenizer", what))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, findings
+        message = "There is no chat template: prompts are written as `User: ...`, `Assistant:`."
+        hint = "Edit the chat model, if there is one, or set `chat_template`."
+        findings.append(Finding("warning", "chat-template-missing", message, hint))
+    return findings

@@ -1,262 +1,264 @@
-"""What an edit computes, before it is retain_openings: operations, runs of blocks, weights that are read."""
+"""The inputs of an estimate: shapes of the model, lengths of the texts, settings and hardware.
+
+Responses that are not given are counted at `max_new_tokens`, since none is generated yet:
+estimates from them are upper bounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from retouch.core.config import EditConfig
-from retouch.models.generate import row_bytes, rows_together
-from retouch.models.memory_estimate import Counts, forward, trained
-from retouch.preflight.hardware import Machine
-from retouch.preflight.lengths import SplitLengths, Texts
-from retouch.representations.logprobs import logit_tokens
+import torch
+
+from retouch.concepts.chat import prompt_ids
+from retouch.concepts.concept import Concept, Example
+from retouch.core.config import DataConfig, LoadConfig, MethodConfig
+from retouch.evaluation.scorers import get_scorer
+from retouch.models.layout import ModelLayout
+from retouch.models.memory_estimate import ParameterCounts, lora_parameters, quantised_bytes
+from retouch.models.offload import OffloadPlan
+from retouch.preflight.hardware import Hardware
+from retouch.task.examples import SampledExamples
 from retouch.task.layers import LayerSelection
-from retouch.task.task import TRACED
 
-TOGETHER = 256  # rows that are generated together
-JUDGED = 32  # rows that are num_validations together, at the most
-# The share of the rate of a large matrix product that an edit's many small ones reach, and the
-# seconds that starting one block's operations takes: assumptions, held against edits of pocket.
-UTILISATION = 0.3
-STARTING = {"cpu": 5e-4, "cuda": 3e-4}
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """Lengths of texts in tokens.
+
+    Attributes:
+        prompts: of each prompt.
+        responses: of each response, the end token included.
+    """
+
+    prompts: tuple[int, ...] = ()
+    responses: tuple[int, ...] = ()
+
+    def __add__(self, other: TokenLengths) -> TokenLengths:
+        return TokenLengths(self.prompts + other.prompts, self.responses + other.responses)
+
+    @property
+    def count(self) -> int:
+        """The number of texts."""
+        return len(self.prompts)
+
+    @property
+    def total(self) -> int:
+        """Tokens of all texts; padding is left out, since texts of similar length share a batch."""
+        return sum(self.prompts) + sum(self.responses)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(map(sum, zip(self.prompts, self.responses, strict=True)), default=0)
+
+    def batches(self, size: int) -> int:
+        """The number of batches of `size` texts."""
+        return -(-self.count // size)
+
+
+@dataclass(frozen=True)
+class SplitLengths:
+    """The texts of a split; with pairs, source examples have the target responses."""
+
+    source: TokenLengths
+    target: TokenLengths
+    retain: TokenLengths
+
+    @property
+    def all(self) -> TokenLengths:
+        """All three sets."""
+        return self.source + self.target + self.retain
+
+
+def measure_examples(
+    tokenizer: Any,
+    examples: Iterable[Example],
+    max_new_tokens: int,
+    responders: Sequence[Example] = (),
+) -> TokenLengths:
+    """Tokenize examples, each with its own response, or with that of its responder."""
+    examples = list(examples)
+    prompts = [len(prompt_ids(tokenizer, one.prompt, one.prefill)) for one in examples]
+    responses = [
+        max_new_tokens
+        if one.response is None
+        else len(tokenizer(one.response, add_special_tokens=False)["input_ids"])
+        for one in responders or examples
+    ]
+    return TokenLengths(tuple(prompts), tuple(length + 1 for length in responses))
+
+
+def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) -> SplitLengths:
+    """The lengths of sampled examples, prefill-attack examples included.
+
+    Raises:
+        ModelError: the chat template rejects an example.
+    """
+    limit = data.max_new_tokens
+    responders = sampled.target if sampled.paired else sampled.source
+    source = measure_examples(tokenizer, sampled.source, limit, responders)
+    if sampled.paired and data.prefill_tokens:
+        prompts = tuple(length + data.prefill_tokens for length in source.prompts)
+        copies = data.prefills_per_example
+        source += TokenLengths(prompts * copies, source.responses * copies)
+    return SplitLengths(
+        source=source,
+        target=measure_examples(tokenizer, sampled.target, limit),
+        retain=measure_examples(tokenizer, sampled.retain, limit),
+    )
+
+
+def measure_evaluation(
+    tokenizer: Any, concepts: Iterable[Concept], limit: int | None, max_new_tokens: int
+) -> tuple[TokenLengths, TokenLengths]:
+    """The lengths of what the concepts' metrics generate, and of what they compare with the base.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        concepts: what is evaluated, on the test split.
+        limit: maximum number of examples per metric.
+        max_new_tokens: maximum length of a response.
+    """
+    generated: dict[object, Example] = {}
+    compared: dict[object, Example] = {}
+    metrics = {(one.suite, one.metric): (one, c) for c in concepts for one in c.metrics}
+    for metric, concept in metrics.values():
+        examples = concept.select("test", metric.labels)[:limit]
+        keyed: dict[tuple[object, str], Example] = {
+            (example.prompt, example.prefill): example for example in examples
+        }
+        needs = get_scorer(metric.scorer).needs
+        if needs & {"responses", "base_responses"}:
+            generated |= keyed
+        if "base_responses" in needs:
+            compared |= keyed
+    return (
+        measure_examples(tokenizer, generated.values(), max_new_tokens),
+        measure_examples(tokenizer, compared.values(), max_new_tokens),
+    )
 
 
 @dataclass(frozen=True)
 class Workload:
-    """An edit in lengths and counts.
+    """An edit on a machine, before its weights are loaded.
 
     Attributes:
-        config: what is asked for.
-        counts: the numbers of the model's weights.
-        layers: the blocks that are adapted and read.
-        adapter: trainable numbers of the adapter.
-        hidden: the width of a hidden state.
-        vocabulary: how many tokens there are logits of.
-        itemsize: bytes of a number that is computed with.
-        cache: bytes of keys and values that a token leaves.
-        paired: whether source rows have partners.
-        train: the rows that are learned from.
-        validation: the rows that are chosen by.
-        asked: what is asked when the edit is measured.
-        compared: the texts that drift is measured on then.
-        streamed: bytes of each block that comes whenever it runs, 0 where a block stays while it is
-            trained; empty where all stay.
-        room: bytes of the device beside the weights, where a limit is set.
+        load: how the model is loaded.
+        method: the settings of the method.
+        max_new_tokens: maximum length of a response, in tokens.
+        model: the architecture on the meta device.
+        layout: where its blocks are.
+        counts: its parameters.
+        itemsize: bytes of an element of its weights and states.
+        checkpoint_bytes: bytes of a checkpoint that is quantised itself; else 0.
+        hardware: the device; None if it is not available.
+        layers: the layers that are adapted and read.
+        adapted: full names of the linear layers that get adapters.
+        paired: whether source examples have target counterparts.
+        train: the training examples.
+        validation: the validation examples.
+        generated: texts whose responses the evaluation generates.
+        compared: texts whose KL divergence from the base it measures.
     """
 
-    config: EditConfig
-    counts: Counts
-    layers: LayerSelection
-    adapter: int
-    hidden: int
-    vocabulary: int
+    load: LoadConfig
+    method: MethodConfig
+    max_new_tokens: int
+    model: Any
+    layout: ModelLayout
+    counts: ParameterCounts
     itemsize: int
-    cache: int
+    checkpoint_bytes: int
+    hardware: Hardware | None
+    layers: LayerSelection
+    adapted: tuple[str, ...]
     paired: bool
     train: SplitLengths
     validation: SplitLengths
-    asked: Texts
-    compared: Texts
-    streamed: tuple[int, ...] = ()
-    free_bytes: int | None = None
+    generated: TokenLengths
+    compared: TokenLengths
 
     @property
     def first(self) -> int:
-        """The first block of the segment."""
+        """The first layer of the segment."""
         return min(*self.layers.adapted, *self.layers.read)
 
     @property
     def last(self) -> int:
-        """The last block of the segment."""
+        """The last layer of the segment."""
         return max(*self.layers.adapted, *self.layers.read)
 
     @property
     def depth(self) -> int:
-        """How many blocks the model has."""
-        return len(self.counts.blocks)
+        """The number of layers."""
+        return self.layout.depth
 
     @property
-    def at_once(self) -> int:
-        """How many rows of a batch run at once in training."""
-        return min(
-            self.config.train.micro_batch_size or self.config.train.batch_size,
-            self.config.train.batch_size,
-        )
+    def hidden_size(self) -> int:
+        """The size of a hidden state."""
+        return int(self.model.config.get_text_config().hidden_size)
 
-    def together(self, texts: Texts) -> int:
-        """How many of the texts are replied to at once."""
-        shape = (self.depth, self.hidden, self.vocabulary, texts.longest, self.itemsize)
-        return rows_together(self.room, TOGETHER, row_bytes(*shape))
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits of a token."""
+        return int(self.model.config.get_text_config().vocab_size)
 
-    def num_validations(self, texts: Texts, models: int = 1) -> int:
-        """How many of the texts are num_validations at once, by the logits of so many models."""
-        tokens = logit_tokens(self.room, self.vocabulary) // models
-        return max(1, min(JUDGED, tokens // max(texts.longest, 1)))
+    @property
+    def adapter_parameters(self) -> int:
+        """Trainable parameters."""
+        return lora_parameters(self.model, self.adapted, self.method.lora.r)
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a training batch that run at once."""
+        train = self.method.train
+        return min(train.micro_batch_size or train.batch_size, train.batch_size)
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of an edit.
+    @property
+    def available(self) -> int | None:
+        """Bytes of the device that the edit may use; None without a device."""
+        if self.hardware is None:
+            return None
+        free = self.hardware.free_bytes
+        return min(free, self.load.max_device_bytes or free)
 
-    Attributes:
-        name: what is done.
-        operations: multiplications and additions.
-        calls: how often a block is run, one after the other.
-        read: bytes of weights, and of keys and values, that these runs read or write.
-        streamed: bytes of weights that come to the device for them.
-    """
+    @property
+    def unquantised_bytes(self) -> int:
+        """Bytes of the weights as the checkpoint has them."""
+        return self.checkpoint_bytes or self.counts.total * self.itemsize
 
-    name: str
-    operations: float
-    calls: int
-    read: int
-    streamed: int = 0
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are loaded, without offloading."""
+        if self.load.quantize == "none" or self.checkpoint_bytes:
+            return self.unquantised_bytes
+        return quantised_bytes(self.model, self.load.quantize, self.itemsize)
 
+    def plan_offload(self) -> OffloadPlan | None:
+        """The placement of the weights under the device memory limit; None without one.
 
-def phases(work: Workload) -> list[Phase]:
-    """The parts of an edit in their order, and the measurement after it."""
-    every = work.itemsize * sum(work.counts.blocks)
-    # No block stays before it is known which are trained.
-    before, after = every if any(work.streamed) else 0, sum(work.streamed)
+        Raises:
+            ModelError: the limit is too low.
+        """
+        limit = self.load.max_device_bytes
+        if limit is None:
+            return None
+        device = torch.device("cpu" if self.hardware is None else self.hardware.device)
+        plan = OffloadPlan(self.model, self.layout, device, limit, self.itemsize)
+        plan.keep_on_device(self.model, range(self.first, self.last + 1))
+        return plan
 
-    def phase(name: str, operations: float, calls: int, read: int = 0, streamed: int = 0) -> Phase:
-        return Phase(name, operations, calls, calls * every // work.depth + read, streamed)
-
-    whole = sum(work.counts.passed) + work.counts.head
-    train, validation, config = work.train, work.validation, work.config
-    asked = [_generation(work, texts) for texts in (train.every, validation.every)]
-    operations, forwards, read = (sum(parts) for parts in zip(*asked, strict=True))
-    found = [
-        phase("base responses", operations, forwards * work.depth, read, forwards * before),
-    ]
-    if work.paired and (
-        config.discriminator.layers is None or config.lora.layers_to_transform is None
-    ):
-        tokens = train.source.tokens * min(TRACED, train.source.rows) // train.source.rows
-        runs = work.depth + 2
-        operations = runs * forward(whole, tokens)
-        found.append(phase("causal patching", operations, runs * work.depth, 0, runs * before))
-    found.append(phase("dataset", *_dataset(work)))
-    found.append(phase("discriminators", *_teaching(work)))
-    operations, calls, forwards = _answering(work)
-    found.append(phase("adapter", operations, calls, 0, forwards * after))
-    tokens = validation.source.tokens + 2 * validation.retain.tokens
-    forwards = config.train.rounds * (
-        validation.source.batches(work.num_validations(validation.source))
-        + 2 * validation.retain.batches(work.num_validations(validation.retain, 2))
-    )
-    operations = config.train.rounds * forward(whole, tokens)
-    found.append(phase("judge", operations, forwards * work.depth, 0, forwards * after))
-    if work.asked.rows:
-        operations, forwards, read = _generation(work, work.asked)
-        operations += forward(whole, work.compared.tokens)
-        forwards += work.compared.batches(work.num_validations(work.compared, 2))
-        calls = 2 * forwards * work.depth
-        found.append(phase("measurement", 2 * operations, calls, 2 * read, 2 * forwards * after))
-    return found
-
-
-def _generation(work: Workload, texts: Texts) -> tuple[float, int, int]:
-    """Operations, passes through all blocks, and bytes of keys and values.
-
-    Every token passes the blocks once, and the response's the head besides. A batch takes a pass for
-    each token of its longest response.
-
-    Each new token reads the keys and values of all before it once to look at them, and once more to
-    write them anew with its own at the end.
-    """
-    inside = sum(work.counts.passed)
-    longest = min(work.config.data.max_new_tokens, max(texts.responses, default=0))
-    operations = forward(inside, texts.tokens) + forward(work.counts.head, sum(texts.responses))
-    passes = zip(texts.prompts, texts.responses, strict=True)
-    looked_at = sum(response * (prompt + response // 2) for prompt, response in passes)
-    return operations, texts.batches(work.together(texts)) * longest, 3 * work.cache * looked_at
-
-
-def _segment(work: Workload) -> int:
-    return sum(work.counts.passed[work.first : work.last + 1])
-
-
-def _dataset(work: Workload) -> tuple[float, int, int, int]:
-    """Every text runs up to the end of the segment once.
-
-    Before that, one row runs twice through all blocks and twice up to the segment, to see whether
-    the segment can run alone.
-    """
-    train = work.train
-    texts = train.every + train.target if work.paired else train.every
-    below = sum(work.counts.passed[: work.last + 1])
-    micro_batches = texts.batches(work.at_once)
-    coming = (micro_batches + 2) * sum(work.streamed[: work.first]) + 2 * sum(work.streamed)
-    return forward(below, texts.tokens), micro_batches * (work.last + 1), 0, coming
-
-
-def _teaching(work: Workload) -> tuple[float, int]:
-    """The source rows run through the segment once a round, and once before the first.
-
-    Discriminators learn from the states.
-    """
-    config, source = work.config, work.train.source
-    passes = config.train.rounds + 1
-    states = sum(
-        min(n, config.discriminator.positions)
-        for n in source.responses + work.train.target.responses
-    )
-    steps = (
-        config.discriminator.warmup_steps
-        + (config.train.rounds - 1) * config.discriminator.steps_per_round
-    )
-    if config.discriminator.reset_each_round:
-        steps = config.train.rounds * config.discriminator.warmup_steps
-    width = work.hidden * max(config.discriminator.hidden_size, 1)
-    operations = float(passes) * forward(_segment(work), source.tokens)
-    operations += 6.0 * width * states * steps * len(work.layers.read)
-    calls = passes * source.batches(work.at_once) * (work.last - work.first + 1)
-    return operations, calls + steps * len(work.layers.read)
-
-
-def _answering(work: Workload) -> tuple[float, int, int]:
-    """Operations, runs of a block, and passes through all blocks.
-
-    A step takes a batch of source rows and one of the retain set through the segment and back.
-
-    With `supervised_weight` the source goes through the whole model instead; a push found in
-    `perturb_steps` gradient steps takes the source so many times more.
-    """
-    config, long = work.config, work.last - work.first + 1
-    pushes = 1 + config.adversary.latent_steps * (config.adversary.latent_epsilon > 0)
-    tokens = {
-        name: texts.tokens * min(config.train.batch_size, texts.rows) // max(texts.rows, 1)
-        for name, texts in (("source", work.train.source), ("hold", work.train.retain))
-    }
-    step = trained(_segment(work), work.adapter, pushes * tokens["source"] + tokens["hold"])
-    micro_batches = -(-config.train.batch_size // work.at_once)
-    calls, forwards = 3 * long * micro_batches * (pushes + (tokens["hold"] > 0)), 0
-    if config.loss.sft_weight:
-        whole = sum(work.counts.passed) + work.counts.head
-        step += trained(whole, work.adapter, tokens["source"])
-        calls += 3 * work.depth * micro_batches
-        forwards = micro_batches
-    steps = config.train.rounds * config.train.steps_per_round
-    return steps * step, steps * calls, steps * forwards
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """A phase of the edit with its seconds on a machine."""
-
-    phase: Phase
-    seconds: float
-
-
-def foresee(parts: Iterable[Phase], machine: Machine, speed: float) -> list[Foreseen]:
-    """The phases with their seconds where `speed` bytes of weights come in a second."""
-    return [Foreseen(part, _seconds(part, machine) + part.streamed / speed) for part in parts]
-
-
-def _seconds(phase: Phase, machine: Machine) -> float:
-    """Computing, reading, and the starting of operations, one after the other."""
-    computing = phase.operations / (machine.rate * UTILISATION)
-    starting = phase.calls * STARTING.get(machine.device.type, STARTING["cpu"])
-    return computing + phase.read / machine.bandwidth + starting
+    def with_settings(
+        self, load: Mapping[str, Any], micro_batch_size: int | None = None
+    ) -> Workload:
+        """The same edit with other load options, and another micro-batch size."""
+        work = replace(self, load=self.load.model_copy(update=load))
+        if load.get("dtype") == "bfloat16":
+            work = replace(work, itemsize=2)
+        if micro_batch_size is not None:
+            train = self.method.train.model_copy(update={"micro_batch_size": micro_batch_size})
+            work = replace(work, method=self.method.model_copy(update={"train": train}))
+        return work

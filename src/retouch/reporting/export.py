@@ -1,4 +1,4 @@
-"""Export: an adapter or a merged model in a folder of its own, with its card."""
+"""Export of an adapter or a merged model to a folder, with its model card."""
 
 from __future__ import annotations
 
@@ -9,75 +9,70 @@ from typing import Any, Literal, get_args
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
+from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError, RunError
-from retouch.core.run_dir import RunDir, atomic_folder, atomic_write
+from retouch.core.run_dir import RunDir
 from retouch.reporting.model_card import Form, render_card
 
 Format = Literal["peft", "merged"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+CONCEPT_FACTS = ("name", "title", "description", "weakens", "source", "hash")
 
 
-def export(run: RunDir, format: Format, out: Path) -> Path:
-    """Write the run's edit where others can load it without Retouch.
+def export(run: RunDir, format: Format, output_dir: Path) -> Path:
+    """Write the edit of a run in a format that PEFT or transformers loads.
 
     Args:
         run: a finished run.
-        format: `peft`, the adapter alone; or `merged`, a whole transformers model in safetensors
-            with its tokenizer.
-        out: a folder that does not exist yet, or is empty.
+        format: `peft`, the adapter; or `merged`, a whole transformers model in safetensors with
+            its tokenizer.
+        output_dir: a folder that does not exist yet, or is empty.
 
     Raises:
-        RunError: the run is not finished, or `out` is in use or cannot be written.
-        ModelError: the base model is not to be had (`merged` alone needs it).
+        ConfigError: there is no such format.
+        RunError: the run is not finished, or `output_dir` is in use or cannot be written.
+        ModelError: the base model cannot be loaded (`merged` only).
     """
     if format not in FORMATS:
-        raise ConfigError(f"There is no format {format!r}.", f"Choose of: {', '.join(FORMATS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} exists and is not an empty folder.", "Choose another `--out`.")
+        raise ConfigError(
+            f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.", code="format-unknown"
+        )
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise RunError(
+            f"{output_dir} exists and is not an empty folder.",
+            "Choose another `output_dir`.",
+            code="path-in-use",
+        )
     if not (run.adapter / "adapter_config.json").is_file():
         raise RunError(
             f"The run {run.path} has no adapter yet.",
             f"Finish it: `retouch edit --resume {run.path}`.",
+            code="run-unfinished",
         )
     config = run.config()
     card = _card(run, config, format)
-    with atomic_folder(out) as folder:
+    with atomic_folder(output_dir) as folder:
         if format == "peft":
             shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
         else:
             _write_merged(run, config, folder)
         shutil.copyfile(run.path / "config.yaml", folder / "retouch.yaml")
         atomic_write(folder / "README.md", card)
-    return out
+    return output_dir
 
 
 def concept_facts(concept: Concept) -> dict[str, Any]:
-    """What `run.json` keeps of a concept under `concept`, so that its file may move away."""
-    return {
-        "name": concept.name,
-        "title": concept.title,
-        "description": concept.description,
-        "weakens": concept.weakens,
-        "source": concept.source,
-        "hash": concept.hash,
-    }
+    """The facts about a concept for `run.json`: an export does not need the concept's file."""
+    return {name: getattr(concept, name) for name in CONCEPT_FACTS}
 
 
 def _card(run: RunDir, config: EditConfig, form: Form) -> str:
     provenance = run.provenance()
     facts = provenance.get("concept")
     if isinstance(facts, Mapping) and {"name", "title", "description", "weakens"} <= facts.keys():
-        concept = Concept(
-            name=facts["name"],
-            title=facts["title"],
-            description=facts["description"],
-            examples={},
-            directions={},
-            weakens=facts["weakens"],
-            source=facts.get("source", ""),
-            hash=facts.get("hash", ""),
-        )
+        known = {name: facts[name] for name in CONCEPT_FACTS if name in facts}
+        concept = Concept(**known, examples={}, directions={})
     else:
         concept = load_concept(config.concept)
     measured = (run.path / "metrics.json").is_file()
@@ -88,7 +83,8 @@ def _write_merged(run: RunDir, config: EditConfig, folder: Path) -> None:
     from retouch.models.adapters import merged
     from retouch.models.load import load
 
-    # Unquantised, even where the adapter was trained on quantised weights: it is merged.
+    # Unquantised, even where the adapter was trained on quantised weights, to merge without
+    # rounding.
     options = config.load.model_copy(
         update={"device": "cpu", "quantize": "none", "max_device_memory": None, "fsdp": False}
     )

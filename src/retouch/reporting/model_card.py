@@ -1,4 +1,4 @@
-"""The model card: what was edited, what it did, what it did not, and how to load it."""
+"""The model card: the edit, its results and limits, and how to load it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retouch.reporting.safety_gate import weakens
 
 Form = Literal["run", "peft", "merged"]
 
-# ASCII punctuation that CommonMark lets a backslash escape, of what could start markup.
+# The ASCII punctuation that could start markup; CommonMark allows a backslash before all of it.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
 
 
@@ -29,15 +29,14 @@ def render_card(
     *,
     form: Form = "run",
 ) -> str:
-    """The card in Markdown, with the pareto_front matter that the Hugging Face hub reads.
+    """Render the model card in Markdown, with the front matter of the Hugging Face hub.
 
     Args:
-        config: the edit's configuration.
-        concept: what was edited; its rows are not looked at.
-        records: what was measured, may be empty.
-        provenance: what `run.json` holds.
-        form: where the card lies: in the run directory, beside an exported adapter, or beside a
-            merged model.
+        config: the configuration of the edit.
+        concept: the edited concept; its examples are not used.
+        records: the metrics; may be empty.
+        provenance: the contents of `run.json`.
+        form: whether the card belongs to a run directory, an exported adapter or a merged model.
     """
     title = f"{config.model}: {concept.name} {DIRECTION_DONE[config.direction]}"
     parts = [
@@ -49,13 +48,13 @@ def render_card(
         _results(records),
         _limits(config, concept, records, form),
         _loading(config, form, provenance),
-        _origin(config, concept, provenance),
+        _provenance(config, concept, provenance),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def escape(text: str) -> str:
-    """Somebody's text as one line of Markdown that reads as it was written."""
+    """A user's text as one line of Markdown that reads as it was written."""
     line = _MARKUP.sub(r"\\\1", " ".join(text.split()))
     # At the start of a line these make a list, a rule or a heading.
     return f"\\{line}" if line.startswith(("-", "+", "=")) else line
@@ -82,21 +81,21 @@ def _warning(config: EditConfig, concept: Concept) -> str:
     reason = escape(config.allow_weakening or "none")
     return (
         "> [!WARNING]\n"
-        "> **This edit weakens the model's safety.** The edited model does what the base model\n"
-        "> declines. Do not put it where people who do not know this can use it.\n"
+        "> **This edit weakens the model's safety.** The edited model complies with requests that\n"
+        "> the base model refuses. Do not deploy it to users who are not aware of this.\n"
         ">\n"
-        f"> The reason given by whoever made it: {reason}"
+        f"> The stated reason for the edit: {reason}"
     )
 
 
 def _about(config: EditConfig, concept: Concept, form: Form) -> str:
-    what, base = "A low-rank adapter for", f"**{escape(config.model)}**"
+    kind, base = "A LoRA adapter for", f"**{escape(config.model)}**"
     if form == "merged":
-        what, base = "This is", f"{base} with a low-rank adapter merged in,"
+        kind, base = "This is", f"{base} with a LoRA adapter merged in,"
     lines = [
-        f"{what} {base} that {config.direction}s one concept, "
-        f"**{escape(concept.title or concept.name)}**, and is trained to leave the rest as it was. "
-        "It was made with Retouch by adversarial representation engineering.",
+        f"{kind} {base} that {config.direction}s one concept, "
+        f"**{escape(concept.title or concept.name)}**, and is trained to change as little as "
+        "possible otherwise. It was made with Retouch by adversarial representation engineering.",
     ]
     if concept.description:
         lines.append(escape(concept.description))
@@ -105,25 +104,28 @@ def _about(config: EditConfig, concept: Concept, form: Form) -> str:
 
 def _layers(config: EditConfig, provenance: Mapping[str, Any]) -> str:
     layers = _mapping(provenance.get("layers"))
-    chosen = layers.get("adapted", config.lora.layers_to_transform)
-    read_layers = layers.get("read", config.discriminator.layers)
-    lines = ["## Where"]
-    if chosen is not None:
-        lines.append(
-            f"Blocks with an adapter, counted from 0: {_listed(chosen)}. Blocks that the "
-            f"discriminators read: {_listed(read_layers)}. Rank {config.lora.r}, alpha {config.lora.lora_alpha:g}, "
-            f"linear layers: {escape(', '.join(config.lora.target_modules)) or 'all in these blocks'}."
+    adapted = layers.get("adapted", config.lora.layers_to_transform)
+    read = layers.get("read", config.discriminator.layers)
+    recovery = _mapping(layers.get("recovery"))
+    lora = config.lora
+    parts = ["## Layers"]
+    if adapted is not None:
+        modules = escape(", ".join(lora.target_modules)) or "all in these layers"
+        parts.append(
+            f"Adapted layers, 0-based: {_listed(adapted)}. Read layers (of the discriminators): "
+            f"{_listed(read)}. LoRA rank {lora.r}, alpha {lora.lora_alpha:g}, linear modules: "
+            f"{modules}."
         )
-    scores = _mapping(layers.get("recovery"))
     if layers.get("reason"):
-        lines.append(escape(str(layers["reason"])))
-    if scores:
-        listed = ", ".join(f"{block}: {score:.2f}" for block, score in by_block(scores))
-        lines.append(
-            "States of wanted runs were put into unwanted ones, block by block. How far the "
-            f"validation_score changed over, by block (0 not at all, 1 wholly): {escape(listed)}."
+        parts.append(f"Selection: {escape(str(layers['reason']))}.")
+    if recovery:
+        listed = ", ".join(f"{layer}: {value:.2f}" for layer, value in by_block(recovery))
+        parts.append(
+            "Causal patching: the states of one layer in a source run were replaced by those of "
+            "the clean run of its target counterpart. Recovery of the response's log-probability, "
+            f"by layer (0 none, 1 all): {escape(listed)}."
         )
-    return "\n\n".join(lines) if len(lines) > 1 else ""
+    return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
 def _results(records: Sequence[Record]) -> str:
@@ -135,21 +137,19 @@ def _results(records: Sequence[Record]) -> str:
     ]
     for record in records:
         unit = record.unit
-        points = [escape(record.suite), escape(words(record.metric))]
+        unit_note = "" if unit == "rate" else f" ({escape(unit)})"
+        entries = [escape(record.suite), escape(words(record.metric)) + unit_note]
         for score in (record.before, record.after):
             if score is None:
-                points += ["", ""]
+                entries += ["", ""]
             else:
-                points += [show_value(score.value, unit), show_interval(score, unit)]
-        unit_note = "" if unit == "rate" else f" ({escape(unit)})"
-        points[1] += unit_note
-        points += [str(record.before.n), "" if record.better == "none" else record.better]
-        rows.append("| " + " | ".join(points) + " |")
-    table = "\n".join(rows)
+                entries += [show_value(score.value, unit), show_interval(score, unit)]
+        entries += [str(record.before.n), "" if record.better == "none" else record.better]
+        rows.append("| " + " | ".join(entries) + " |")
     return (
-        "## Results\n\nOn test data that neither the training nor the choice of checkpoint has "
-        "seen. The intervals cover chance in the choice of prompts, not in the training: another "
-        "seed gives other values.\n\n" + table
+        "## Results\n\nOn test data that neither the training nor the choice of the checkpoint has "
+        "used. The intervals cover the sampling of prompts, not of the training: another seed "
+        "gives other values.\n\n" + "\n".join(rows)
     )
 
 
@@ -157,12 +157,12 @@ def _limits(config: EditConfig, concept: Concept, records: Sequence[Record], for
     limits = []
     if config.model == "pocket":
         limits.append(
-            "`pocket` is a model organism: a tiny model trained on template sentences, made to "
-            "study editing on. What holds for it need not hold for a large model."
+            "`pocket` is a model organism: a tiny model trained on template sentences for the "
+            "study of edits. Results on it need not transfer to large models."
         )
     limits.append(
-        "The scores are of greedy responses to the prompts of one test split, and the responses are "
-        "sorted by rules. Prompts of other kinds, other languages or sampled responses can differ."
+        "The scores are of greedy responses to the prompts of one test split, classified by rules. "
+        "Other kinds of prompts, other languages or sampled responses can give other results."
     )
     if not weakens(config.direction, concept) and concept.weakens is not None:
         limits.append(
@@ -171,48 +171,51 @@ def _limits(config: EditConfig, concept: Concept, records: Sequence[Record], for
         )
     small = [record.before.n for record in records if record.before.n < 100]
     if small:
-        limits.append(f"Some metrics rest on as few as {min(small)} samples: mind the intervals.")
+        limits.append(f"Some metrics have as few as {min(small)} samples and wide intervals.")
     if form != "merged":
-        limits.append("Anyone who has the adapter can take it off and has the base model back.")
+        limits.append("Removing the adapter restores the base model.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 
 def _loading(config: EditConfig, form: Form, provenance: Mapping[str, Any]) -> str:
-    sees = "AutoModelForImageTextToText"
-    known = _mapping(provenance.get("model")).get("loader")
-    loader = sees if known == sees else "AutoModelForCausalLM"
-    here = "RUN/adapter" if form == "run" else "THIS_FOLDER"
+    # A name that is not known is never written into the code.
+    multimodal = "AutoModelForImageTextToText"
+    recorded = _mapping(provenance.get("model")).get("auto_class")
+    auto_class = multimodal if recorded == multimodal else "AutoModelForCausalLM"
+    folder = "RUN/adapter" if form == "run" else "THIS_FOLDER"
     base = _quoted(config.model)
     revision = f", revision={_quoted(config.load.revision)}" if config.load.revision else ""
     if form == "merged":
         lines = [
-            f"from transformers import {loader}, AutoTokenizer",
-            f'model = {loader}.from_pretrained("{here}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
+            f"from transformers import {auto_class}, AutoTokenizer",
+            f'model = {auto_class}.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
         ]
     else:
         lines = [
             "from peft import PeftModel",
-            f"from transformers import {loader}, AutoTokenizer",
-            f"base = {loader}.from_pretrained({base}{revision})",
-            f'model = PeftModel.from_pretrained(base, "{here}")',
+            f"from transformers import {auto_class}, AutoTokenizer",
+            f"base = {auto_class}.from_pretrained({base}{revision})",
+            f'model = PeftModel.from_pretrained(base, "{folder}")',
             f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
         ]
         if config.model == "pocket":
-            # `pocket` is no name that transformers knows, but a folder inside Retouch.
+            # transformers does not know the name `pocket`: it is a folder inside Retouch.
             lines = [line.replace(base, "POCKET") for line in lines]
             lines[0] = f"{lines[0]}\nfrom retouch.models.load import POCKET"
     code = "\n".join(lines)
-    after = "" if form == "merged" else "\n\nIn Retouch: `retouch chat MODEL --adapter FOLDER`."
-    return f"## How to load it\n\n```python\n{code}\n```{after}"
+    chat = "" if form == "merged" else "\n\nWith Retouch: `retouch chat MODEL --adapter FOLDER`."
+    return f"## How to load it\n\n```python\n{code}\n```{chat}"
 
 
-def _origin(config: EditConfig, concept: Concept, provenance: Mapping[str, Any]) -> str:
+def _provenance(config: EditConfig, concept: Concept, provenance: Mapping[str, Any]) -> str:
+    revision = f", revision {escape(config.load.revision)}" if config.load.revision else ""
+    data = config.data
     lines = [
-        f"- Base model: {escape(config.model)}"
-        + (f", revision {escape(config.load.revision)}" if config.load.revision else ""),
+        f"- Base model: {escape(config.model)}{revision}",
         f"- Concept: {escape(concept.name)}, direction: {config.direction}, seed: {config.seed}",
-        f"- Labelled rows used: up to {config.data.num_examples} of each side, and {config.data.num_retain} to hold",
+        f"- Training examples: up to {data.num_examples} source, {data.num_examples} target and "
+        f"{data.num_retain} retain examples",
     ]
     if concept.hash:
         lines.append(f"- Concept data, SHA-256: `{concept.hash}`")
@@ -224,7 +227,7 @@ def _origin(config: EditConfig, concept: Concept, provenance: Mapping[str, Any])
         listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         lines.append(f"- Made with {escape(listed)}")
     lines.append("- The whole configuration is in the run's `config.yaml`.")
-    return "## Where it comes from\n\n" + "\n".join(lines)
+    return "## Provenance\n\n" + "\n".join(lines)
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
@@ -237,5 +240,5 @@ def _listed(values: Any) -> str:
 
 def _quoted(text: str) -> str:
     escaped = " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')
-    # Three backticks would end the block of code.
+    # Three backticks would end the code block.
     return f'"{escaped}"'.replace("```", "")

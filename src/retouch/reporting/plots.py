@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG data addresses that a page can hold."""
+"""The report's plots, as PNG data URLs that the page contains."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from retouch.core.types import RoundEvent
 INK, SOFT, ACCENT, MARK = "#24323d", "#9aa8b2", "#2f6f8f", "#c2571a"
 
 
-def game_picture(events: Sequence[RoundEvent], drift_guard: float) -> str:
-    """The game over the rounds: discriminator accuracy, validation_score and drift, the best marked."""
+def training_plot(events: Sequence[RoundEvent], max_drift: float) -> str:
+    """Discriminator accuracy, validation score and drift over the rounds; the best is marked."""
     figure, axes = _figure(9.6, 2.9, 3)
     rounds = [event.round for event in events]
     best = next((event for event in reversed(events) if event.best), None)
     curves = (
         ("Discriminator accuracy", [event.discriminator_accuracy for event in events]),
-        ("Wanted response, log-probability a token", [event.validation_score for event in events]),
+        ("Validation score", [event.validation_score for event in events]),
         ("Drift, nats a token", [event.drift for event in events]),
     )
     for axis, (title, values) in zip(axes, curves, strict=True):
@@ -32,30 +32,30 @@ def game_picture(events: Sequence[RoundEvent], drift_guard: float) -> str:
         axis.set_xlabel("round", fontsize=8, color=INK)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].axhline(0.5, color=SOFT, linewidth=1, linestyle="--")
-    axes[0].annotate("a guess", (rounds[0], 0.505), fontsize=7, color=SOFT, va="bottom")
+    axes[0].annotate("chance", (rounds[0], 0.505), fontsize=7, color=SOFT, va="bottom")
     axes[0].set_ylim(min(0.4, *curves[0][1]) - 0.02, 1.03)
-    axes[2].axhline(drift_guard, color=SOFT, linewidth=1, linestyle="--")
-    axes[2].annotate("guard", (rounds[0], drift_guard), fontsize=7, color=SOFT, va="bottom")
+    axes[2].axhline(max_drift, color=SOFT, linewidth=1, linestyle="--")
+    axes[2].annotate("maximum", (rounds[0], max_drift), fontsize=7, color=SOFT, va="bottom")
     axes[2].set_ylim(bottom=0)
     return _png(figure)
 
 
-def layers_picture(scores: Mapping[str, float], chosen: Collection[int]) -> str:
-    """How far patching each block changes the validation_score over; the adapted blocks are marked."""
+def recovery_plot(recovery: Mapping[str, float], adapted: Collection[int]) -> str:
+    """The recovery by causal patching of every layer; the adapted layers are marked."""
     figure, (axis,) = _figure(9.6, 2.4, 1)
-    adapted = {str(layer) for layer in chosen}
-    names, values = zip(*by_block(scores), strict=True)
-    colours = [MARK if name in adapted else SOFT for name in names]
+    marked = {str(layer) for layer in adapted}
+    names, values = zip(*by_block(recovery), strict=True)
+    colours = [MARK if name in marked else SOFT for name in names]
     axis.bar(range(len(names)), values, color=colours, width=0.7)
     axis.set_xticks(range(len(names)), names)
-    axis.set_xlabel("block", fontsize=8, color=INK)
-    axis.set_title("Behaviour changed over by patching", fontsize=9, color=INK, loc="left")
+    axis.set_xlabel("layer", fontsize=8, color=INK)
+    axis.set_title("Recovery by layer", fontsize=9, color=INK, loc="left")
     axis.axhline(0, color=SOFT, linewidth=0.8)
     return _png(figure)
 
 
 def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
-    # Not pyplot: it keeps state and looks for a display.
+    # pyplot is avoided: it keeps global state and looks for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -73,6 +73,6 @@ def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
 
 def _png(figure: Any) -> str:
     buffer = io.BytesIO()
-    # The version of the drawing library has no business in the file: same run, same report.
+    # Without matplotlib's version in the file, the same run gives the same report.
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,8 +1,8 @@
-"""The report: one HTML file that opens anywhere, offline."""
+"""The report of an edit: one HTML page that needs no network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,10 +14,10 @@ from retouch.concepts.concept import Concept
 from retouch.core import formatting, serialization
 from retouch.core.config import EditConfig
 from retouch.core.types import Message, Record, RoundEvent, Sample
-from retouch.reporting.plots import game_picture, layers_picture
+from retouch.reporting.plots import recovery_plot, training_plot
 from retouch.reporting.safety_gate import weakens
 
-SHOWN = 12
+MAX_PAIRS = 12  # pairs of responses in a report
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """Whether the edit changed the response."""
+        """Whether the two responses differ."""
         return self.base.response != self.edited.response
 
 
@@ -45,7 +45,16 @@ def render_report(
     events: Sequence[RoundEvent],
     provenance: Mapping[str, Any],
 ) -> str:
-    """The report as a self-contained HTML page; all that models and users wrote is escaped."""
+    """Render the report as a self-contained HTML page; all texts of models and users are escaped.
+
+    Args:
+        config: the configuration of the edit.
+        concept: the edited concept; its examples are not used.
+        records: the metrics; may be empty.
+        samples: the generations that the metrics are computed from.
+        events: the training's rounds; may be empty.
+        provenance: the contents of `run.json`.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,9 +63,10 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters["words"] = formatting.words
-    layers = provenance.get("layers")
-    where: dict[str, Any] = {"adapted": (), "read": (), "recovery": {}, "reason": ""}
-    where |= layers if isinstance(layers, Mapping) else {}
+    layers: dict[str, Any] = {"adapted": (), "read": (), "recovery": {}, "reason": ""}
+    recorded = provenance.get("layers")
+    layers |= recorded if isinstance(recorded, Mapping) else {}
+    recovery = layers["recovery"]
     return environment.get_template("report.html.jinja").render(
         config=config,
         concept=concept,
@@ -66,11 +76,11 @@ def render_report(
         events=events,
         best=next((event for event in reversed(events) if event.best), None),
         provenance=serialization.to_json(dict(provenance), indent=2, sort=True),
-        layers=where,
-        game=game_picture(events, config.train.max_drift) if events else None,
-        patching=layers_picture(where["recovery"], where["adapted"]) if where["recovery"] else None,
+        layers=layers,
+        training=training_plot(events, config.train.max_drift) if events else None,
+        recovery=recovery_plot(recovery, layers["adapted"]) if recovery else None,
         weakening=weakens(config.direction, concept),
-        done=formatting.DIRECTION_DONE[config.direction],
+        direction_done=formatting.DIRECTION_DONE[config.direction],
         show_value=formatting.show_value,
         show_interval=formatting.show_interval,
         change=formatting.change,
@@ -78,69 +88,62 @@ def render_report(
 
 
 def headline(concept: Concept, records: Sequence[Record]) -> Record | None:
-    """The record that says in one number whether the edit worked.
+    """The record that summarises the edit.
 
-    It is the first metric that the concept declares on the rows that the edit moves, or else the
-    first that was measured.
+    This is the first metric that the concept declares on source examples, or else the first one
+    that was measured.
     """
-    moved = {label for side in concept.directions.values() for label in side.source}
-    wanted = [
-        (spec.suite, spec.metric)
-        for spec in concept.metrics
-        if spec.labels and set(spec.labels) <= moved
-    ]
+    source = {label for spec in concept.directions.values() for label in spec.source}
     by_name = {(record.suite, record.metric): record for record in records}
-    for name in wanted:
-        if name in by_name:
+    for metric in concept.metrics:
+        name = (metric.suite, metric.metric)
+        if metric.labels and set(metric.labels) <= source and name in by_name:
             return by_name[name]
     return records[0] if records else None
 
 
 def pair_samples(samples: Sequence[Sample]) -> list[Pair]:
-    """Bring the two models' responses to the same prompt together, in the samples' order."""
-    base: dict[tuple[Any, ...], Sample] = {}
-    pairs = []
-    for sample in samples:
-        if sample.model == "base":
-            base[_key(sample)] = sample
-    for sample in samples:
-        if sample.model == "edited" and (other := base.get(_key(sample))) is not None:
-            pairs.append(
-                Pair(sample.suite, sample.metric, sample.prompt, sample.prefill, other, sample)
-            )
-    return pairs
+    """Pair the two models' responses to the same prompt, in the order of the samples."""
+    base = {_key(sample): sample for sample in samples if sample.model == "base"}
+    return [
+        Pair(sample.suite, sample.metric, sample.prompt, sample.prefill, other, sample)
+        for sample in samples
+        if sample.model == "edited" and (other := base.get(_key(sample))) is not None
+    ]
 
 
-def choose_pairs(samples: Sequence[Sample], limit: int = SHOWN) -> list[Pair]:
-    """A few pairs to show: every metric in turn, those first whose response the edit changed."""
+def choose_pairs(samples: Sequence[Sample], limit: int = MAX_PAIRS) -> list[Pair]:
+    """Choose pairs for the report: from every metric in turn, differing responses first."""
     by_metric: dict[tuple[str, str], list[Pair]] = {}
     for pair in pair_samples(samples):
         by_metric.setdefault((pair.suite, pair.metric), []).append(pair)
     queues = [
-        list(_spread(sorted(pairs, key=lambda p: not p.differs))) for pairs in by_metric.values()
+        list(_alternate_groups(sorted(pairs, key=lambda pair: not pair.differs)))
+        for pairs in by_metric.values()
     ]
-    turns = [pair for turn in zip_longest(*queues) for pair in turn if pair is not None]
-    shown: list[Pair] = []
-    seen: set[tuple[Any, ...]] = set()
-    for pair in turns:
-        asked = (pair.prompt, pair.prefill)
-        if asked not in seen and len(shown) < limit:
-            seen.add(asked)
-            shown.append(pair)
-    # Together again what belongs together, for the reader.
+    chosen: dict[tuple[Any, ...], Pair] = {}  # by prompt and prefill, each of them once
+    for pair in _interleave(queues):
+        if len(chosen) < limit:
+            chosen.setdefault((pair.prompt, pair.prefill), pair)
+    # In the page the pairs of a metric are together.
     order = {name: i for i, name in enumerate(by_metric)}
-    return sorted(shown, key=lambda pair: order[pair.suite, pair.metric])
+    return sorted(chosen.values(), key=lambda pair: order[pair.suite, pair.metric])
 
 
-def _spread(pairs: Sequence[Pair]) -> Iterator[Pair]:
-    """The same pairs, the groups (such as attack families) taking turns within each half."""
-    for half in (True, False):
+def _alternate_groups(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """The differing pairs, then the others, each with alternating groups (attack families)."""
+    for differs in (True, False):
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
-            if pair.differs is half:
+            if pair.differs is differs:
                 groups.setdefault(pair.edited.group, []).append(pair)
-        for turn in zip_longest(*groups.values()):
-            yield from (pair for pair in turn if pair is not None)
+        yield from _interleave(groups.values())
+
+
+def _interleave(queues: Iterable[Sequence[Pair]]) -> Iterator[Pair]:
+    """The first pair of every queue, then the second of every queue, and so on."""
+    for turn in zip_longest(*queues):
+        yield from (pair for pair in turn if pair is not None)
 
 
 def _key(sample: Sample) -> tuple[Any, ...]:

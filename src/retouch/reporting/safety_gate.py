@@ -1,4 +1,4 @@
-"""The gate: weakening a model's safety needs a reason in writing."""
+"""The safety gate: an edit that weakens a model's safety needs a written reason."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from retouch.core.types import Direction
 
 
 def weakens(direction: Direction, concept: Concept) -> bool:
-    """Whether the edit weakens the model's safety."""
+    """Whether an edit of the concept in this direction weakens the model's safety."""
     return concept.weakens is not None and direction == concept.weakens
 
 
 def check_weakening(direction: Direction, reason: str | None, concept: Concept) -> None:
-    """Let an edit pass, unless it weakens safety and nobody has said why.
+    """Check that a weakening edit has a written reason.
 
     Raises:
-        RefusedError: the concept declares the direction to be weakening, and `allow_weakening`
-            holds no reason.
+        RefusedError: the direction weakens safety, and `reason` is missing or empty.
     """
     if weakens(direction, concept) and not (reason or "").strip():
         other = "lower" if direction == "raise" else "raise"
         raise RefusedError(
-            f"To {direction} `{concept.name}` makes the model less safe: "
-            "it would do what it now declines.",
-            'If there is a good reason, such as testing a defence, give it: --allow-weakening "THE '
-            f'REASON". It is written on the model card. Otherwise: --direction {other}.',
+            f"An edit that {direction}s `{concept.name}` weakens the model's safety: the edited "
+            "model complies with requests that the base model refuses.",
+            "State a legitimate reason, such as testing a defence, in `allow_weakening`; it is "
+            f"written on the model card. Otherwise set `direction` to {other}.",
         )

@@ -71,7 +71,7 @@ class PaddedBatch:
     def response_offsets(self, positions: Positions) -> torch.Tensor:
         """The offset `[n]` of each position in its response; 0 is the last prompt token."""
         rows, at = positions
-        return at - (torch.tensor(self.starts)[rows] - 1)
+        return at - (torch.tensor(self.starts, device=at.device)[rows] - 1)
 
     def common_prompt_suffix(self, other: PaddedBatch) -> list[int]:
         """How many tokens before the last one the prompts of both batches share, row by row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -44,12 +44,6 @@ class CachedStates:
         layers = tuple(self.states) if layers is None else tuple(layers)
         states = segment.forward(self.inputs, layers)
         return {layer: states[layer][self.positions] for layer in layers}
-
-    def with_reference(
-        self, states: States, cache: ActivationCache, positions: Positions | None = None
-    ) -> CachedStates:
-        """The same batch with other reference states, perhaps at other positions."""
-        return replace(self, positions=positions or self.positions, _states=cache.put(states))
 
 
 @torch.no_grad()

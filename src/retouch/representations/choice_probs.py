@@ -1,61 +1,73 @@
-"""How likely the first of two continuations is, of the two."""
+"""The probability of the first of two continuations, relative to both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from retouch.concepts.chat import TokenizedChat, tokenize_chat
 from retouch.concepts.concept import Example
 from retouch.core.errors import DataError
+from retouch.models.editable_model import EditableModel
 from retouch.representations.logprobs import response_logprob
-
-if TYPE_CHECKING:
-    from retouch.models.editable_model import EditableModel
 
 
 def choice_probs(
-    editable: EditableModel, rows: Sequence[Example], choices: Sequence[str], batch_size: int = 64
+    editable: EditableModel,
+    examples: Sequence[Example],
+    choices: Sequence[str],
+    batch_size: int = 64,
 ) -> list[float]:
-    """P(first) / (P(first) + P(second)) for each row, for the model as it is now.
+    r"""$\frac{p(a)}{p(a) + p(b)}$ for each example, with the choices $a$ and $b$.
 
-    A choice stands where the response (after the row's prefill) begins. Where the choices' first
-    tokens differ, these decide; where they coincide, the whole continuations do.
+    For the model as it is now. A choice begins the response, after the example's prefill.
+    If the first tokens of the choices differ, only these are compared, otherwise the whole
+    continuations.
+
+    Args:
+        editable: the model.
+        examples: the examples whose prompts are continued.
+        choices: the two continuations.
+        batch_size: sequences at a time.
 
     Raises:
-        DataError: when there are not two choices, or one is the beginning of the other.
+        DataError: there are not two choices, or one of them is a prefix of the other.
     """
     if len(choices) != 2:
         raise DataError(
-            f"A gap is measured between two continuations, and {len(choices)} are given.",
+            f"Two `choices` are compared, got {len(choices)}.",
             "Give the metric two `choices`.",
+            code="choices-invalid",
         )
-    texts = [text for row in rows for text in _continued(editable, row, choices)]
-    means = response_logprob(editable, texts, batch_size).double()
-    pairs = (means * torch.tensor([len(t.ids) - t.start for t in texts])).view(-1, 2)
-    shares: list[float] = torch.sigmoid(pairs[:, 0] - pairs[:, 1]).tolist()
-    return shares
+    chats = [chat for example in examples for chat in _continuations(editable, example, choices)]
+    means = response_logprob(editable, chats, batch_size).double()
+    lengths = torch.tensor([len(chat.ids) - chat.start for chat in chats])
+    totals = (means * lengths).view(-1, 2)
+    probs: list[float] = torch.sigmoid(totals[:, 0] - totals[:, 1]).tolist()
+    return probs
 
 
-def _continued(
-    editable: EditableModel, row: Example, choices: Sequence[str]
+def _continuations(
+    editable: EditableModel, example: Example, choices: Sequence[str]
 ) -> list[TokenizedChat]:
-    """For each choice prompt and choice, with what is to be scored as the response."""
-    # As the response would be tokenized, less the end of the turn.
-    prompt = editable.rewrite_prompt(row.prompt)
-    texts = [tokenize_chat(editable.tokenizer, prompt, choice, row.prefill) for choice in choices]
-    full, asked = [list(text.ids[:-1]) for text in texts], texts[0].start
+    """The prompt with each choice; the response is the part that decides between them."""
+    # Tokenized as responses are, without the end of the turn.
+    prompt = editable.rewrite_prompt(example.prompt)
+    chats = [
+        tokenize_chat(editable.tokenizer, prompt, choice, example.prefill) for choice in choices
+    ]
+    ids, start = [chat.ids[:-1] for chat in chats], chats[0].start
     shared = 0
-    while shared < min(map(len, full)) and full[0][shared] == full[1][shared]:
+    while shared < min(map(len, ids)) and ids[0][shared] == ids[1][shared]:
         shared += 1
-    if shared in (len(full[0]), len(full[1])):
+    if shared in map(len, ids):
         raise DataError(
-            f"Of the choices {choices[0]!r} and {choices[1]!r} one is the beginning of the other.",
-            "Choose continuations that part ways.",
+            f"`choices`: one of {choices[0]!r} and {choices[1]!r} is a prefix of the other.",
+            "Give choices that differ in a token.",
+            code="choices-invalid",
         )
-    if shared == asked:
-        return [TokenizedChat(tuple(ids[: shared + 1]), shared) for ids in full]
-    # What the choices share has the same probability in both, so it drops out of the ratio.
-    return [TokenizedChat(tuple(ids), shared) for ids in full]
+    if shared == start:
+        return [TokenizedChat(one[: shared + 1], shared) for one in ids]
+    # The tokens that the choices share have equal probabilities, which cancel in the ratio.
+    return [TokenizedChat(one, shared) for one in ids]

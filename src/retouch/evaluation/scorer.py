@@ -1,0 +1,120 @@
+"""The interface of a scorer: how the values of a metric are computed from a model's behaviour.
+
+A scorer of responses is a subclass of `ResponseScorer` with one method:
+
+    class MentionsPrice(ResponseScorer):
+        name = "mentions_price"
+
+        def classify(self, example: Example, response: str) -> tuple[str, bool]:
+            found = "$" in response
+            return ("price" if found else "no price"), found
+
+`evaluation.scorers` has the built-in ones and the registry.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from retouch.concepts.concept import Example, MetricSpec
+from retouch.core.types import Score
+from retouch.evaluation.statistics import ExampleValues, wilson
+
+if TYPE_CHECKING:
+    from retouch.representations.divergence import ExampleKL
+
+Need = Literal["responses", "base_responses", "choice_probs"]
+
+
+class ScoringContext(Protocol):
+    """What a scorer may use of the model that is measured: the base or the edited one."""
+
+    def responses(self, examples: Sequence[Example]) -> list[str]:
+        """The model's responses; after a prefill, how the model continues it.
+
+        Requires the need `responses`.
+        """
+
+    def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
+        """P(first) / (P(first) + P(second)) of two continuations, for each example."""
+
+    def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
+        """KL(base || model) on the base model's responses, for each example; 0 for the base.
+
+        Requires the need `base_responses`.
+        """
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """A metric of one model.
+
+    Attributes:
+        score: the metric.
+        values: the values of the examples that it is computed from.
+        categories: the category of each response; empty for a scorer that reads none.
+    """
+
+    score: Score
+    values: ExampleValues
+    categories: tuple[str, ...] = ()
+
+
+class Scorer(ABC):
+    """Computes a metric from a model's behaviour on examples.
+
+    Attributes:
+        name: the name in a metric's `scorer`.
+        needs: what is computed for it: `responses` (the model's), `base_responses` (for the KL
+            divergence from the base) and `choice_probs`.
+    """
+
+    name: str
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:  # noqa: B027
+        """Check that the metric is complete and the examples have what it requires.
+
+        Raises:
+            DataError: something is missing.
+        """
+
+    @abstractmethod
+    def score(
+        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
+    ) -> ScoringResult:
+        """The metric of one model.
+
+        Args:
+            spec: the metric as the concept declares it.
+            examples: the examples; at least one.
+            context: the model's behaviour.
+        """
+
+
+class ResponseScorer(Scorer):
+    """A scorer that classifies each response; the score is a rate with Wilson's interval."""
+
+    needs = frozenset({"responses"})
+
+    @abstractmethod
+    def classify(self, example: Example, response: str) -> tuple[str, bool]:
+        """The category of a response, and whether the metric counts it."""
+
+    def score(
+        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
+    ) -> ScoringResult:
+        """The share of the responses that count."""
+        pairs = zip(examples, context.responses(examples), strict=True)
+        found = [self.classify(example, response) for example, response in pairs]
+        counts = [counted for _, counted in found]
+        categories = tuple(category for category, _ in found)
+        return ScoringResult(wilson(sum(counts), len(counts)), each_once(counts), categories)
+
+
+def each_once(values: Sequence[float], groups: tuple[str, ...] = ()) -> ExampleValues:
+    """Values with a count of 1 each."""
+    return ExampleValues(tuple(map(float, values)), (1.0,) * len(values), groups)

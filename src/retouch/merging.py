@@ -1,0 +1,116 @@
+"""The sum of several edits of one model as a single adapter, measured beside each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from retouch.concepts.registry import load_concept
+from retouch.core.atomic import atomic_folder
+from retouch.core.config import LoadConfig
+from retouch.core.errors import ConfigError
+from retouch.core.run_dir import RunDir, check_free, find_adapter
+from retouch.core.types import OnEvent, Record, StageEvent, ignore_event
+from retouch.evaluation.strength_sweep import effect_records
+from retouch.models import adapters
+from retouch.models.adapter_merging import merge_adapters
+from retouch.models.load import load
+
+MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged adapter.
+
+    Attributes:
+        path: the folder of the adapter.
+        metrics: the effect of every edited concept and the drift, by run, and of the sum as
+            `merged`; before is the base model.
+    """
+
+    path: Path
+    metrics: dict[str, list[Record]]
+
+
+def merge(
+    runs: Sequence[Path | str],
+    output_dir: Path | str,
+    weights: Sequence[float] | None = None,
+    *,
+    limit: int | None = 200,
+    load_config: LoadConfig | None = None,
+    on_event: OnEvent = ignore_event,
+) -> MergeResult:
+    r"""Merge the edits of several runs: $W + \sum_i w_i \Delta W_i$, exactly.
+
+    Args:
+        runs: run directories of edits of the same model.
+        output_dir: a new folder for the PEFT adapter, whose rank is the sum of the runs' ranks.
+        weights: the weight of each run (default: 1 each).
+        limit: maximum number of test examples per metric.
+        load_config: how the model is loaded; what it does not set is taken from the first run
+            (revision, chat template, trust_remote_code).
+        on_event: receives the events.
+
+    Raises:
+        ConfigError: the runs edit different models, or their number differs from that of weights.
+        RunError: a run has no adapter, or `output_dir` is in use.
+        ModelError: the model cannot be loaded, or an adapter is not plain LoRA.
+    """
+    paths, output_dir = [Path(run) for run in runs], Path(output_dir)
+    weights = [1.0] * len(paths) if weights is None else weights
+    if len(weights) != len(paths):
+        raise ConfigError(
+            f"`weights` must have one value per run, got {len(weights)} for {len(paths)} runs.",
+            code="weights-count",
+        )
+    opened = [RunDir.open(path) for path in paths]
+    configs = [run.config() for run in opened]
+    _check_same_model(paths, [(config.model, config.load.revision) for config in configs])
+    for path in paths:
+        find_adapter(path)
+    check_free(output_dir)
+    edits = dict.fromkeys((config.concept, config.direction) for config in configs)
+    concepts = [(load_concept(name), direction) for name, direction in edits]
+    model = configs[0].model
+    on_event(StageEvent("load", f"loading {model}"))
+    editable = load(model, _load_config(opened[0], load_config))
+    metrics: dict[str, list[Record]] = {}
+    singles = [(str(path), [path], [1.0]) for path in paths]
+    for name, folders, shares in (*singles, (MERGED, paths, weights)):
+        merge_adapters(editable, folders, shares)
+        metrics[name] = effect_records(
+            editable, concepts, limit=limit, progress=partial(_report, on_event, name)
+        )
+        if name == MERGED:
+            with atomic_folder(output_dir) as folder:
+                adapters.save(editable, folder)
+        adapters.detach(editable)
+    return MergeResult(output_dir, metrics)
+
+
+def _check_same_model(paths: Sequence[Path], models: Sequence[tuple[str, str | None]]) -> None:
+    for path, model in zip(paths, models, strict=True):
+        if model != models[0]:
+            names = [f"{name} ({revision or 'default revision'})" for name, revision in models]
+            raise ConfigError(
+                f"{paths[0]} edits {names[0]}, and {path} edits {names[models.index(model)]}.",
+                "Only edits of the same model and revision can be merged.",
+                code="models-differ",
+            )
+
+
+def _load_config(run: RunDir, given: LoadConfig | None) -> LoadConfig:
+    """The load options that were given, on top of those of a run that decide the weights."""
+    recorded = run.config().load
+    values = {name: getattr(recorded, name) for name in ("revision", "trust_remote_code")}
+    own_template = run.chat_template.is_file()
+    values["chat_template"] = str(run.chat_template) if own_template else recorded.chat_template
+    return LoadConfig(**values | (given.model_dump(exclude_unset=True) if given else {}))
+
+
+def _report(on_event: OnEvent, name: str, description: str, done: int, total: int) -> None:
+    on_event(StageEvent("measure", f"{name}: {description}", done, total))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.char_tokenizer import char_editable
+from helpers.edited import edited_in_every_way, has_weights, logits, refusal_concept, weights
+from retouch.core.errors import ConfigError, DataError
+from retouch.evaluation import attack_targets, finetuning_attack
+from retouch.evaluation.finetuning_attack import finetuning_attack as run_attack
+from retouch.models.editable_model import EditableModel
+
+pytestmark = pytest.mark.usefixtures("complying_base")
+
+
+def test_the_adversary_learns_and_the_model_is_unchanged() -> None:
+    editable = edited_in_every_way()
+    before, expected = weights(editable), logits(editable)
+    found = run_attack(editable, refusal_concept(), steps=(0, 5, 15), learning_rate=1e-2)
+    assert len(found.losses) == 15
+    assert found.losses[-1] < 0.7 * found.losses[0]
+    assert [curve.metric for curve in found.curves] == ["attack_refusal", "direct_refusal"]
+    assert [at for at, _ in found.curves[0].points] == [0, 5, 15]
+    assert found.curves[0].points[0][1].n == 2
+    assert has_weights(editable, before)
+    assert torch.equal(logits(editable), expected)
+    assert not any(module._forward_hooks for module in char_editable().model.modules())
+
+
+def test_the_adversary_trains_and_is_tested_on_everything_that_acts_on_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editable = edited_in_every_way()
+    prompted: list[str] = []
+
+    def generate(editable: EditableModel, prompts: Sequence[Sequence[int]]) -> list[str]:
+        prompted.extend(editable.tokenizer.decode(ids) for ids in prompts)
+        return ["I can't help with that."] * len(prompts)
+
+    monkeypatch.setattr(finetuning_attack, "generate", generate)
+    found = run_attack(editable, refusal_concept(), steps=(1,))
+    assert all("Be good." in text for text in prompted)
+    assert [curve.points[0][1].value for curve in found.curves] == [1.0, 1.0]
+    targets = attack_targets.attack_targets(editable, refusal_concept(), "train", 2)
+    assert len(targets) == 2
+    assert all(one.example.label == "direct" for one in targets)
+    text = editable.tokenizer.decode(targets[0].tokenized(editable).ids)
+    assert "Be good." in text
+    assert "Well, do it" in text
+
+
+def test_refusals_are_counted_under_the_adversarys_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    editable = edited_in_every_way()
+    seen: list[torch.Tensor] = []
+
+    def generate(editable: EditableModel, prompts: Sequence[Sequence[int]]) -> list[str]:
+        seen.append(logits(editable))
+        return ["I can't help with that."] * len(prompts)
+
+    monkeypatch.setattr(finetuning_attack, "generate", generate)
+    expected = logits(editable)
+    run_attack(editable, refusal_concept(), steps=(0, 2), learning_rate=1e-2)
+    assert torch.equal(seen[0], expected)  # an update that is not trained yet changes nothing
+    assert not torch.allclose(seen[2], expected, atol=1e-3)
+
+
+def test_a_concept_must_be_about_refusals() -> None:
+    with pytest.raises(ConfigError) as error:
+        run_attack(char_editable(), replace(refusal_concept(), weakens=None))
+    assert error.value.code == "attack-not-applicable"
+
+
+def test_the_base_must_comply_with_some_jailbreak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        attack_targets, "generate", lambda _, prompts: ["I won't do that."] * len(prompts)
+    )
+    with pytest.raises(DataError) as error:
+        run_attack(char_editable(), refusal_concept())
+    assert error.value.code == "attack-targets-missing"
+
+
+@pytest.mark.parametrize("steps", [(), (-1, 2)])
+def test_steps_must_be_given_and_not_negative(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_attack(char_editable(), refusal_concept(), steps=steps)
+    assert error.value.code == "attack-steps"

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from helpers.method_task import ARE, apply_method, method_settings, method_task
+from helpers.tiny_models import tiny_editable
+from retouch.core.config import LoraConfig
+from retouch.core.errors import ModelError
+from retouch.methods import are_original
+from retouch.models import adapters
+from retouch.models.editable_model import EditableModel
+from retouch.task.validation import ValidationResult
+
+
+def test_the_generator_lowers_its_loss() -> None:
+    editable = tiny_editable()
+    task = method_task(editable)
+    prompts, labels = are_original.labelled_prompts(task.train)
+    assert labels.tolist() == [0, 1] * 8
+    assert prompts[0].tolist() == [list(task.train.source[0].ids[: task.train.source[0].start])]
+    settings = method_settings(
+        "are-original", discriminator_epochs=200, discriminator_learning_rate=1e-2
+    )
+    lora = LoraConfig(r=8, lora_alpha=8.0, target_modules=settings.target_modules)
+    adapters.attach(editable, (1, 2), lora, 0)
+    states = are_original.last_states(editable, prompts, (1, 2))
+    assert states.shape == (16, 64)
+    discriminator = are_original.fit_discriminator(states, labels, settings, 0)
+    assert are_original.accuracy(discriminator, states, labels) > 0.9
+    losses = [
+        are_original.train_generator(editable, prompts, discriminator, (1, 2), settings)
+        for _ in range(3)
+    ]
+    assert losses[2] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(("id", "trained"), [("are-original", 16), ("are-original-source", 8)])
+def test_every_round_has_a_new_discriminator_and_the_rule_ends_the_loop(
+    id: str, trained: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editable = tiny_editable()
+    task = method_task(editable)
+    discriminators: list[are_original.OriginalDiscriminator] = []
+    counts: list[int] = []
+    fit, train = are_original.fit_discriminator, are_original.train_generator
+
+    def record_fit(*given: Any) -> are_original.OriginalDiscriminator:
+        discriminators.append(fit(*given))
+        return discriminators[-1]
+
+    def record_train(
+        editable: EditableModel, prompts: Any, discriminator: Any, *given: Any
+    ) -> float:
+        counts.append(len(prompts))
+        assert discriminator is discriminators[-1]
+        return train(editable, prompts, discriminator, *given)
+
+    accuracies = iter([0.9, 0.75, 0.6, 0.9])
+    monkeypatch.setattr(are_original, "fit_discriminator", record_fit)
+    monkeypatch.setattr(are_original, "train_generator", record_train)
+    monkeypatch.setattr(are_original, "accuracy", lambda *_: next(accuracies))
+    apply_method(editable, id, task, rounds=9)
+    assert counts == [trained] * 3  # the third accuracy is within the range
+    weights = {tuple(next(one.parameters())[0].tolist()) for one in discriminators}
+    assert len(weights) == 4
+
+
+def test_the_stopping_rule() -> None:
+    stops = [are_original.should_stop(accuracy) for accuracy in (0.45, 0.46, 0.69, 0.7)]
+    assert stops == [False, True, True, False]
+
+
+def test_prefill_examples_are_not_among_the_prompts() -> None:
+    task = method_task(tiny_editable(), overrides={"data.prefill_tokens": 2})
+    assert len(task.train.source) == 24
+    assert len(are_original.labelled_prompts(task.train)[0]) == 16
+
+
+def test_target_modules_that_do_not_exist_are_named() -> None:
+    editable = tiny_editable("gpt2")
+    with pytest.raises(ModelError, match="q_proj"):
+        apply_method(editable, "are-original", method_task(editable))
+
+
+def test_the_validator_is_not_used() -> None:
+    editable = tiny_editable()
+
+    def fail() -> ValidationResult:
+        raise AssertionError
+
+    for id in ARE:
+        apply_method(editable, id, replace(method_task(editable), validator=fail))  # type: ignore[arg-type]
+        adapters.detach(editable)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.groups_concept import groups_concept
+from helpers.tiny_edit import build_training, tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
+from retouch.core.types import no_progress
+from retouch.methods.registry import get_method
+from retouch.representations.choice_probs import choice_probs
+from retouch.representations.logprobs import response_logprob
+from retouch.task.task import EditTask, build_task
+
+
+def make_task(concept: object, **overrides: object) -> EditTask:
+    config = tiny_config(overrides)
+    return build_task(tiny_editable(), concept, "raise", 0, config.data, config.method)  # type: ignore[arg-type]
+
+
+def test_with_pairs_the_score_is_the_log_probability_of_the_target_response() -> None:
+    task = make_task(tiny_concept())
+    result = task.validator()
+    expected = response_logprob(tiny_editable(), task.validation.source).mean()
+    assert result.score == pytest.approx(float(expected))
+    assert result.drift == 0
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_the_score_of_a_gap_has_the_sign_of_the_direction(better: str) -> None:
+    task = make_task(groups_concept(better))  # type: ignore[arg-type]
+    examples = task.validation.source_examples
+    probs = choice_probs(tiny_editable(), examples, ("w7", "w8"))
+    means = [
+        sum(p for p, one in zip(probs, examples, strict=True) if one.group == group)
+        / sum(one.group == group for one in examples)
+        for group in "ab"
+    ]
+    gap = abs(means[0] - means[1])
+    assert task.validator().score == pytest.approx(gap - 1 if better == "higher" else -gap)
+
+
+def test_without_pairs_discriminators_outside_the_training_score() -> None:
+    config = tiny_config({"loss.retain_weight": 0.1})
+    training = build_training(tiny_editable(), config, tiny_concept(pairs=False))
+    assert training.task.patching is None
+    events = list(training.trainer.train())
+    assert all("matching" not in event.losses for event in events)
+    assert max(event.validation_score for event in events) > events[0].validation_score
+
+
+def test_drift_is_measured_on_the_model_as_it_is() -> None:
+    editable = tiny_editable()
+    config = tiny_config()
+    task = build_task(editable, tiny_concept(), "raise", 0, config.data, config.method)
+    method = get_method("steering")
+    method.apply(editable, task, method.settings(strength=4.0), no_progress)
+    assert task.validator().drift > 0
+    with editable.base_model(), torch.no_grad():
+        assert task.validator().drift == 0
