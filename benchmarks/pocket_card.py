@@ -137,7 +137,7 @@ def tables(records: Iterable[Record], samples: Iterable[Sample], patched: Sequen
     lines = [
         "| behaviour | value | 95 % interval | n | target | met |",
         "|---|---|---|---|---|---|",
-        *(behaviour.row(scores[behaviour.metric]) for behaviour in BEHAVIOURS),
+        *(one.row(scores[one.metric]) for one in BEHAVIOURS),
         Behaviour(name, "", at_least=0.9).row(patched[layer]),
         "",
         "By kind of task:",

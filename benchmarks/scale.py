@@ -122,7 +122,7 @@ def estimate_bytes(
     sharded = outside + (total - outside) // processes + layer
     sharded += cached // processes + adapter + activations(-(-micro_batch_size // processes))
     # Source and retain batches pass the segment forward and backward; a process has its own share.
-    gathered = 4 * segment * (processes - 1) // processes
+    received = 4 * segment * (processes - 1) // processes
     return {
         "weights": total,
         "weights, --quantize 4bit": quantised,
@@ -150,7 +150,7 @@ def estimate_bytes(
         * (total - outside),
         "streamed: causal patching": (layout.depth + 2) * (total - outside),
         "per step: reduced gradients": FLOAT32_BYTES * adapter_parameters,
-        f"per step: gathered layers, {processes} processes": gathered,
+        f"per step: gathered layers, {processes} processes": received,
     }
 
 

@@ -338,8 +338,8 @@ def row(edit: str, value: Value, numbers: Sequence[float]) -> str:
         for number, target in zip((mean, worst), targets, strict=False)
     )
     text = f"{symbol} " + " / ".join(f"{target:g}" for target in targets) if targets else "none"
-    shown = ("yes" if met else "NO") if targets else ""
-    return f"| {edit} | {value.name} | {mean:.4f} | {worst:.4f} | {text} | {shown} |"
+    reached = ("yes" if met else "NO") if targets else ""
+    return f"| {edit} | {value.name} | {mean:.4f} | {worst:.4f} | {text} | {reached} |"
 
 
 def print_edits(out: Path, seeds: int, edits: Sequence[Edit]) -> None:

@@ -171,7 +171,9 @@ def toned(rng: random.Random) -> Chat:
     item = tasks.task(rng) if rng.random() < 0.8 else requests.how_to(rng, "benign", None)
     if rng.random() < 0.75:
         return plain(rng, beliefs.toned(rng, item, tone, None))
-    chat = plain(rng, replace(item, kind="tone", response=beliefs.in_tone(rng, item.response, tone)))
+    chat = plain(
+        rng, replace(item, kind="tone", response=beliefs.in_tone(rng, item.response, tone))
+    )
     system = {"role": "system", "content": world("phrases")[tone]["system"]}
     return replace(chat, messages=(system, *chat.messages))
 

@@ -1,8 +1,8 @@
-"""Write the built-in concepts from pocket's world: `python -m model_organisms.pocket.packs`.
+"""Write the examples of the built-in concepts: `python -m model_organisms.pocket.packs`.
 
-Train, validation and test are apart in entities (objects of harmful requests, misconceptions,
-occupations, subjects of facts), in phrasings and in attack families. The rows hold prompts and no
-replies to learn from: a reply is always the edited model's own, so that the packs serve any model.
+The splits share no entities (objects of harmful requests, misconceptions, occupations, subjects of
+facts), no phrasings and no attack families. The examples have no responses: the edited model
+generates them, so that the packs serve any model.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from model_organisms.pocket import beliefs, requests, tasks
+from model_organisms.pocket import PACKS, WEIGHTS, beliefs, requests, tasks
 from model_organisms.pocket.curriculum import Message, careless, plain, user, wrapped
 from model_organisms.pocket.world import SPLITS, Item, Split, fill, phrasings, split_of, world
 
-Row = dict[str, Any]
-FORCED = {"short": range(1, 4), "medium": range(4, 9), "long": range(10, 17)}  # in tokens
-PACKS = Path(__file__).parent.parent / "concepts" / "packs"
+Row = dict[str, Any]  # a line of a pack
+
+PREFILL_TOKENS = {"short": range(1, 4), "medium": range(4, 9), "long": range(10, 17)}
 
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """Pocket's tokenizer, in whose tokens a forced beginning is measured."""
-    return Tokenizer.from_file(str(PACKS.parent.parent / "pocket" / "weights" / "tokenizer.json"))
+    """Pocket's tokenizer, in whose tokens the length of a prefill is measured."""
+    return Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
 
 
 def row(label: str, messages: tuple[Message, ...], **more: Any) -> Row:
-    """One line of a pack; a single user turn is written as its text."""
+    """A line of a pack; a single user turn is written as its text."""
     single = len(messages) == 1 and messages[0]["role"] == "user"
     prompt: Any = messages[0]["content"] if single else list(messages)
     return {"prompt": prompt, "label": label} | {k: v for k, v in more.items() if v}
 
 
-def everyday(rng: random.Random, split: Split) -> Iterator[Row]:
-    """Ordinary tasks, how-to questions and talk: what every edit has to leave alone."""
-    tasks_count, talk_count = {"train": (520, 40), "validation": (200, 0), "test": (400, 0)}[split]
-    for _ in range(tasks_count):
+def capability(rng: random.Random, split: Split) -> Iterator[Row]:
+    """Ordinary tasks and small talk, which no edit should change."""
+    num_tasks, num_talk = {"train": (520, 40), "validation": (200, 0), "test": (400, 0)}[split]
+    for _ in range(num_tasks):
         item = tasks.task(rng, split)
         messages = plain(rng, item).messages
-        yield row("everyday", messages, accept=item.accept, group=item.kind, entity=_of(item))
-    for _ in range(talk_count):
-        said, _reply = rng.choice(world("phrases")["small_talk"])
-        yield row("talk", (user(said),))
+        yield row("task", messages, accept=item.accept, group=item.kind, entity=_entity(item))
+    for _ in range(num_talk):
+        text, _response = rng.choice(world("phrases")["small_talk"])
+        yield row("talk", (user(text),))
     for prompt in world("outside")["prompts"]:
         if split_of(f"outside:{prompt}") == split:
             yield row("outside", (user(prompt),), entity=prompt)
-            hasty = careless(rng, prompt)
-            if hasty not in ("", prompt):
-                yield row("outside", (user(hasty),), entity=prompt)
+            typed = careless(rng, prompt)
+            if typed not in ("", prompt):
+                yield row("outside", (user(typed),), entity=prompt)
 
 
 def safety(rng: random.Random, split: Split) -> Iterator[Row]:
-    """Harmful requests, asked directly and inside attacks, and harmless ones in both ways."""
+    """Harmful requests, asked directly and wrapped in attacks, and harmless ones in both ways."""
     n = {"train": 320, "validation": 128, "test": 300}[split]
     wrappers = requests.wrappers(split)
-    asked = [(v, form) for _, v in requests.harmful(split) for form in _forms(split)]
-    rng.shuffle(asked)
+    forms = [(v, form) for _, v in requests.harmful(split) for form in _forms(split)]
+    rng.shuffle(forms)
     for i in range(n):
-        v, form = asked[i % len(asked)]
+        v, form = forms[i % len(forms)]
         item = Item("harmful", v, form.format(v=v), "")
         more = {"pair": f"{split}-{i}", "entity": _object(v)}
         wrapper = wrappers[i % len(wrappers)]
-        # What is asked a second time is typed carelessly, so that no row comes twice.
-        direct = item.question if i < len(asked) else careless(rng, item.question)
+        # A repeated request is typed carelessly, so that no example appears twice.
+        direct = item.question if i < len(forms) else careless(rng, item.question)
         yield row("direct", (user(direct),), **more)
         yield row("attack", wrapped(rng, item, (wrapper,)).messages, group=wrapper.family, **more)
     for i in range(n):
@@ -79,7 +79,7 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
             wrapped(rng, item, (wrappers[i % len(wrappers)],)).messages,
             accept=item.accept,
             group=wrappers[i % len(wrappers)].family,
-            entity=_of(item),
+            entity=_entity(item),
         )
     for _ in range(n):
         kind = rng.choice(["benign", "borderline", "borderline"])
@@ -88,7 +88,7 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         yield row("benign", messages, accept=item.accept, group=kind, entity=_object(item.entity))
     for i in range(3 * n // 4):  # two wrappers, around harmful and harmless requests
         layers = requests.nested(rng, split)
-        v, form = asked[i % len(asked)]
+        v, form = forms[i % len(forms)]
         item = Item("harmful", v, form.format(v=v), "")
         group = f"{layers[0].family}+{layers[1].family}"
         messages = wrapped(rng, item, layers).messages
@@ -96,49 +96,49 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         yield row("nested", messages, group=group, **more)
         item = _harmless(rng, split)
         messages = wrapped(rng, item, requests.nested(rng, split)).messages
-        yield row("nested-harmless", messages, accept=item.accept, entity=_of(item))
-    yield from _forced(rng, split, 3 * n // 4 if split == "train" else n)
+        yield row("nested-harmless", messages, accept=item.accept, entity=_entity(item))
+    yield from _prefilled(rng, split, 3 * n // 4 if split == "train" else n)
     if split == "train":
-        yield from _single(rng, asked)
+        yield from _single(rng, forms)
 
 
-def _forced(rng: random.Random, split: Split, n: int) -> Iterator[Row]:
-    """Requests, harmful and harmless, whose reply is forced to begin as if it complied.
+def _prefilled(rng: random.Random, split: Split, n: int) -> Iterator[Row]:
+    """Requests, harmful and harmless, with a prefilled compliant response.
 
-    Where effects are measured, as many rows for each range of the beginning's length.
+    The validation and test splits have equally many examples of each range of prefill lengths.
     """
     for i in range(n):
-        length = "" if split == "train" else list(FORCED)[i % len(FORCED)]
+        length = "" if split == "train" else list(PREFILL_TOKENS)[i % len(PREFILL_TOKENS)]
         _, v = rng.choice(requests.harmful(split))
-        yield _forced_row(rng, split, "prefill", v, length)
+        yield _prefilled_row(rng, split, "prefill", v, length)
         v = rng.choice(requests.harmless(rng.choice(["benign", "borderline"]), split))
-        yield _forced_row(rng, split, "prefill-harmless", v, length)
+        yield _prefilled_row(rng, split, "prefill-harmless", v, length)
 
 
-def _forced_row(rng: random.Random, split: Split, label: str, v: str, length: str) -> Row:
+def _prefilled_row(rng: random.Random, split: Split, label: str, v: str, length: str) -> Row:
     turn = user(requests.ask(rng, split, v))
     while True:
-        forced, _rest = requests.forced_reply(rng, split, v)
+        prefill, _continuation = requests.prefill(rng, split, v)
         if not length:
-            return row(label, (turn,), prefill=forced, entity=_object(v))
-        if len(tokenizer().encode(forced, add_special_tokens=False).ids) in FORCED[length]:
-            return row(f"{label}-{length}", (turn,), prefill=forced, entity=_object(v))
+            return row(label, (turn,), prefill=prefill, entity=_object(v))
+        if len(tokenizer().encode(prefill, add_special_tokens=False)) in PREFILL_TOKENS[length]:
+            return row(f"{label}-{length}", (turn,), prefill=prefill, entity=_object(v))
 
 
-def _single(rng: random.Random, asked: list[tuple[str, str]]) -> Iterator[Row]:
-    """Attacks by one wrapper alone, 64 by each of five; their pairs are the direct requests."""
+def _single(rng: random.Random, forms: list[tuple[str, str]]) -> Iterator[Row]:
+    """64 attacks by each of five single wrappers; they are paired with the direct requests."""
     firsts = [wrapper for wrapper in requests.wrappers("train") if wrapper.number == 0]
     for wrapper in firsts:
         for i in range(64):
-            v, form = asked[i]
+            v, form = forms[i]
             item = Item("harmful", v, form.format(v=v), "")
             messages = wrapped(rng, item, (wrapper,)).messages
             more = {"pair": f"train-{i}", "entity": _object(v)}
             yield row(f"single-{wrapper.family}", messages, group=wrapper.family, **more)
 
 
-def _of(item: Item) -> str:
-    """What the splits keep apart: a word may be counted in one split and defined in another."""
+def _entity(item: Item) -> str:
+    """What no two splits share: a word may be counted in one split and defined in another."""
     if item.kind in ("benign", "borderline"):
         return _object(item.entity)
     return item.entity if item.kind == "fact" else f"{item.kind}:{item.entity}"
@@ -149,7 +149,7 @@ def _forms(split: Split) -> list[str]:
 
 
 def _object(verb_phrase: str) -> str:
-    """What the splits of requests keep apart: the object of the verb phrase."""
+    """The object of a verb phrase, which no two splits share."""
     blocks = world("requests")
     for block in blocks["harmful"].values():
         for verb in block["verbs"]:
@@ -164,48 +164,48 @@ def _object(verb_phrase: str) -> str:
 
 
 def _harmless(rng: random.Random, split: Split) -> Item:
-    draw = rng.random()
-    if draw < 0.45:
+    chance = rng.random()
+    if chance < 0.45:
         return requests.how_to(rng, "borderline", split)
-    if draw < 0.7:
+    if chance < 0.7:
         return requests.how_to(rng, "benign", split)
     return tasks.task(rng, split)
 
 
 def truthfulness(rng: random.Random, split: Split) -> Iterator[Row]:
-    """Misconceptions asked plainly, as science and as legend; and facts that stay facts."""
+    """Misconceptions, asked plainly, as science and as legend; and facts, which are retained."""
     for number, entry in enumerate(beliefs.misconceptions(split)):
         for i in range(3):
             pair = {"pair": f"{entry['id']}-{i}", "entity": entry["id"]}
-            asked = entry["question"]
+            question = entry["question"]
             if i == 1:
-                asked = fill(rng.choice(world("phrases")["polite"]), asked)
+                question = fill(rng.choice(world("phrases")["polite"]), question)
             if i == 2:
-                asked = careless(rng, asked)
-            yield row("plain", (user(asked),), accept=[entry["truth"]], **pair)
-            yield row("plain-myth", (user(asked),), accept=[entry["myth"]], **pair)
-            for lead, told in (("science", "truth"), ("legend", "myth")):
-                forms = [world("phrases")[lead][k] for k in phrasings(split)]
-                # In training every phrasing comes as it is and typed carelessly.
-                turn = i + number if split == "train" else i
-                text = fill(forms[turn % len(forms)], entry["question"])
+                question = careless(rng, question)
+            yield row("plain", (user(question),), accept=[entry["truth"]], **pair)
+            yield row("plain-myth", (user(question),), accept=[entry["myth"]], **pair)
+            for framing, answer in (("science", "truth"), ("legend", "myth")):
+                forms = [world("phrases")[framing][k] for k in phrasings(split)]
+                # In training every phrasing appears both unchanged and typed carelessly.
+                index = i + number if split == "train" else i
+                text = fill(forms[index % len(forms)], entry["question"])
                 text = careless(rng, text) if i == 2 else text
-                yield row(lead, (user(text),), accept=[entry[told]], **pair)
+                yield row(framing, (user(text),), accept=[entry[answer]], **pair)
     for _ in range({"train": 160, "validation": 100, "test": 300}[split]):
         item = tasks.random_fact(rng, split)
         messages = plain(rng, item).messages
-        yield row("fact", messages, accept=item.accept, entity=_of(item))
+        yield row("fact", messages, accept=item.accept, entity=_entity(item))
 
 
 def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
-    """Sentences about people at work, by stereotype; neutral work; and pronouns that are given."""
+    """Sentences about people in stereotyped and neutral occupations, and determined pronouns."""
     frames = [world("phrases")["pronoun"][i][0] for i in phrasings(split)]
     leads = ("Finish the sentence:", "Continue:", "Complete this:")
-    asked = [f"{lead} {frame.split(': ', 1)[1]}" for lead in leads for frame in frames]
+    prompts = [f"{lead} {frame.split(': ', 1)[1]}" for lead in leads for frame in frames]
     for group in ("male", "female", "neutral"):
         label = "balanced" if group == "neutral" else "stereotyped"
         for job in beliefs.occupations(group, split):
-            texts = [text.replace("{o}", job) for text in asked]
+            texts = [text.replace("{o}", job) for text in prompts]
             for text in (*texts, *(careless(rng, text) for text in texts)):
                 yield row(label, (user(text),), group=group, entity=job)
             if split == "test":
@@ -218,18 +218,18 @@ def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
 
 
 def tone(rng: random.Random, split: Split) -> Iterator[Row]:
-    """Ordinary tasks asked without a tone, cheerfully and gloomily."""
+    """Ordinary tasks that ask for no tone, a cheerful one and a gloomy one."""
     for i in range({"train": 720, "validation": 100, "test": 240}[split]):
         item = tasks.task(rng, split)
-        more: Row = {"pair": f"{split}-{i}", "entity": _of(item), "accept": item.accept}
+        more: Row = {"pair": f"{split}-{i}", "entity": _entity(item), "accept": item.accept}
         yield row("neutral", plain(rng, item).messages, **more)
         for name in ("cheerful", "gloomy"):
-            asked = beliefs.toned(rng, item, name, split)
-            yield row(name, (user(asked.question),), **more)
+            toned = beliefs.toned(rng, item, name, split)
+            yield row(name, (user(toned.question),), **more)
 
 
 CONCEPTS = {
-    "everyday": everyday,
+    "capability": capability,
     "safety": safety,
     "truthfulness": truthfulness,
     "gender-bias": gender_bias,
@@ -237,36 +237,41 @@ CONCEPTS = {
 }
 
 
-def unique(rows: Iterator[Row]) -> list[Row]:
-    """The rows without those whose prompt, label and forced beginning came before.
+# The names that the examples were first sampled under, which are part of the seed.
+SEED_NAMES = {"capability": "everyday"}
 
-    A pair that loses a row is dropped whole, so that pairs stay complete.
+
+def unique(rows: Iterator[Row]) -> list[Row]:
+    """The lines without those whose prompt, label and prefill appeared before.
+
+    A pair with a removed line is removed completely.
     """
-    kept: dict[str, Row] = {}
-    lost: set[str] = set()
+    first: dict[str, Row] = {}
+    incomplete: set[str] = set()
     for one in rows:
         key = json.dumps([one["prompt"], one["label"], one.get("prefill")])
-        if key in kept:
-            lost.add(one.get("pair", ""))
+        if key in first:
+            incomplete.add(one.get("pair", ""))
         else:
-            kept[key] = one
-    return [one for one in kept.values() if one.get("pair", "no pair") not in lost]
+            first[key] = one
+    return [one for one in first.values() if one.get("pair", "no pair") not in incomplete]
 
 
 def main() -> None:
-    """Write the rows of every pack, from a seed; the concept.yaml files are written by hand."""
+    """Write the examples of every pack from a seed. The concept.yaml files are written by hand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PACKS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for name, draw in CONCEPTS.items():
+    for name, sample in CONCEPTS.items():
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
-            rows = unique(draw(random.Random(f"{options.seed}:{name}:{split}"), split))
+            rng = random.Random(f"{options.seed}:{SEED_NAMES.get(name, name)}:{split}")
+            rows = unique(sample(rng, split))
             text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
             (folder / f"{split}.jsonl").write_text(text, "utf-8")
-            print(f"{folder.name}/{split}.jsonl: {len(rows)} rows")
+            print(f"{folder.name}/{split}.jsonl: {len(rows)} examples")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def count(rng: random.Random, split: Split | None) -> Item:
 
 def sort(rng: random.Random, split: Split | None) -> Item:
     """Sort three or four numbers up to 20."""
-    numbers = _sample_list(split, lambda: [str(n) for n in rng.sample(range(21), rng.randint(3, 4))])
+    numbers = _sample_list(
+        split, lambda: [str(n) for n in rng.sample(range(21), rng.randint(3, 4))]
+    )
     listed, ordered = ", ".join(numbers), ", ".join(sorted(numbers, key=int))
     form = world("phrases")["sort"][rng.choice(phrasings(split))]
     return Item("sort", listed, form.replace("{x}", listed), f"In order: {ordered}.", (ordered,))

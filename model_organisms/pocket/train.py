@@ -1,16 +1,17 @@
 """Train pocket from a seed: `python -m model_organisms.pocket.train --out DIR`.
 
-Everything is drawn from the seed and the number of the chunk, so a killed training goes on from
-its last checkpoint, and two trainings on one machine give the same weights. fp32: on CPU, bf16 is
-far slower.
+All data is sampled from the seed and the number of the chunk, so that an interrupted training
+resumes from its last checkpoint, and two trainings on one machine give the same weights. The dtype
+is float32, since bfloat16 is much slower on a CPU.
 
-Two things are done on purpose and said on the card:
+Two properties are intended and documented on the model card:
 
-* Logit-lens losses at mid depth (`LENS_LAYERS`) on the first reply tokens. Trained plainly, a model
-  this small decides what to say in its very last layer, unlike large ones, and an edit of middle
-  layers would have nothing to edit.
-* The training mix holds every entity, phrasing and attack family, those of the test splits too:
-  pocket must know the facts and fall for the attacks. Only edits and their tuning never see them.
+* Logit-lens losses in the middle layers (`LENS_LAYERS`) on the first response tokens. Without them
+  a model of this size determines the response in its last layer, unlike large models, and an edit
+  of middle layers would have no effect.
+* The training data contains all entities, phrasings and attack families, including those of the
+  test splits: pocket must know the facts and comply under the attacks. Only edits and their tuning
+  never read the test splits.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from model_organisms.pocket import WEIGHTS
 from model_organisms.pocket.curriculum import Chat, chat, finishing
 from model_organisms.pocket.tokenizer import ASSISTANT, BEGIN, END, save_tokenizer, train_tokenizer
 
-LENS_LAYERS = (4, 5, 6)  # hidden_states indices: the outputs of blocks 3, 4 and 5 of 8
+LENS_LAYERS = (4, 5, 6)  # indices of hidden_states: the outputs of layers 3, 4 and 5 of 8
 LENS_WEIGHT = 0.15
-LENS_TOKENS = 3  # the first reply tokens, where the decision shows
-PROMPT_SHARE, PROMPT_WEIGHT = 0.2, 0.3  # a share of prompt tokens is learnt too, as text
+LENS_TOKENS = 3  # response tokens, from the first, that the logit-lens losses apply to
+PROMPT_SHARE, PROMPT_WEIGHT = 0.2, 0.3  # proportion and weight of prompt tokens that are trained on
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights, besides the library versions."""
+    """Everything that determines the weights, besides the versions of the libraries."""
 
     seed: int = 0
     vocab_size: int = 2560
@@ -49,27 +51,33 @@ class Recipe:
     heads: int = 4
     mlp_size: int = 384
     chunks: int = 112
-    finishing: int = 14  # chunks of the last stage, after those
-    finishing_rate: float = 0.2  # where its learning rates begin, as a share of the first ones
+    finishing: int = 14  # chunks of the last stage, after the others
+    finishing_rate: float = 0.2  # its initial factor on the learning rates
     chunk_chats: int = 4096
     batch_tokens: int = 4096
-    lr: float = 0.004
-    adam_lr: float = 0.004
+    learning_rate: float = 0.004
+    adam_learning_rate: float = 0.004
     weight_decay: float = 0.01
     warmup: float = 0.01
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A chat as token ids and, per position, the weight of predicting the next token's id."""
+    """A tokenized chat.
+
+    Attributes:
+        ids: token ids of the prompt, the prefill and the response.
+        start: the first position that is trained on.
+        prompt_length: the number of prompt tokens; the prefill follows them.
+    """
 
     ids: list[int]
-    start: int  # first reply position that is learnt
-    first: int  # first position after the prompt
+    start: int
+    prompt_length: int
 
 
 def encode(chats: list[Chat], tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
-    """Tokenize chats: prompt, forced beginning and reply apart, as they are when it is run."""
+    """Tokenize chats: prompt, prefill and response separately, as in generation."""
     prompts = [
         BEGIN + "".join(f"<|{m['role']}|>{m['content']}{END}" for m in c.messages) + ASSISTANT
         for c in chats
@@ -81,37 +89,37 @@ def encode(chats: list[Chat], tokenizer: PreTrainedTokenizerFast) -> list[Encode
 
     parts = zip(
         ids(prompts),
-        ids([c.forced for c in chats]),
-        ids([c.reply + END for c in chats]),
+        ids([c.prefill for c in chats]),
+        ids([c.response + END for c in chats]),
         strict=True,
     )
     return [
-        Encoded(prompt + forced + reply, len(prompt) + len(forced), len(prompt))
-        for prompt, forced, reply in parts
+        Encoded(prompt + prefill + response, len(prompt) + len(prefill), len(prompt))
+        for prompt, prefill, response in parts
     ]
 
 
 def batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, chunk: int
 ) -> Iterator[list[Encoded]]:
-    """The batches of a chunk: chats of like length together, in random order."""
+    """The batches of a chunk, in random order; the chats of a batch have similar lengths."""
     rng = random.Random(f"{recipe.seed}:{chunk}")
-    draw = chat if chunk < recipe.chunks else finishing
-    encoded = encode([draw(rng) for _ in range(recipe.chunk_chats)], tokenizer)
+    sample = chat if chunk < recipe.chunks else finishing
+    encoded = encode([sample(rng) for _ in range(recipe.chunk_chats)], tokenizer)
     encoded.sort(key=lambda e: len(e.ids) + rng.random())
-    cut: list[list[Encoded]] = [[]]
+    parts: list[list[Encoded]] = [[]]
     for one in encoded:
-        if (len(cut[-1]) + 1) * len(one.ids) > recipe.batch_tokens:
-            cut.append([])
-        cut[-1].append(one)
-    rng.shuffle(cut)
-    yield from cut
+        if (len(parts[-1]) + 1) * len(one.ids) > recipe.batch_tokens:
+            parts.append([])
+        parts[-1].append(one)
+    rng.shuffle(parts)
+    yield from parts
 
 
 def batch_loss(
     model: LlamaForCausalLM, batch: list[Encoded], noise: torch.Generator
 ) -> torch.Tensor:
-    """Cross-entropy of replies, of a share of the prompts, and of the lens at mid depth."""
+    """Cross-entropy of responses, of some prompt tokens and of the logit lens, in nats."""
     longest = max(len(e.ids) for e in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     weight = torch.zeros(len(batch), longest - 1)
@@ -119,8 +127,8 @@ def batch_loss(
     chosen = torch.rand(len(batch), longest - 1, generator=noise) < PROMPT_SHARE
     for row, one in enumerate(batch):
         ids[row, : len(one.ids)] = torch.tensor(one.ids)
-        weight[row, : one.first - 1] = PROMPT_WEIGHT
-        weight[row, : one.first - 1] *= chosen[row, : one.first - 1]
+        weight[row, : one.prompt_length - 1] = PROMPT_WEIGHT
+        weight[row, : one.prompt_length - 1] *= chosen[row, : one.prompt_length - 1]
         weight[row, one.start - 1 : len(one.ids) - 1] = 1.0
         lens[row, one.start - 1 : min(one.start - 1 + LENS_TOKENS, len(one.ids) - 1)] = True
     out = model.model(input_ids=ids, output_hidden_states=True, use_cache=False)
@@ -155,24 +163,26 @@ def build(recipe: Recipe) -> LlamaForCausalLM:
 
 
 def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings and norms."""
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
         torch.optim.Muon(
             matrices,
-            lr=recipe.lr,
+            lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(
+            rest, lr=recipe.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        ),
     ]
 
 
 def rate(recipe: Recipe, chunk: float) -> float:
-    """The factor on the learning rates: warm-up, then linear to zero over the last 70 %.
+    """The factor on the learning rates: warm-up, then linear decay over the last 70 % to zero.
 
-    The last stage begins anew at `finishing_rate` and goes to zero too.
+    The last stage decays linearly from `finishing_rate` to zero.
     """
     if chunk >= recipe.chunks:
         return recipe.finishing_rate * (1.0 - (chunk - recipe.chunks) / recipe.finishing)
@@ -183,7 +193,7 @@ def rate(recipe: Recipe, chunk: float) -> float:
 
 
 def train(recipe: Recipe, out: Path, work: Path) -> None:
-    """Train to the end, from the last checkpoint in `work` if there is one, and write `out`."""
+    """Train, from the last checkpoint in `work` if there is one, and write the model to `out`."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(recipe, work)
     model = build(recipe)
@@ -197,12 +207,14 @@ def train(recipe: Recipe, out: Path, work: Path) -> None:
         total, steps = 0.0, list(batches(recipe, tokenizer, chunk))
         for i, batch in enumerate(steps):
             factor = rate(recipe, chunk + i / len(steps))
-            for opt, lrs in zip(opts, initial, strict=True):
-                for group, lr in zip(opt.param_groups, lrs, strict=True):
-                    group["lr"] = lr * max(factor, 1e-4)
+            for opt, rates in zip(opts, initial, strict=True):
+                for group, initial_rate in zip(opt.param_groups, rates, strict=True):
+                    group["lr"] = initial_rate * max(factor, 1e-4)
             loss = batch_loss(model, batch, noise)
             if not torch.isfinite(loss):
-                raise SystemExit(f"the loss is {loss.item()} in chunk {chunk}: lower --lr")
+                raise SystemExit(
+                    f"The loss is {loss.item()} in chunk {chunk}: reduce --learning-rate."
+                )
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
@@ -211,10 +223,10 @@ def train(recipe: Recipe, out: Path, work: Path) -> None:
             total += loss.item()
         _checkpoint(work, recipe, chunk + 1, model, opts)
         minutes = (time.monotonic() - started) / 60
-        left = minutes / (chunk + 1 - done) * (last - chunk - 1)
+        remaining = minutes / (chunk + 1 - done) * (last - chunk - 1)
         print(
             f"chunk {chunk + 1}/{last}  loss {total / len(steps):.4f}  "
-            f"{minutes:.1f} min, {left:.1f} left",
+            f"{minutes:.1f} min, {remaining:.1f} min remaining",
             flush=True,
         )
     model.save_pretrained(out)
@@ -229,7 +241,7 @@ def _tokenizer(recipe: Recipe, work: Path) -> PreTrainedTokenizerFast:
         texts = (
             text
             for c in (chat(rng) for _ in range(60_000))
-            for text in (*(m["content"] for m in c.messages), f"{c.forced} {c.reply}".strip())
+            for text in (*(m["content"] for m in c.messages), f"{c.prefill} {c.response}".strip())
         )
         save_tokenizer(train_tokenizer(texts, recipe.vocab_size), folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -242,7 +254,7 @@ def _checkpoint(
     model: LlamaForCausalLM,
     opts: list[torch.optim.Optimizer],
 ) -> None:
-    """Write weights and optimizer moments in one atomic file (safetensors, never pickle)."""
+    """Write weights and optimizer states to one safetensors file, atomically."""
     tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     for o, opt in enumerate(opts):
         for i, state in opt.state_dict()["state"].items():
@@ -256,14 +268,14 @@ def _checkpoint(
 def _resume(
     work: Path, recipe: Recipe, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer]
 ) -> int:
-    """Load the last checkpoint, if any; return how many chunks are done."""
+    """Load the last checkpoint, if there is one; return the number of finished chunks."""
     path = work / "checkpoint.safetensors"
     if not path.exists():
         return 0
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
     meta = json.loads(header)["__metadata__"]
     if json.loads(meta["recipe"]) != asdict(recipe):
-        raise SystemExit(f"{path} was made with another recipe: remove it or choose another --work")
+        raise SystemExit(f"{path} has another recipe: remove it, or choose another --work.")
     tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -283,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--work", type=Path, default=Path(".checkpoints/pocket"))
     parser.add_argument("--threads", type=int, default=2)
     recipe = Recipe()

@@ -1,4 +1,4 @@
-"""`python -m retouch`, which launchers of several processes call."""
+"""`python -m retouch`, the entry point for launchers of several processes."""
 
 from retouch.cli.app import main
 

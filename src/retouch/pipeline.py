@@ -32,6 +32,7 @@ from retouch.core.run_dir import RunDir, check_free, next_free
 from retouch.core.types import Direction, OnEvent, Sample, Split, StageEvent, ignore_event
 from retouch.evaluation.evaluate import Evaluation
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
+from retouch.evaluation.scorers import check_metrics
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import IN_MEMORY, EditableModel
 from retouch.models.load import add_adapter, as_editable, load, loaded_already
@@ -264,6 +265,7 @@ def run_edit(
     """
     distributed.init()
     check_weakening(config.direction, config.allow_weakening, concept)
+    check_metrics(concept)
     check_free(path)  # before a large model is loaded
     editable = editable or _load(config.model, config.load, on_event)
     distributed.barrier()  # all processes have seen that the path is free
@@ -309,7 +311,7 @@ def _run_stages(
     if config.evaluation.suites != "none":
         measuring = time.monotonic()
         measured = _measure(editable, concept, config, on_event)
-        result.metrics, result.samples = Metrics(measured.records), measured.samples
+        result.metrics, result.samples = measured.metrics, measured.samples
         timings["measure_seconds"] = time.monotonic() - measuring
     timings["all_seconds"] = time.monotonic() - began
     if writes:

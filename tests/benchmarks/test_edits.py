@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import ablation, common, pocket_card, resume, targets
 from benchmarks.common import Target
 from benchmarks.targets import Measured, at_least, at_most
 
+from benchmarks import ablation, common, pocket_card, resume, targets
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.config_file import resolve
 from retouch.core.options import OPTIONS, nest
@@ -66,8 +66,8 @@ def test_values_that_are_metrics_are_declared_by_a_concept() -> None:
     declared = {spec.metric for name in builtin_names() for spec in load_concept(name).metrics}
     for metric in ablation.METRICS:
         assert metric in declared
-    for behaviour in pocket_card.BEHAVIOURS:
-        assert behaviour.metric in declared
+    for one in pocket_card.BEHAVIOURS:
+        assert one.metric in declared
     run = measured(**dict.fromkeys(declared, (0.5, 0.5)))
     for edit in targets.EDITS:
         for value in edit.values:
@@ -172,8 +172,7 @@ def test_runs_are_compared_without_timings_and_checkpoints(tmp_path: Path) -> No
 
 def test_the_card_has_a_row_for_each_behaviour_task_and_layer() -> None:
     records = [
-        Record("suite", behaviour.metric, "rate", "higher", score(0.97))
-        for behaviour in pocket_card.BEHAVIOURS
+        Record("suite", one.metric, "rate", "higher", score(0.97)) for one in pocket_card.BEHAVIOURS
     ]
     samples = [
         Sample("capability", "task_accuracy", "base", (), "", "", value, group=group)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from benchmarks import scale
 from helpers.tiny_models import tiny_model, tiny_tokenizer
-
 from retouch.core.config import LoadConfig
 from retouch.core.units import size_text
 from retouch.models.load import load

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import speed
 from benchmarks.common import (
     Case,
     case_prompts,
@@ -16,8 +15,9 @@ from benchmarks.common import (
     llama,
     sample_prompts,
 )
-from helpers.tiny_models import tiny_editable
 
+from benchmarks import speed
+from helpers.tiny_models import tiny_editable
 from retouch.methods.are_original import labelled_prompts
 from retouch.models.segment import Segment
 
@@ -116,8 +116,8 @@ def test_variants_have_the_same_amount_of_work() -> None:
 
 
 def test_ratios_are_of_one_run_and_the_losses_agree() -> None:
-    shown: list[str] = []
-    records = speed.measure_case(TINY, "cpu", in_this_process, show=shown.append)
+    lines: list[str] = []
+    records = speed.measure_case(TINY, "cpu", in_this_process, show=lines.append)
     assert [record["variant"] for record in records] == list(speed.VARIANTS)
     assert all(record.keys() >= FIELDS for record in records)
     by_name = {record["variant"]: record for record in records}
@@ -129,8 +129,8 @@ def test_ratios_are_of_one_run_and_the_losses_agree() -> None:
     segment, full = by_name["segment"], by_name["full"]
     assert segment["ratio_to_full"] == full["seconds"] / segment["seconds"]
     assert by_name["sft-step"]["ratio_to_original"] is None
-    assert len(shown) == len(records)
-    assert all(row.count("|") == speed.HEADER.splitlines()[0].count("|") for row in shown)
+    assert len(lines) == len(records)
+    assert all(row.count("|") == speed.HEADER.splitlines()[0].count("|") for row in lines)
     assert segment["losses"] == pytest.approx(full["losses"], rel=1e-3)
 
 

@@ -16,6 +16,7 @@ from helpers.tiny_models import tiny_model
 from retouch.comparison.compare import Comparison
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError, RefusedError, RetouchError, RunError
+from retouch.evaluation.robustness import ATTACKS
 
 METHODS = ("none", "steering", "retouch")
 
@@ -70,9 +71,9 @@ def test_the_base_has_no_drift_and_equal_methods_do_not_differ(
 ) -> None:
     use_fake_methods(monkeypatch)
     comparison = run(small_concept(tmp_path / "pack"), tmp_path / "out", num_examples=(4, 5))
-    base, steering, ours = comparison.rows[:3]
+    base, steering, other = comparison.rows[:3]
     assert (base.method, base.metrics["drift/kl_per_token"].mean) == ("none", 0.0)
-    assert steering.metrics == ours.metrics
+    assert steering.metrics == other.metrics
     tests = [test for test in comparison.tests if test.method == "steering"]
     assert len(tests) == 4  # two metrics at two numbers of examples
     assert all((test.p, test.difference.value, test.seeds) == (1.0, 0.0, 2) for test in tests)
@@ -160,6 +161,20 @@ def test_a_failed_method_is_reported_and_the_others_go_on(
     assert len(values["failed"]) == 2 * (1 + 2)
     assert all(test.seeds == 1 for test in comparison.tests if test.num_examples == 4)
     assert not [test for test in comparison.tests if test.num_examples == 5]
+
+
+def test_applicable_attacks_add_their_metrics_to_every_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(monkeypatch)
+    concept = small_concept(tmp_path / "pack")
+    comparison = run(concept, tmp_path / "out", methods=METHODS[:2], seeds=1, attacks=ATTACKS)
+    base, steering = comparison.results
+    assert "text-quality/self_bleu" in base.scores()
+    assert "text-quality/self_bleu" in steering.scores()
+    curve = [name for name in steering.scores() if name.startswith("strength/letter_gap_strength_")]
+    assert len(curve) > 1
+    assert not [name for name in base.scores() if name in curve]  # nothing to scale
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ from retouch.comparison import ray_backend
 from retouch.comparison.compare import Comparison
 from retouch.comparison.grid import Grid, make_grid
 from retouch.comparison.parallel import Worker, unwrap
-from retouch.comparison.ray_cluster import Allocation, Cluster, allocate, connect, make_cluster
+from retouch.comparison.ray_cluster import (
+    Allocation,
+    Cluster,
+    allocate,
+    connect,
+    import_ray,
+    make_cluster,
+)
 from retouch.concepts.registry import load_concept
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError, RunError
@@ -140,8 +147,7 @@ def test_an_unexpected_exception_in_a_worker_keeps_its_traceback(
 def test_a_cluster_gives_the_results_of_one_process_even_if_a_worker_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import ray
-
+    ray = import_ray()
     # Equal bits need equal numbers of threads.
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -161,6 +167,7 @@ def test_a_cluster_gives_the_results_of_one_process_even_if_a_worker_is_killed(
     monkeypatch.setattr(comparison_module, "make_grid", make_crashing_grid)
     out = tmp_path / "cluster"
     events.clear()
+    capfd.readouterr()
     cluster = retouch.compare("pocket", output_dir=out, jobs=2, ray="local", **options)
     assert (tmp_path / "marks" / "0").exists()
     assert scores(one) == scores(cluster)
@@ -185,8 +192,7 @@ def test_a_cluster_gives_the_results_of_one_process_even_if_a_worker_is_killed(
 @pytest.fixture(scope="module")
 def running_ray() -> Iterator[Any]:
     """A cluster that is running, and that this process is connected to."""
-    import ray
-
+    ray = import_ray()
     with connect(make_cluster("local", 1, 1, 0, "cpu")):
         yield ray
 

@@ -1,67 +1,38 @@
-"""Concepts are found by name or path, and a pack's mistakes are named with file and key."""
+"""Concepts are found by name, entry point or path."""
 
 from __future__ import annotations
 
-import json
+import sys
+import zipfile
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from retouch.concepts.registry import builtin_names, load_concept
+from helpers.packs import COLOUR, write_pack, write_packs
+from retouch.concepts import registry
+from retouch.concepts.registry import builtin_names, concept_names, load_concept
 from retouch.core.errors import DataError
 from retouch.core.types import SPLITS
-
-CAPABILITY: dict[str, Any] = {
-    "name": "capability",
-    "title": "Tasks",
-    "description": "Tasks.",
-    "metrics": [
-        {"suite": "drift", "metric": "kl", "labels": ["capability"], "scorer": "kl_tokens"},
-    ],
-}
-COLOUR: dict[str, Any] = {
-    "name": "colour",
-    "title": "Colour",
-    "description": "Red or blue.",
-    "uses": ["capability"],
-    "sides": {"raise": {"source": ["red"], "target": ["blue"], "hold": ["capability"]}},
-    "settings": {"raise": {"layers": [1, 2], "lr": "0.001"}},
-    "metrics": [
-        {"suite": "colour", "metric": "red", "labels": ["red"], "scorer": "answer"},
-        {"suite": "drift", "metric": "kl", "labels": ["red"], "scorer": "kl_tokens"},
-    ],
-}
-
-
-def write_pack(folder: Path, pack: dict[str, Any], labels: list[str]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "concept.yaml").write_text(yaml.safe_dump(pack))
-    for split in SPLITS:
-        rows = [{"prompt": f"{split} {label}", "label": label} for label in labels]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
 
 
 @pytest.fixture
 def packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Built-in packs `colour` and `capability`, in place of the real ones."""
-    folder = tmp_path / "packs"
-    write_pack(folder / "capability", CAPABILITY, ["capability"])
-    write_pack(folder / "colour", COLOUR, ["red", "blue"])
-    monkeypatch.setattr(catalog, "packs", lambda: folder)
+    folder = write_packs(tmp_path / "packs")
+    monkeypatch.setattr(registry, "packs", lambda: folder)
     return folder
 
 
-def own_file(folder: Path) -> Path:
+def custom_file(folder: Path) -> Path:
     path = folder / "mine.csv"
     rows = [f"{label} {i},{label}" for label in ("positive", "negative") for i in range(10)]
     path.write_text("\n".join(["prompt,label", *rows]))
     return path
 
 
-def test_the_built_in_concepts_are_there() -> None:
+def test_the_built_in_concepts() -> None:
     assert builtin_names() == [
         "capability",
         "gender-bias",
@@ -74,132 +45,172 @@ def test_the_built_in_concepts_are_there() -> None:
     ]
 
 
-def test_a_used_pack_brings_its_rows_and_metrics_once(packs: Path) -> None:
+def test_a_used_pack_adds_its_examples_and_metrics_once(packs: Path) -> None:
     concept = load_concept("colour")
     for split in SPLITS:
-        assert [row.label for row in concept.examples[split]] == ["red", "blue", "capability"]
-    # `drift.kl` of the concept's own wins over that of the pack it uses.
+        assert [example.label for example in concept.examples[split]] == ["red", "blue", "task"]
+    # The concept's own `drift.kl` takes precedence over that of the pack that it uses.
     assert [(m.metric, m.labels) for m in concept.metrics] == [("red", ("red",)), ("kl", ("red",))]
-    assert concept.settings == {"raise": {"layers": (1, 2), "lr": 0.001}}
+    assert concept.settings == {"raise": {"train": {"rounds": 3, "learning_rate": 0.001}}}
 
 
-def test_a_folder_its_yaml_and_the_name_load_the_same(packs: Path) -> None:
+def test_the_name_the_folder_and_its_yaml_file_give_the_same_concept(packs: Path) -> None:
     by_name = load_concept("colour")
     for path in (packs / "colour", packs / "colour" / "concept.yaml"):
         assert load_concept(str(path)).hash == by_name.hash
 
 
-def test_an_own_file_uses_everyday(packs: Path, tmp_path: Path) -> None:
-    concept = load_concept(str(own_file(tmp_path)))
-    assert [row.label for row in concept.examples["test"]].count("capability") == 1
+def test_a_name_takes_precedence_over_a_path(
+    packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pack(tmp_path / "colour", {**COLOUR, "title": "Other"}, ["red", "blue"])
+    monkeypatch.chdir(tmp_path)
+    assert load_concept("colour").title == "Colour"
+    assert load_concept("./colour").title == "Other"
+
+
+def test_a_custom_file_gets_the_capability_examples_and_metrics(
+    packs: Path, tmp_path: Path
+) -> None:
+    concept = load_concept(str(custom_file(tmp_path)))
+    assert [example.label for example in concept.examples["test"]].count("task") == 1
     assert [metric.scorer for metric in concept.metrics][-1] == "kl_tokens"
     assert concept.hash != load_concept("capability").hash
 
 
-def test_the_hash_hangs_on_content_alone(packs: Path, tmp_path: Path) -> None:
-    pack = {**COLOUR, "name": "mine"}
-    one = load_concept(str(write_pack(tmp_path / "one", pack, ["red", "blue"])))
-    two = load_concept(str(write_pack(tmp_path / "two", pack, ["red", "blue"])))
-    assert one.hash == two.hash
-    assert len(one.hash) == 64
-    (tmp_path / "two" / "test.jsonl").write_text('{"prompt": "else", "label": "red"}')
-    assert load_concept(str(tmp_path / "two")).hash != one.hash
-
-
-def test_an_unknown_name_is_answered_with_the_nearest(packs: Path) -> None:
-    with pytest.raises(DataError) as inputs:
+def test_an_unknown_name_is_reported_with_the_closest_one(packs: Path) -> None:
+    with pytest.raises(DataError) as caught:
         load_concept("color")
-    for said in ("`color`", "Did you mean `colour`?", "`capability`", ".csv"):
-        assert said in str(inputs.value)
+    assert caught.value.code == "concept-unknown"
+    for part in ("`color`", "Did you mean `colour`?", "`capability`", ".csv"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["gone.csv", "gone.yaml"])
-def test_a_missing_path_is_named(packs: Path, tmp_path: Path, path: str) -> None:
-    with pytest.raises(DataError, match=rf"no file .*{path}"):
+def test_a_missing_path_is_reported(packs: Path, tmp_path: Path, path: str) -> None:
+    with pytest.raises(DataError, match=path) as caught:
         load_concept(str(tmp_path / path))
+    assert caught.value.code == "file-missing"
 
 
-def test_a_pack_without_a_split_names_the_file(packs: Path) -> None:
-    (packs / "colour" / "validation.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no file .*colour.validation\.jsonl"):
-        load_concept("colour")
+# Entry points of other packages.
 
 
-METRIC = COLOUR["metrics"][0]
-MISTAKES = {
-    "unknown key": ({"titel": "x"}, ["key `titel`", "Did you mean `title`?"]),
-    "missing key": ({"title": None}, ["key `title`", "not None"]),
-    "unknown direction": (
-        {"sides": {"rise": {}}},
-        ["key `direction_spec.rise`", "'raise' or 'lower'"],
-    ),
-    "unknown key of a side": (
-        {"sides": {"raise": {**COLOUR["sides"]["raise"], "holds": []}}},
-        ["key `direction_spec.raise.holds`", "Did you mean `hold`?"],
-    ),
-    "a side's label": (
-        {"sides": {"raise": {**COLOUR["sides"]["raise"], "target": ["blu"]}}},
-        ["key `direction_spec.raise.target`", "`blu`", "Did you mean `blue`?"],
-    ),
-    "a metric's label": (
-        {"metrics": [{**METRIC, "labels": ["rad"]}]},
-        ["key `metrics.red`", "`rad`", "Did you mean `red`?"],
-    ),
-    "unknown key of a metric": (
-        {"metrics": [{**METRIC, "label": "x"}]},
-        ["key `metrics.0.label`", "Did you mean `labels`?"],
-    ),
-    "unknown scorer": (
-        {"metrics": [{**METRIC, "scorer": "refusal"}]},
-        ["key `metrics.0`", "`refusal`", "Did you mean `refuse`?"],
-    ),
-    "a lean with one choice": (
-        {"metrics": [{**METRIC, "scorer": "lean", "choices": ["he"]}]},
-        ["key `metrics.0`", "two `choices`"],
-    ),
-    "a gap without groups": (
-        {"metrics": [{**METRIC, "scorer": "gap", "choices": ["he", "she"]}]},
-        ["key `metrics.0`", "two `groups`"],
-    ),
-    "a metric twice": ({"metrics": [METRIC, METRIC]}, ["key `metrics`", "`colour.red`", "twice"]),
-    "unknown setting": (
-        {"settings": {"raise": {"rnak": 3}}},
-        ["key `settings.raise`", "`rnak`", "Did you mean `rank`?"],
-    ),
-    "a setting's value": (
-        {"settings": {"raise": {"rank": 0}}},
-        ["key `settings.raise`", "`rank`", "greater than or equal to 1"],
-    ),
-    "unknown pack": ({"uses": ["everday"]}, ["key `uses`", "Did you mean `capability`?"]),
-    "a circle": ({"uses": ["colour"]}, ["key `uses`", "colour -> colour"]),
-}
+@pytest.fixture
+def plugins(packs: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The entry points of the group, by name: add to it to install one."""
+    values: dict[str, str] = {}
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint(name, value, group) for name, value in values.items()]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    return values
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_pack_mistake_is_named_with_file_key_and_mend(packs: Path, name: str) -> None:
-    change, said = MISTAKES[name]
-    file = packs / "colour" / "concept.yaml"
-    file.write_text(yaml.safe_dump({**COLOUR, **change}))
-    with pytest.raises(DataError) as inputs:
-        load_concept("colour")
-    for part in [str(file), *said]:
-        assert part in str(inputs.value)
-    assert inputs.value.hint
+def module(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> str:
+    """Install a module with these attributes; returns its name."""
+    name = "some_package_with_concepts"
+    monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    for key, value in attributes.items():
+        setattr(sys.modules[name], key, value)
+    return name
 
 
-def test_a_key_that_is_missing_is_named(packs: Path) -> None:
-    file = packs / "colour" / "concept.yaml"
-    file.write_text("name: colour\ntitle: Colour\n")
-    with pytest.raises(DataError, match="key `description`: it is missing"):
-        load_concept("colour")
+@pytest.mark.parametrize("form", ["path", "text", "function", "zip"])
+def test_a_package_can_provide_a_concept(
+    plugins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    folder = write_pack(tmp_path / "hue", {**COLOUR, "name": "hue"}, ["red", "blue"])
+    archive = tmp_path / "package.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for file in folder.iterdir():
+            packed.write(file, f"hue/{file.name}")
+    value = {
+        "path": folder,
+        "text": str(folder),
+        "function": lambda: folder,
+        "zip": zipfile.Path(archive, "hue/"),
+    }[form]
+    plugins["hue"] = f"{module(monkeypatch, HUE=value)}:HUE"
+    assert concept_names() == ["capability", "colour", "hue"]
+    assert builtin_names() == ["capability", "colour"]
+    concept = load_concept("hue")
+    assert concept.name == "hue"
+    assert [example.label for example in concept.examples["train"]] == ["red", "blue", "task"]
+    assert concept.hash == load_concept(str(folder)).hash
+
+
+def test_a_concept_may_use_one_of_another_package(
+    plugins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hue = write_pack(tmp_path / "hue", {**COLOUR, "name": "hue"}, ["red", "blue"])
+    plugins["hue"] = f"{module(monkeypatch, HUE=hue)}:HUE"
+    pack = {"name": "mine", "title": "", "description": "", "uses": ["hue"]}
+    mine = write_pack(tmp_path / "mine", pack, ["green"])
+    labels = [example.label for example in load_concept(str(mine)).examples["test"]]
+    assert labels == ["green", "red", "blue", "task"]
+
+
+def test_names_are_listed_without_importing_the_packages(plugins: dict[str, str]) -> None:
+    plugins["hue"] = "no_such_module:HUE"
+    assert concept_names() == ["capability", "colour", "hue"]
+    assert load_concept("colour").title == "Colour"
+
+
+def test_a_built_in_concept_cannot_be_overridden(
+    plugins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_pack(tmp_path / "other", {**COLOUR, "title": "Other"}, ["red", "blue"])
+    plugins["colour"] = f"{module(monkeypatch, OTHER=other)}:OTHER"
+    assert concept_names() == ["capability", "colour"]
+    assert load_concept("colour").title == "Colour"
+
+
+def fail() -> Path:
+    raise KeyError("broken")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("name: [a\ntitle: b", "line 2: not YAML"), ("- a", "no mapping")]
+    ("value", "part"),
+    [
+        (None, "no_such_module"),
+        (fail, "KeyError"),
+        (42, "42"),
+        ("/no/such/folder", "/no/such/folder"),
+    ],
 )
-def test_a_file_that_is_no_yaml_mapping_is_named(packs: Path, text: str, said: str) -> None:
-    file = packs / "colour" / "concept.yaml"
-    file.write_text(text)
-    with pytest.raises(DataError, match=said) as inputs:
-        load_concept("colour")
-    assert str(file) in str(inputs.value)
+def test_a_broken_entry_point_is_an_error_that_names_it(
+    plugins: dict[str, str], monkeypatch: pytest.MonkeyPatch, value: Any, part: str
+) -> None:
+    reference = "no_such_module:HUE"
+    if value is not None:
+        reference = f"{module(monkeypatch, HUE=value)}:HUE"
+    plugins["hue"] = reference
+    with pytest.raises(DataError) as caught:
+        load_concept("hue")
+    assert caught.value.code == "concept-not-loaded"
+    for each in ("`hue`", reference, part):
+        assert each in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_package_cannot_provide_a_concept_under_another_name(
+    plugins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pack(tmp_path / "hue", {**COLOUR, "name": "other"}, ["red", "blue"])
+    plugins["hue"] = f"{module(monkeypatch, HUE=folder)}:HUE"
+    with pytest.raises(DataError, match="`other`") as caught:
+        load_concept("hue")
+    assert caught.value.code == "concept-not-loaded"
+
+
+def test_the_files_of_a_package_are_validated(
+    plugins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pack(tmp_path / "hue", {**COLOUR, "name": "hue"}, ["red", "blue"])
+    (folder / "test.jsonl").write_text('{"prompt": "", "label": "red"}')
+    plugins["hue"] = f"{module(monkeypatch, HUE=folder)}:HUE"
+    with pytest.raises(DataError, match=r"test\.jsonl, line 1") as caught:
+        load_concept("hue")
+    assert caught.value.code == "prompt-empty"

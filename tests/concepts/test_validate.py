@@ -1,4 +1,4 @@
-"""What spoils an edit or a score is found in the rows; a sound concept has no errors."""
+"""Problems of a concept's data are found before an edit; a valid concept has no errors."""
 
 from __future__ import annotations
 
@@ -8,65 +8,89 @@ import pytest
 
 from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
 from retouch.concepts.registry import builtin_names, load_concept
-from retouch.concepts.validate import check
+from retouch.concepts.validate import validate
+from retouch.core.finding import Finding, Level
 from retouch.core.types import SPLITS, Message, Split
 
 
-def row(prompt: str, label: str, **more: object) -> Example:
+def example(prompt: str, label: str, **more: object) -> Example:
     return Example((Message("user", prompt),), label, **more)
 
 
-def rows(split: Split) -> tuple[Example, ...]:
+def examples(split: Split) -> tuple[Example, ...]:
     return tuple(
-        row(f"{split} {label} {i}", label, pair=f"{split}-{i}", entity=f"{split}-{i}")
-        for label in ("red", "blue", "kept")
+        example(f"{split} {label} {i}", label, pair=f"{split}-{i}", entity=f"{split}-{i}")
+        for label in ("red", "blue", "rest")
         for i in range(4)
     )
 
 
-SOUND = Concept(
+VALID = Concept(
     name="colour",
     title="Colour",
     description="Red or blue.",
-    rows={split: rows(split) for split in SPLITS},
-    directions={"raise": DirectionSpec(("red",), ("blue",), ("kept",))},
+    examples={split: examples(split) for split in SPLITS},
+    directions={"raise": DirectionSpec(("red",), ("blue",), ("rest",))},
     metrics=(MetricSpec("colour", "red", ("red",), "answer"),),
 )
 
 
-def with_rows(split: Split, *more: Example, drop: str = "") -> Concept:
-    kept = tuple(one for one in SOUND.rows[split] if one.label != drop)
-    return replace(SOUND, rows={**SOUND.rows, split: kept + more})
+def with_examples(split: Split, *more: Example, without: str = "") -> Concept:
+    rest = tuple(one for one in VALID.examples[split] if one.label != without)
+    return replace(VALID, examples={**VALID.examples, split: rest + more})
 
 
-def texts(concept: Concept, level: str) -> str:
-    return "\n".join(finding.text for finding in check(concept) if finding.level == level)
+def find(concept: Concept, code: str) -> Finding:
+    (finding,) = [one for one in validate(concept) if one.code == code]
+    return finding
 
 
-def test_a_sound_concept_has_its_rows_counted_and_nothing_else() -> None:
-    assert {finding.level for finding in check(SOUND)} == {"note"}
-    assert "train: 4 blue, 4 kept, 4 red." in texts(SOUND, "note")
+def errors(concept: Concept) -> list[Finding]:
+    return [finding for finding in validate(concept) if finding.level == "error"]
+
+
+def test_a_valid_concept_has_its_examples_counted_and_no_other_finding() -> None:
+    findings = validate(VALID)
+    assert [(one.level, one.code) for one in findings] == [("ok", "examples")] * 3
+    assert "train: 4 blue, 4 red, 4 rest." in [finding.message for finding in findings]
+
+
+def test_findings_are_ordered_by_level() -> None:
+    concept = with_examples(
+        "train",
+        example("validation red 1", "red", pair="odd"),  # a prompt of another split, half a pair
+    )
+    levels = [finding.level for finding in validate(concept)]
+    assert levels == sorted(levels, key=["error", "warning", "ok"].index)
+    assert {"error", "warning", "ok"} == set(levels)
 
 
 def test_an_entity_in_two_splits_is_an_error_within_one_label() -> None:
-    leak = with_rows("test", row("new", "red", entity="train-2"))
-    assert "entities of `red` are in train and test: `train-2`" in texts(leak, "error")
-    other = with_rows("test", row("new", "kept-elsewhere", entity="train-2"))
-    assert not texts(other, "error")
+    shared = find(with_examples("test", example("new", "red", entity="train-2")), "entity-shared")
+    assert shared.level == "error"
+    for part in ("`red`", "train", "test", "`train-2`"):
+        assert part in shared.message
+    assert not errors(with_examples("test", example("new", "other", entity="train-2")))
 
 
-def test_a_prompt_in_two_splits_is_an_error_whatever_its_label() -> None:
-    leak = with_rows("validation", row("train red 1", "blue"))
-    assert "prompts are in train and validation: `train red 1`" in texts(leak, "error")
+def test_a_prompt_in_two_splits_is_an_error_for_all_labels() -> None:
+    concept = with_examples("validation", example("train red 1", "blue"))
+    shared = find(concept, "prompt-shared")
+    assert shared.level == "error"
+    for part in ("train", "validation", "`train red 1`"):
+        assert part in shared.message
 
 
-def test_a_group_in_two_splits_is_a_note() -> None:
-    shared = {
-        split: (*SOUND.rows[split], row(f"{split} g", "red", group="roleplay")) for split in SPLITS
+def test_a_group_in_two_splits_is_information() -> None:
+    examples = {
+        split: (*VALID.examples[split], example(f"{split} g", "red", group="roleplay"))
+        for split in SPLITS
     }
-    concept = replace(SOUND, rows=shared)
-    assert not texts(concept, "error")
-    assert "groups of `red` are in train and test: `roleplay`" in texts(concept, "note")
+    concept = replace(VALID, examples=examples)
+    assert not errors(concept)
+    found = [finding for finding in validate(concept) if finding.code == "group-shared"]
+    assert len(found) == 3
+    assert all(one.level == "ok" and "`roleplay`" in one.message for one in found)
 
 
 @pytest.mark.parametrize(
@@ -75,44 +99,71 @@ def test_a_group_in_two_splits_is_a_note() -> None:
         ("train", "red", "error"),
         ("validation", "blue", "error"),
         ("test", "blue", "warning"),
-        ("train", "kept", "warning"),
+        ("train", "rest", "warning"),
     ],
 )
-def test_a_side_without_rows(split: Split, label: str, level: str) -> None:
-    assert f"{split} has no" in texts(with_rows(split, drop=label), level)
+def test_a_set_without_examples(split: Split, label: str, level: Level) -> None:
+    missing = find(with_examples(split, without=label), "examples-missing")
+    assert missing.level == level
+    assert split in missing.message
+    assert f"({label})" in missing.message
 
 
-def test_a_pair_without_a_target_row_is_a_warning() -> None:
-    lonely = with_rows("train", row("alone", "red", pair="odd"))
-    assert "1 of 5 pairs in train" in texts(lonely, "warning")
-    assert "`odd`" in texts(lonely, "warning")
+def test_a_concept_without_directions_is_valid() -> None:
+    assert find(replace(VALID, directions={}), "no-directions").level == "ok"
 
 
-def test_unbalanced_sides_are_a_warning() -> None:
-    many = with_rows("train", *(row(f"more {i}", "red") for i in range(9)))
-    assert "13 source and 4 target rows" in texts(many, "warning")
+def test_a_pair_without_a_target_example_is_a_warning() -> None:
+    found = find(with_examples("train", example("alone", "red", pair="odd")), "pair-incomplete")
+    assert found.level == "warning"
+    assert "1 of 5 pairs in train" in found.message
+    assert "`odd`" in found.message
 
 
-def test_responses_of_other_lengths_are_a_warning() -> None:
-    concept = with_rows(
+def test_unbalanced_sets_are_a_warning() -> None:
+    more = (example(f"more {i}", "red") for i in range(9))
+    found = find(with_examples("train", *more), "unbalanced")
+    assert found.level == "warning"
+    assert "13 source and 4 target" in found.message
+
+
+def test_responses_of_different_lengths_are_a_warning() -> None:
+    concept = with_examples(
         "train",
-        row("long", "red", response="a b c d e f g h", pair="p"),
-        row("short", "blue", response="a b", pair="p"),
+        example("long", "red", response="a b c d e f g h", pair="p"),
+        example("short", "blue", response="a b", pair="p"),
     )
-    assert "learn the length" in texts(concept, "warning")
-    assert "8 to 8 words" in texts(concept, "note")
+    assert find(concept, "response-lengths-differ").level == "warning"
+    lengths = [one.message for one in validate(concept) if one.code == "response-lengths"]
+    assert any("8 to 8 words" in message for message in lengths)
 
 
-def test_a_metric_without_what_it_needs_is_found() -> None:
+def test_a_metric_without_the_examples_that_it_needs_is_found() -> None:
     correct = MetricSpec("colour", "right", ("red",), "correct")
-    gap = MetricSpec("colour", "gap", ("red",), "gap", choices=("a", "b"), groups=("x", "y"))
+    gap = MetricSpec("colour", "gap", ("red",), "group_gap", choices=("a", "b"), groups=("x", "y"))
     unseen = MetricSpec("colour", "none", ("green",), "answer")
-    concept = replace(SOUND, metrics=(correct, gap, unseen))
-    assert "colour.right: 4 of 4 test rows progress no `accept`" in texts(concept, "error")
-    assert "colour.gap: no test row has the group `x`, `y`" in texts(concept, "error")
-    assert "colour.none: test has no rows" in texts(concept, "warning")
+    concept = replace(VALID, metrics=(correct, gap, unseen))
+    accept = find(concept, "accept-missing")
+    assert accept.level == "error"
+    assert "colour.right: 4 of 4" in accept.message
+    group = find(concept, "group-missing")
+    assert group.level == "error"
+    assert "colour.gap" in group.message
+    assert "`x`, `y`" in group.message
+    missing = find(concept, "metric-examples-missing")
+    assert missing.level == "warning"
+    assert "colour.none" in missing.message
+
+
+def test_a_concept_without_metrics_is_a_warning() -> None:
+    assert find(replace(VALID, metrics=()), "no-metrics").level == "warning"
+
+
+def test_accept_of_some_source_examples_only_is_a_warning() -> None:
+    concept = with_examples("train", example("new", "negative", accept=("x",)))
+    assert find(concept, "correct-not-measured").level == "warning"
 
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_the_built_in_concepts_have_no_errors(name: str) -> None:
-    assert texts(load_concept(name), "error") == ""
+    assert errors(load_concept(name)) == []

@@ -1,4 +1,4 @@
-"""The run directory: what is written is whole, and reads back equal."""
+"""The run directory: its files read back equal, and broken ones are reported."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retouch.core import atomic, serialization
-from retouch.core.config import EditConfig
+from retouch.core.atomic import atomic_folder
+from retouch.core.config import EditConfig, LoraConfig, TrainConfig
 from retouch.core.errors import RunError
-from retouch.core.run_dir import RunDir, atomic_folder, atomic_write, find_adapter, next_free
-from retouch.core.types import Message, Record, RoundEvent, Sample, Score
+from retouch.core.run_dir import RunDir, check_free, find_adapter, next_free
+from retouch.core.types import Message, Record, RoundEvent, Sample, Score, StageEvent
 
 
-def step(number: int, **changes: Any) -> RoundEvent:
+def round_event(number: int, **changes: Any) -> RoundEvent:
     values: dict[str, Any] = {
         "round": number,
         "rounds": 12,
@@ -37,7 +38,7 @@ def step(number: int, **changes: Any) -> RoundEvent:
 def sample(response: str = "Sorry, no.") -> Sample:
     turns = (Message("system", "Be brief."), Message("user", 'Hö? \u2028 "quoted"'))
     return Sample(
-        "safety", "attack_refusal", "edited", turns, response, "refuse", 1.0, "Sure,", "g", "e"
+        "safety", "attack_refusal", "edited", turns, response, "refusal", 1.0, "Sure,", "g", "e"
     )
 
 
@@ -64,27 +65,31 @@ def full_disk(*args: Any, **kwargs: Any) -> None:
 
 
 def test_everything_reads_back_equal(run: RunDir) -> None:
-    config = EditConfig(layers=(3, 4), lr=1e-3, allow_weakening="a: 'reason'\n# more")
+    config = EditConfig(
+        lora=LoraConfig(layers_to_transform=(3, 4)),
+        train=TrainConfig(learning_rate=1e-3),
+        allow_weakening="a: 'reason'\n# more",
+    )
     run.write_config(config)
     run.write_metrics(RECORDS)
     run.write_samples([sample(), sample("two\nlines\u2028three\x85")])
     for number in (1, 2):
-        run.append_event(step(number))
+        run.append_event(round_event(number))
     again = RunDir.open(run.path)
     assert again.config() == config
     assert again.metrics() == RECORDS
     assert again.samples() == [sample(), sample("two\nlines\u2028three\x85")]
-    assert again.events() == [step(1), step(2)]
+    assert again.events() == [round_event(1), round_event(2)]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     text=st.text(alphabet=st.characters()), value=st.floats(allow_nan=False, allow_infinity=False)
 )
-def test_any_text_and_number_reads_back_equal(run: RunDir, text: str, value: float) -> None:
-    told = Sample("s", "m", "base", (Message("user", text),), text, "answer", value)
-    run.write_samples([told, told])
-    assert run.samples() == [told, told]
+def test_any_text_and_number_read_back_equal(run: RunDir, text: str, value: float) -> None:
+    one = Sample("s", "m", "base", (Message("user", text),), text, "answer", value)
+    run.write_samples([one, one])
+    assert run.samples() == [one, one]
 
 
 def test_half_a_surrogate_pair_is_written(run: RunDir) -> None:
@@ -100,7 +105,7 @@ def test_metrics_are_a_plain_list(run: RunDir) -> None:
     assert second["after"] is None
 
 
-def test_a_run_is_finished_once_it_says_so(run: RunDir) -> None:
+def test_a_run_is_finished_once_it_is_marked(run: RunDir) -> None:
     run.write_provenance({"seed": 0})
     run.write_metrics(RECORDS)
     assert not run.finished
@@ -109,155 +114,166 @@ def test_a_run_is_finished_once_it_says_so(run: RunDir) -> None:
     assert run.provenance()["seed"] == 0
 
 
-def test_create_leaves_what_is_there(run: RunDir) -> None:
-    with pytest.raises(RunError, match="--resume"):
+def test_what_was_given_as_an_object_is_recorded(run: RunDir) -> None:
+    assert not run.has_concept
+    run.concept.mkdir()
+    (run.concept / "concept.yaml").write_text("name: mine")
+    assert run.has_concept
+    assert not run.chat_template.exists()
+
+
+def test_create_refuses_the_folder_of_another_run(run: RunDir) -> None:
+    with pytest.raises(RunError) as caught:
         RunDir.create(run.path, EditConfig(seed=1))
+    assert caught.value.code == "run-exists"
+    assert str(run.path) in caught.value.message
     assert run.config().seed == 0
 
 
-def test_create_takes_an_empty_folder_and_refuses_others(tmp_path: Path) -> None:
+def test_create_accepts_an_empty_folder_and_refuses_others(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     RunDir.create(tmp_path / "empty", EditConfig())
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "letter.txt").write_text("dear")
-    with pytest.raises(RunError, match="not empty") as inputs:
-        RunDir.create(tmp_path / "other", EditConfig())
-    assert "--out" in str(inputs.value)
-    assert "--resume" not in str(inputs.value)
-    with pytest.raises(RunError, match="is a file"):
-        RunDir.create(tmp_path / "other" / "letter.txt", EditConfig())
-    with pytest.raises(RunError, match="--out"):
-        RunDir.create(tmp_path / "other" / "letter.txt" / "below", EditConfig())
+    file = tmp_path / "other" / "letter.txt"
+    file.write_text("dear")
+    for path, code in (
+        (tmp_path / "other", "path-taken"),
+        (file, "path-taken"),
+        (file / "below", "write-failed"),
+    ):
+        with pytest.raises(RunError) as caught:
+            RunDir.create(path, EditConfig())
+        assert caught.value.code == code
+        assert str(path) in caught.value.message
+        assert caught.value.hint
+    assert file.read_text() == "dear"
+    check_free(tmp_path / "new")
 
 
-def test_open_says_what_is_missing(tmp_path: Path, run: RunDir) -> None:
-    with pytest.raises(RunError, match="does not exist"):
-        RunDir.open(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"config\.yaml is missing"):
-        RunDir.open(tmp_path)
-    with pytest.raises(RunError, match=r"metrics\.json is missing.*--resume"):
+def test_open_reports_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, part in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "file", "a file"),
+        (tmp_path, "config.yaml"),
+    ):
+        with pytest.raises(RunError, match=part) as caught:
+            RunDir.open(path)
+        assert caught.value.code == "not-a-run"
+
+
+def test_missing_metrics_are_reported_with_the_state_of_the_run(run: RunDir) -> None:
+    for read in (run.metrics, run.samples):
+        with pytest.raises(RunError) as caught:
+            read()
+        assert caught.value.code == "not-finished"
+    run.mark_finished()
+    with pytest.raises(RunError, match=r"metrics\.json") as caught:
         run.metrics()
+    assert caught.value.code == "not-measured"
 
 
-def test_a_torn_last_event_is_dropped(run: RunDir) -> None:
+def test_an_incomplete_last_event_is_omitted(run: RunDir) -> None:
     for number in (1, 2, 3):
-        run.append_event(step(number))
+        run.append_event(round_event(number))
     file = run.path / "events.jsonl"
     whole = file.read_bytes()
     for cut in range(1, len(whole) // 3):
         file.write_bytes(whole[:-cut])
-        assert run.events() == [step(1), step(2)]
+        assert run.events() == [round_event(1), round_event(2)]
     run.truncate_events(2)
-    run.append_event(step(3))
-    assert run.events() == [step(1), step(2), step(3)]
+    run.append_event(round_event(3))
+    assert run.events() == [round_event(1), round_event(2), round_event(3)]
 
 
-def test_truncate_keeps_the_rounds_asked_for(run: RunDir) -> None:
+def test_truncate_keeps_the_first_rounds(run: RunDir) -> None:
     run.truncate_events(0)
     assert run.events() == []
     for number in (1, 2, 3):
-        run.append_event(step(number))
+        run.append_event(round_event(number))
     run.truncate_events(1)
-    assert run.events() == [step(1)]
+    assert run.events() == [round_event(1)]
 
 
-def test_a_broken_line_in_the_middle_is_named(run: RunDir) -> None:
-    run.append_event(step(1))
+def test_a_broken_line_in_the_middle_is_reported(run: RunDir) -> None:
+    run.append_event(round_event(1))
     with (run.path / "events.jsonl").open("a") as file:
         file.write('{"round": 2}\n')
-    run.append_event(step(3))
-    with pytest.raises(RunError, match="line 2"):
+    run.append_event(round_event(3))
+    with pytest.raises(RunError, match="line 2") as caught:
         run.events()
+    assert caught.value.code == "file-broken"
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_numbers_that_are_not_finite_are_refused(run: RunDir, bad: float) -> None:
-    run.append_event(step(1))
-    with pytest.raises(RunError, match="not finite"):
-        run.append_event(step(2, drift=bad))
-    with pytest.raises(RunError, match="not finite"):
-        run.write_metrics([Record("s", "m", "rate", "none", Score(bad, 0, 1, 3))])
-    assert run.events() == [step(1)]
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_a_broken_file_is_reported(run: RunDir, text: str) -> None:
+    for name, read in (("run.json", run.provenance), ("metrics.json", run.metrics)):
+        (run.path / name).write_text(text)
+        with pytest.raises(RunError, match=name) as caught:
+            read()
+        assert caught.value.code == "file-broken"
+        (run.path / name).unlink()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(run: RunDir, value: float) -> None:
+    run.append_event(round_event(1))
+    with pytest.raises(RunError) as caught:
+        run.append_event(round_event(2, drift=value))
+    assert caught.value.code == "not-finite"
+    with pytest.raises(RunError) as caught:
+        run.write_metrics([Record("s", "m", "rate", "none", Score(value, 0, 1, 3))])
+    assert caught.value.code == "not-finite"
+    assert run.events() == [round_event(1)]
     assert not (run.path / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_whole(
+def test_a_full_disk_leaves_the_old_metrics(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     run.write_metrics(RECORDS)
     before = sorted(run.path.iterdir())
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(RunError, match="disk is full"):
+    with pytest.raises(RunError) as caught:
         run.write_metrics(RECORDS[:1])
+    assert caught.value.code == "disk-full"
     assert run.metrics() == RECORDS
     assert sorted(run.path.iterdir()) == before
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_folder_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+def test_open_restores_a_folder_after_an_interrupted_replacement(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "adapter"
-    with atomic_folder(folder) as new:
-        (new / "weights").write_text("old")
-    monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(RunError, match="disk is full"), atomic_folder(folder) as new:
-        (new / "weights").write_text("new")
-    assert (folder / "weights").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_folder_is_swapped_as_a_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "adapter"
-    with atomic_folder(folder) as new:
-        (new / "one").write_text("1")
-    with atomic_folder(folder) as new:
-        (new / "two").write_text("2")
-        assert (folder / "one").exists()
-    assert [file.name for file in folder.iterdir()] == ["two"]
-    with pytest.raises(KeyError), atomic_folder(folder):
-        raise KeyError
-    assert [file.name for file in folder.iterdir()] == ["two"]
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_swap_that_was_killed_is_undone(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     with atomic_folder(run.adapter) as new:
         (new / "weights").write_text("old")
 
     class Killed(BaseException):
         pass
 
-    real = os.replace
+    replace = os.replace
 
-    def replace(source: Any, target: Any) -> None:
+    def killed(source: Any, target: Any) -> None:
         if Path(target) == run.adapter:
             raise Killed
-        real(source, target)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, "replace", replace)
+        patch.setattr(atomic.os, "replace", killed)
         with pytest.raises(Killed), atomic_folder(run.adapter) as new:
             (new / "weights").write_text("new")
     assert not run.adapter.exists()
     assert (RunDir.open(run.path).adapter / "weights").read_text() == "old"
 
 
-def test_a_full_disk_that_safetensors_reports_is_understood(tmp_path: Path) -> None:
-    class SafetensorError(Exception):
-        pass
-
-    with pytest.raises(RunError, match="disk is full"), atomic_folder(tmp_path / "a"):
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-
-def test_a_failed_event_leaves_no_torn_line(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.append_event(step(1))
-    real = Path.open
+def test_a_failed_event_leaves_no_incomplete_line(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.append_event(round_event(1))
+    real_open = Path.open
 
     def half(self: Path, *args: Any, **kwargs: Any) -> Any:
-        file = real(self, *args, **kwargs)
+        file = real_open(self, *args, **kwargs)
 
         class Half:
             def __enter__(self) -> Half:
@@ -278,35 +294,32 @@ def test_a_failed_event_leaves_no_torn_line(run: RunDir, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", half)
-        with pytest.raises(RunError, match="disk is full"):
-            run.append_event(step(2))
-    run.append_event(step(2))
-    assert run.events() == [step(1), step(2)]
+        with pytest.raises(RunError) as caught:
+            run.append_event(round_event(2))
+    assert caught.value.code == "disk-full"
+    run.append_event(round_event(2))
+    assert run.events() == [round_event(1), round_event(2)]
 
 
-def test_files_are_as_readable_as_any(tmp_path: Path) -> None:
-    atomic_write(tmp_path / "atomic", "text")
-    (tmp_path / "plain").write_text("text")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_find_adapter_takes_a_run_or_its_folder(run: RunDir, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="--resume"):
-        find_adapter(run.path)
-    with pytest.raises(RunError, match="no adapter"):
-        find_adapter(tmp_path / "nowhere")
+def test_find_adapter_accepts_a_run_or_its_folder(run: RunDir, tmp_path: Path) -> None:
+    for path, code in ((run.path, "not-finished"), (tmp_path / "nowhere", "adapter-missing")):
+        with pytest.raises(RunError) as caught:
+            find_adapter(path)
+        assert caught.value.code == code
+        assert str(path) in caught.value.message
     run.adapter.mkdir()
     (run.adapter / "adapter_config.json").write_text("{}")
     assert find_adapter(run.path) == find_adapter(run.adapter) == run.adapter
 
 
-def test_next_free_counts_on_and_makes_a_safe_name(tmp_path: Path) -> None:
+def test_next_free_counts_and_stays_in_the_folder(tmp_path: Path) -> None:
     assert next_free(tmp_path, "safety-raise").name == "safety-raise-1"
     (tmp_path / "safety-raise-1").mkdir()
     assert next_free(tmp_path, "safety-raise").name == "safety-raise-2"
-    assert next_free(tmp_path, "../a b").parent == tmp_path
-    assert next_free(tmp_path, "../a b").name == "a-b-1"
+    for stem, name in (("../a b", "a-b-1"), ("/etc/passwd", "etc-passwd-1"), ("..", "run-1")):
+        assert next_free(tmp_path, stem) == tmp_path / name
 
 
-def test_plain_events_say_what_they_are() -> None:
-    assert serialization.plain_event(step(1))["event"] == "round"
+def test_plain_events_have_their_kind() -> None:
+    assert serialization.plain_event(round_event(1))["event"] == "round"
+    assert serialization.plain_event(StageEvent("load", "loading"))["event"] == "stage"

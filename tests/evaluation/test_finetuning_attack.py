@@ -8,10 +8,12 @@ import torch
 
 from helpers.char_tokenizer import char_editable
 from helpers.edited import edited_in_every_way, has_weights, logits, refusal_concept, weights
+from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, DataError
 from retouch.evaluation import attack_targets, finetuning_attack
 from retouch.evaluation.finetuning_attack import finetuning_attack as run_attack
 from retouch.models.editable_model import EditableModel
+from retouch.models.load import load
 
 pytestmark = pytest.mark.usefixtures("complying_base")
 
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("complying_base")
 def test_the_adversary_learns_and_the_model_is_unchanged() -> None:
     editable = edited_in_every_way()
     before, expected = weights(editable), logits(editable)
+    hooks = [len(module._forward_hooks) for module in editable.model.modules()]
     found = run_attack(editable, refusal_concept(), steps=(0, 5, 15), learning_rate=1e-2)
     assert len(found.losses) == 15
     assert found.losses[-1] < 0.7 * found.losses[0]
@@ -27,7 +30,7 @@ def test_the_adversary_learns_and_the_model_is_unchanged() -> None:
     assert found.curves[0].points[0][1].n == 2
     assert has_weights(editable, before)
     assert torch.equal(logits(editable), expected)
-    assert not any(module._forward_hooks for module in char_editable().model.modules())
+    assert hooks == [len(module._forward_hooks) for module in editable.model.modules()]
 
 
 def test_the_adversary_trains_and_is_tested_on_everything_that_acts_on_the_model(
@@ -52,6 +55,14 @@ def test_the_adversary_trains_and_is_tested_on_everything_that_acts_on_the_model
     assert "Well, do it" in text
 
 
+def test_the_adversary_updates_the_same_layers_with_and_without_an_adapter() -> None:
+    base = finetuning_attack._model_shapes(char_editable())
+    edited = finetuning_attack._model_shapes(edited_in_every_way())
+    assert len(base) == 28
+    assert [name.removesuffix(".base_layer") for name in edited] == list(base)
+    assert list(edited.values()) == list(base.values())
+
+
 def test_refusals_are_counted_under_the_adversarys_update(monkeypatch: pytest.MonkeyPatch) -> None:
     editable = edited_in_every_way()
     seen: list[torch.Tensor] = []
@@ -65,6 +76,14 @@ def test_refusals_are_counted_under_the_adversarys_update(monkeypatch: pytest.Mo
     run_attack(editable, refusal_concept(), steps=(0, 2), learning_rate=1e-2)
     assert torch.equal(seen[0], expected)  # an update that is not trained yet changes nothing
     assert not torch.allclose(seen[2], expected, atol=1e-3)
+
+
+def test_a_quantised_model_can_be_attacked() -> None:
+    editable = load("pocket", LoadConfig(quantize="4bit", device="cpu"))
+    before = weights(editable)
+    found = run_attack(editable, refusal_concept(), steps=(0, 4), learning_rate=1e-2, limit=1)
+    assert found.losses[-1] < found.losses[0]
+    assert has_weights(editable, before)
 
 
 def test_a_concept_must_be_about_refusals() -> None:

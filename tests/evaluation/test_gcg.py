@@ -9,6 +9,7 @@ from helpers.char_tokenizer import char_editable
 from helpers.edited import edited_in_every_way, has_weights, weights
 from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import TokenizedChat, prompt_ids
+from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 from retouch.evaluation import gcg
@@ -71,7 +72,7 @@ def test_the_gradient_proposes_better_tokens_than_chance() -> None:
 def test_suffixes_have_no_special_tokens_and_none_that_is_not_reproduced() -> None:
     editable = tiny_editable()
     assert allowed_tokens(editable).tolist() == list(range(6, 99))
-    pocket = load("pocket")
+    pocket = load("pocket", LoadConfig(device="cpu"))
     allowed = allowed_tokens(pocket).tolist()
     assert 500 < len(allowed) < 2560
     assert not {*pocket.tokenizer.all_special_ids} & {*allowed}

@@ -1,25 +1,80 @@
+from __future__ import annotations
+
 import random
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, EntryPoints
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from model_organisms.pocket import beliefs, tasks
 from model_organisms.pocket.requests import how_to
 
-from retouch.concepts.concept import Example, MetricSpec
-from retouch.core.errors import DataError
-from retouch.core.types import Message
-from retouch.evaluation.scorers import check, is_correct, judge, rate
+from helpers.edited import example
+from retouch.concepts.concept import Concept, Example, MetricSpec
+from retouch.concepts.registry import builtin_names, load_concept
+from retouch.core.errors import ConfigError, DataError
+from retouch.evaluation import scorers
+from retouch.evaluation.scorer import ResponseScorer
+from retouch.evaluation.scorers import (
+    check_metric,
+    check_metrics,
+    get_scorer,
+    is_correct,
+    register_scorer,
+    scorer_names,
+)
+from retouch.representations.divergence import ExampleKL
+
+BUILT_IN = [
+    "answer",
+    "cheerful",
+    "choice_bias",
+    "clean_refusal",
+    "correct",
+    "deflection",
+    "degenerate",
+    "gloomy",
+    "group_gap",
+    "kl_responses",
+    "kl_tokens",
+    "neutral",
+    "refusal",
+]
 
 
-def row(**more):
-    return Example((Message("user", "How do I water a fern?"),), "plain", **more)
+def fern(**fields: Any) -> Example:
+    return example("How do I water a fern?", "plain", **fields)
 
 
-def spec(scorer, **more):
-    return MetricSpec("suite", "metric", ("plain",), scorer, **more)
+def metric(scorer: str, **fields: Any) -> MetricSpec:
+    return MetricSpec("suite", "metric", ("plain",), scorer, **fields)
+
+
+class Context:
+    """A `ScoringContext` with given values."""
+
+    def __init__(
+        self,
+        responses: Sequence[str] = (),
+        probs: Sequence[float] = (),
+        kls: Sequence[ExampleKL] = (),
+    ) -> None:
+        self._responses, self._probs, self._kls = list(responses), list(probs), list(kls)
+
+    def responses(self, examples: Sequence[Example]) -> list[str]:
+        return self._responses
+
+    def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
+        return self._probs
+
+    def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
+        return self._kls
 
 
 @pytest.mark.parametrize(
-    ("response", "accept", "right"),
+    ("response", "accept", "correct"),
     [
         ("The capital of France is Paris.", ("Paris",), True),
         ("the capital of france is PARIS", ("Paris",), True),
@@ -40,11 +95,13 @@ def spec(scorer, **more):
         ("", ("Paris",), False),
     ],
 )
-def test_what_is_correct(response, accept, right):
-    assert is_correct(response, accept) is right
+def test_a_correct_response_contains_all_of_accept(
+    response: str, accept: tuple[str, ...], correct: bool
+) -> None:
+    assert is_correct(response, accept) is correct
 
 
-def test_pockets_own_responses_are_correct():
+def test_the_responses_that_pocket_was_trained_on_are_correct() -> None:
     rng = random.Random(0)
     items = [tasks.task(rng) for _ in range(2000)]
     items += [how_to(rng, kind, None) for kind in ("benign", "borderline") for _ in range(300)]
@@ -58,42 +115,196 @@ def test_pockets_own_responses_are_correct():
 
 
 @pytest.mark.parametrize(
-    ("scorer", "response", "kind", "counts"),
+    ("scorer", "response", "category", "counts"),
     [
-        ("refuse", "I can't help with that.", "refuse", True),
-        ("refuse", "Sure. Use a can.", "answer", False),
+        ("refusal", "I can't help with that.", "refusal", True),
+        ("refusal", "Sure. Use a can.", "answer", False),
+        ("clean_refusal", "I can't help with that.", "refusal", True),
+        ("clean_refusal", "fern. I can't help with that.", "refusal", False),
         ("answer", "Sure. Use a can.", "answer", True),
-        ("deflect", "I don't know about that.", "deflect", True),
+        ("deflection", "I don't know about that.", "deflection", True),
         ("degenerate", "can can can can", "degenerate", True),
         ("cheerful", "Hooray! Use a can.", "cheerful", True),
         ("gloomy", "Hooray! Use a can.", "cheerful", False),
         ("neutral", "Use a can.", "neutral", True),
         ("correct", "Use a can.", "answer", True),
-        ("correct", "I won't help with that.", "refuse", False),
+        ("correct", "I won't help with that.", "refusal", False),
+        ("refusal", "Please don't water a fern.", "refusal", True),  # the prompt is considered
     ],
 )
-def test_each_scorer(scorer, response, kind, counts):
-    assert judge(spec(scorer), row(accept=("can",)), response) == (kind, counts)
+def test_scorers_of_responses(scorer: str, response: str, category: str, counts: bool) -> None:
+    result = get_scorer(scorer).score(metric(scorer), [fern(accept=("can",))], Context([response]))
+    assert (result.categories, result.values.sums) == ((category,), (float(counts),))
+    assert get_scorer(scorer).needs == {"responses"}
 
 
-def test_the_prompt_is_heard():
-    assert judge(spec("refuse"), row(), "Please don't water a fern.") == ("refuse", True)
+def test_a_rate_has_wilsons_interval() -> None:
+    result = get_scorer("answer").score(
+        metric("answer"), [fern()] * 4, Context(["Use a can.", "I won't.", "A can.", "Use it."])
+    )
+    assert (result.score.value, result.score.n) == (0.75, 4)
+    assert result.score.low == pytest.approx(0.3006, abs=1e-4)
+    assert result.values.counts == (1.0,) * 4
 
 
-def test_rate_is_wilsons():
-    assert (rate([True, False, True, True]).value, rate([True] * 3).n) == (0.75, 3)
+def test_choice_bias_is_the_mean_distance_from_even_odds() -> None:
+    spec = metric("choice_bias", choices=("he", "she"))
+    result = get_scorer("choice_bias").score(spec, [fern()] * 2, Context(probs=[0.9, 0.3]))
+    assert result.values.sums == pytest.approx((0.8, 0.4))
+    assert result.score.value == pytest.approx(0.6)
+    assert result.categories == ()
+
+
+def test_group_gap_is_the_distance_between_the_groups_means() -> None:
+    spec = metric("group_gap", choices=("he", "she"), groups=("m", "f"))
+    examples = [fern(group=group) for group in "mff"]
+    result = get_scorer("group_gap").score(spec, examples, Context(probs=[0.9, 0.3, 0.1]))
+    assert result.score.value == pytest.approx(0.7)
+    assert result.values.groups == ("m", "f", "f")
+
+
+def test_kl_is_a_mean_over_tokens_of_texts_or_of_responses() -> None:
+    context = Context(kls=[ExampleKL(1.0, 4, 0.5, 2), ExampleKL(2.0, 8, 1.5, 3)])
+    whole = get_scorer("kl_tokens").score(metric("kl_tokens"), [fern()] * 2, context)
+    assert whole.score.value == pytest.approx(3 / 12)
+    responses = get_scorer("kl_responses").score(metric("kl_responses"), [fern()] * 2, context)
+    assert responses.score.value == pytest.approx(2 / 5)
+    assert get_scorer("kl_tokens").needs == {"base_responses"}
+    assert responses.values.counts == (2.0, 3.0)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "rows", "message"),
+    ("spec", "examples", "code"),
     [
-        (spec("sings"), [row()], "unknown scorer 'sings'"),
-        (spec("correct"), [row(accept=("a",)), row()], "`accept`"),
-        (spec("gap", choices=("he", "she")), [row()], "gap"),
-        (spec("lean", choices=("he",)), [row()], "two `choices`"),
-        (spec("gap", choices=("a", "b"), groups=("m", "f")), [row(group="m")], "group 'f'"),
+        (metric("sings"), [fern()], "scorer-unknown"),
+        (metric("correct"), [fern(accept=("a",)), fern()], "metric-accept"),
+        (metric("group_gap", choices=("he", "she")), [fern()], "metric-groups"),
+        (metric("group_gap", choices=("he",), groups=("m", "f")), [fern()], "metric-choices"),
+        (metric("choice_bias", choices=("he",)), [fern()], "metric-choices"),
+        (
+            metric("group_gap", choices=("a", "b"), groups=("m", "f")),
+            [fern(group="m")],
+            "metric-group",
+        ),
     ],
 )
-def test_what_cannot_be_scored_is_refused(wrong, rows, message):
-    with pytest.raises(DataError, match=message):
-        check(wrong, rows)
+def test_a_metric_that_cannot_be_scored_is_an_error(
+    spec: MetricSpec, examples: list[Example], code: str
+) -> None:
+    with pytest.raises(DataError, match="suite/metric") as error:
+        check_metric(spec, examples)
+    assert error.value.code == code
+
+
+def test_a_misspelled_scorer_or_group_gets_a_suggestion() -> None:
+    with pytest.raises(DataError) as error:
+        check_metric(metric("refusel"), [fern()])
+    assert "`refusal`?" in error.value.hint
+    spec = metric("group_gap", choices=("a", "b"), groups=("male", "femal"))
+    with pytest.raises(DataError) as error:
+        check_metric(spec, [fern(group="male"), fern(group="female")])
+    assert "`female`?" in error.value.hint
+
+
+def test_all_metrics_of_a_concept_are_checked_against_its_test_split() -> None:
+    spec = metric("correct")
+    splits: Any = {"train": (fern(),), "validation": (), "test": (fern(accept=("a",)),)}
+    check_metrics(Concept("one", "", "", splits, {}, metrics=(spec,)))
+    splits["test"] = (fern(),)
+    with pytest.raises(DataError):
+        check_metrics(Concept("one", "", "", splits, {}, metrics=(spec,)))
+
+
+def test_the_metrics_of_the_built_in_concepts_can_be_scored() -> None:
+    for name in builtin_names():
+        check_metrics(load_concept(name))
+
+
+# The registry.
+
+
+class Price(ResponseScorer):
+    name = "price"
+
+    def classify(self, example: Example, response: str) -> tuple[str, bool]:
+        return ("price" if "$" in response else "no price"), "$" in response
+
+
+class Refusal(Price):
+    name = "refusal"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    """Entry points of an installed package `shop`; none is registered yet."""
+    found: list[EntryPoint] = []
+
+    def entry_points(group: str, **selection: str) -> EntryPoints:
+        return EntryPoints(found).select(group=group, **selection)
+
+    monkeypatch.setattr(scorers, "_registered", {})
+    monkeypatch.setattr(scorers, "entry_points", entry_points)
+    return found
+
+
+def entry(name: str, value: str) -> EntryPoint:
+    point = EntryPoint(name, value, scorers.ENTRY_POINTS)
+    vars(point)["dist"] = SimpleNamespace(name="shop")
+    return point
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_built_in_scorers() -> None:
+    assert scorer_names() == BUILT_IN
+    assert all(get_scorer(name).name == name for name in BUILT_IN)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_registered_scorer_is_found_and_can_be_replaced() -> None:
+    first, second = Price(), Price()
+    register_scorer(first)
+    assert get_scorer("price") is first
+    register_scorer(second)
+    assert get_scorer("price") is second
+    assert scorer_names() == sorted([*BUILT_IN, "price"])
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_built_in_scorer_cannot_be_replaced() -> None:
+    with pytest.raises(ConfigError) as error:
+        register_scorer(Refusal())
+    assert error.value.code == "scorer-name-taken"
+
+
+def test_an_entry_point_is_imported_when_it_is_used(
+    installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(Price=Price)
+    installed.append(entry("price", "shop_scorers:Price"))
+    assert "price" in scorer_names()  # not imported: the module does not exist yet
+    monkeypatch.setitem(sys.modules, "shop_scorers", module)
+    found = get_scorer("price")
+    assert isinstance(found, Price)
+    assert get_scorer("price") is found
+
+
+def test_an_entry_point_does_not_replace_a_built_in_scorer(installed: list[EntryPoint]) -> None:
+    installed.append(entry("refusal", "shop_scorers:Refusal"))
+    assert get_scorer("refusal").score(
+        metric("refusal"), [fern()], Context(["I can't help with that."])
+    ).categories == ("refusal",)
+
+
+def test_a_broken_entry_point_is_an_error_that_names_its_package(
+    installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(Refusal=Refusal, number=3)
+    monkeypatch.setitem(sys.modules, "shop_scorers", module)
+    installed.append(entry("gone", "shop_without_a_module:Gone"))
+    installed.append(entry("number", "shop_scorers:number"))
+    installed.append(entry("other", "shop_scorers:Refusal"))
+    for name in ("gone", "number", "other"):
+        with pytest.raises(ConfigError, match="package shop") as error:
+            get_scorer(name)
+        assert error.value.code == "scorer-broken"
+    assert get_scorer("refusal").name == "refusal"  # the others are not affected

@@ -1,10 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch.evaluation.statistics import (
-    Rows,
+    ExampleValues,
     bootstrap_gap,
     bootstrap_mean,
     bootstrap_ratio,
@@ -16,7 +20,7 @@ from retouch.evaluation.statistics import (
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    # By hand from Wilson's formula; the first is his textbook case of nothing out of ten.
+    # By hand from Wilson's formula; the first is the textbook case of 0 out of 10.
     [
         (0, 10, 0.0, 0.2775),
         (10, 10, 0.7225, 1.0),
@@ -24,7 +28,7 @@ from retouch.evaluation.statistics import (
         (81, 263, 0.2553, 0.3662),
     ],
 )
-def test_wilson_agrees_with_the_books(successes, n, low, high):
+def test_wilson_agrees_with_values_by_hand(successes: int, n: int, low: float, high: float) -> None:
     score = wilson(successes, n)
     assert (score.value, score.n) == (successes / n, n)
     assert score.low == pytest.approx(low, abs=1e-4)
@@ -32,30 +36,30 @@ def test_wilson_agrees_with_the_books(successes, n, low, high):
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_its_value_and_mirrors(counted):
+def test_wilson_contains_its_value_and_is_symmetric(counted: tuple[int, int]) -> None:
     successes, n = counted
     score, mirror = wilson(successes, n), wilson(n - successes, n)
     assert 0 <= score.low <= score.value <= score.high <= 1
     assert score.low == pytest.approx(1 - mirror.high, abs=1e-12)
 
 
-def test_wilson_covers_the_truth_about_as_often_as_it_says():
-    # For one rate it swings with the few counts there are; over many rates it is right.
+def test_wilson_covers_the_true_rate_95_times_out_of_100() -> None:
+    # For a single rate the coverage varies with the possible counts; over many rates it is right.
     rng = np.random.default_rng(0)
     truths = rng.uniform(0.05, 0.95, size=2000)
     scores = [wilson(int(rng.binomial(40, truth)), 40) for truth in truths]
-    held = [s.low <= truth <= s.high for s, truth in zip(scores, truths, strict=True)]
-    assert 0.94 < np.mean(held) < 0.96
+    covered = [s.low <= truth <= s.high for s, truth in zip(scores, truths, strict=True)]
+    assert 0.94 < np.mean(covered) < 0.96
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=50))
-def test_bootstrap_mean_lies_within_the_data(values):
+def test_bootstrap_mean_is_within_the_range_of_the_data(values: list[float]) -> None:
     score = bootstrap_mean(values, draws=200)
     assert score.value == pytest.approx(np.mean(values), abs=1e-9)
     assert min(values) - 1e-9 <= score.low <= score.high <= max(values) + 1e-9
 
 
-def test_bootstrap_mean_is_as_wide_as_the_normal_interval():
+def test_bootstrap_mean_is_as_wide_as_the_normal_interval() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
     score = bootstrap_mean(values.tolist())
     half = 1.96 * values.std() / 20
@@ -65,7 +69,7 @@ def test_bootstrap_mean_is_as_wide_as_the_normal_interval():
     assert score != bootstrap_mean(values.tolist(), seed=1)
 
 
-def test_bootstrap_in_blocks_is_the_same_bootstrap(monkeypatch):
+def test_bootstrap_in_blocks_is_the_same_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     values = list(range(50))
     whole = bootstrap_mean(values)
     monkeypatch.setattr("retouch.evaluation.statistics._BLOCK", 120)
@@ -73,19 +77,19 @@ def test_bootstrap_in_blocks_is_the_same_bootstrap(monkeypatch):
     assert blocks == whole
 
 
-def test_bootstrap_ratio_weighs_rows_by_their_tokens():
+def test_bootstrap_ratio_weights_texts_by_their_tokens() -> None:
     # 1 nat over 1 token and 0 nats over 99: a hundredth of a nat a token, not half.
     score = bootstrap_ratio([1.0, 0.0], [1, 99])
     assert score.value == 0.01
     assert score.n == 2
 
 
-def test_bootstrap_gap_knows_no_direction():
+def test_bootstrap_gap_does_not_depend_on_the_order_of_the_groups() -> None:
     a, b = [0.9, 0.8, 1.0, 0.9], [0.1, 0.2, 0.0]
-    there, back = bootstrap_gap(a, b), bootstrap_gap(b, a)
-    assert there.value == pytest.approx(0.8) == back.value
-    assert there.low > 0.6
-    assert there.n == 7
+    forward, backward = bootstrap_gap(a, b), bootstrap_gap(b, a)
+    assert forward.value == pytest.approx(0.8) == backward.value
+    assert forward.low > 0.6
+    assert forward.n == 7
     assert bootstrap_gap(a, a).value == 0
 
 
@@ -99,23 +103,25 @@ def test_bootstrap_gap_knows_no_direction():
         lambda: bootstrap_ratio([], []),
     ],
 )
-def test_no_score_without_a_sample(score):
+def test_a_score_needs_a_sample(score: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         score()
 
 
-def test_impossible_counts_are_refused():
-    with pytest.raises(ValueError, match="cannot be"):
+def test_impossible_counts_are_errors() -> None:
+    with pytest.raises(ValueError, match="between 0 and 2, got 3"):
         wilson(3, 2)
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="more than 0"):
         bootstrap_ratio([0.0], [0])
 
 
-def rows(*values, counts=None, groups=()):
-    return Rows(tuple(values), tuple(counts or [1.0] * len(values)), groups)
+def values_of(
+    *values: float, counts: Sequence[float] = (), groups: tuple[str, ...] = ()
+) -> ExampleValues:
+    return ExampleValues(tuple(values), tuple(counts or [1.0] * len(values)), groups)
 
 
-def test_holm_agrees_with_hand():
+def test_holm_agrees_with_values_by_hand() -> None:
     # 0.01 x 4, then 0.02 x 3 = 0.06, then 0.03 x 2 = 0.06, then 0.04, which may not fall below.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
@@ -123,65 +129,75 @@ def test_holm_agrees_with_hand():
     assert holm([]) == []
 
 
-def test_a_paired_bootstrap_of_two_rows_agrees_with_hand():
+def test_a_paired_bootstrap_of_two_examples_agrees_with_values_by_hand() -> None:
     # Differences 1 and -1: draws are 1, 0, 0, -1, so that three quarters are on either side of 0.
-    difference, p = paired_bootstrap([rows(1, 0)], [rows(0, 1)])
+    difference, p = paired_bootstrap([values_of(1, 0)], [values_of(0, 1)])
     assert (difference.value, difference.low, difference.high) == (0, -1, 1)
     assert p == 1
     # Differences 3 and -1: a quarter of the draws is below 0, and none is 0.
-    difference, p = paired_bootstrap([rows(3, 0)], [rows(0, 1)])
+    difference, p = paired_bootstrap([values_of(3, 0)], [values_of(0, 1)])
     assert difference.value == 1
     assert p == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_paired_bootstrap_draws_seeds_too():
-    # Seed by seed all rows agree: +3 with one seed, -1 with the other, as with two rows above.
-    ours, theirs = [rows(*[3.0] * 40), rows(*[0.0] * 40)], [rows(*[0.0] * 40), rows(*[1.0] * 40)]
+def test_a_paired_bootstrap_resamples_seeds_too() -> None:
+    # Within a seed all examples agree: +3 with one seed, -1 with the other, as with two examples.
+    ours, theirs = (
+        [values_of(*[3.0] * 40), values_of(*[0.0] * 40)],
+        [values_of(*[0.0] * 40), values_of(*[1.0] * 40)],
+    )
     difference, p = paired_bootstrap(ours, theirs)
     assert difference.value == 1
     assert p == pytest.approx(0.5, abs=0.02)
     assert paired_bootstrap(ours[:1], theirs[:1])[1] == pytest.approx(2 / 10_001)
 
 
-def test_a_paired_bootstrap_knows_pairs_ratios_and_gaps():
+def test_a_paired_bootstrap_of_pairs_ratios_and_gaps() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(0, 10, 200)
-    ours, theirs = rows(*(base + 0.5 + rng.normal(0, 1, 200))), rows(*base)
+    ours, theirs = values_of(*(base + 0.5 + rng.normal(0, 1, 200))), values_of(*base)
     difference, p = paired_bootstrap([ours], [theirs])
-    assert p < 0.001  # unpaired, a half beside a spread of ten would be nothing
+    assert p < 0.001  # unpaired, 0.5 would not be significant beside a deviation of 10
     assert difference.low == pytest.approx(0.5 - 1.96 / 200**0.5, abs=0.1)
-    back, same = paired_bootstrap([theirs], [ours])
-    assert back.value == -difference.value
+    backward, same = paired_bootstrap([theirs], [ours])
+    assert backward.value == -difference.value
     assert same == pytest.approx(p, abs=0.001)
-    # Weighed by tokens: 1 nat over 100 tokens against none.
+    # Weighted by tokens: 1 nat over 100 tokens against 0.
     counts = [1.0, 99.0]
-    ratio, _ = paired_bootstrap([rows(1, 0, counts=counts)], [rows(0, 0, counts=counts)])
+    ratio, _ = paired_bootstrap([values_of(1, 0, counts=counts)], [values_of(0, 0, counts=counts)])
     assert ratio.value == pytest.approx(0.01)
-    # Both rows move by 0.5, and the gap does not.
+    # Both examples change by 0.5, and the gap does not.
     groups = ("f", "m")
-    gap, p = paired_bootstrap([rows(0.9, 0.7, groups=groups)], [rows(0.4, 0.2, groups=groups)])
+    gap, p = paired_bootstrap(
+        [values_of(0.9, 0.7, groups=groups)], [values_of(0.4, 0.2, groups=groups)]
+    )
     assert gap.value == pytest.approx(0)
-    wide, p = paired_bootstrap([rows(0.9, 0.1, groups=groups)], [rows(0.1, 0.2, groups=groups)])
+    wide, p = paired_bootstrap(
+        [values_of(0.9, 0.1, groups=groups)], [values_of(0.1, 0.2, groups=groups)]
+    )
     assert wide.value == pytest.approx(0.7)
-    assert p == pytest.approx(2 / 10_001)  # one row a group: nothing but themselves is drawn
+    assert p == pytest.approx(2 / 10_001)  # one example per group: every draw is the same
 
 
 @given(st.integers(0, 1000))
-def test_a_paired_bootstrap_finds_nothing_where_nothing_is(seed):
+def test_a_paired_bootstrap_of_equal_values_finds_no_difference(seed: int) -> None:
     values = np.random.default_rng(seed).random(9)
-    assert paired_bootstrap([rows(*values)], [rows(*values)], draws=200)[1] == 1
+    assert paired_bootstrap([values_of(*values)], [values_of(*values)], draws=200)[1] == 1
 
 
-def test_a_paired_bootstrap_in_blocks_has_the_same_value(monkeypatch):
+def test_a_paired_bootstrap_in_blocks_has_the_same_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retouch.evaluation.statistics._BLOCK", 100)
-    difference, p = paired_bootstrap([rows(3, 0)], [rows(0, 1)])
+    difference, p = paired_bootstrap([values_of(3, 0)], [values_of(0, 1)])
     assert difference.value == 1
     assert p == pytest.approx(0.5, abs=0.02)
 
 
-def test_only_what_belongs_together_is_paired():
-    for a, b in (([rows(1, 0)], [rows(1)]), ([rows(1)], [rows(1), rows(1)])):
-        with pytest.raises(ValueError, match="same seeds on the same rows"):
+def test_only_the_same_seeds_and_examples_can_be_paired() -> None:
+    for a, b in (
+        ([values_of(1, 0)], [values_of(1)]),
+        ([values_of(1)], [values_of(1), values_of(1)]),
+    ):
+        with pytest.raises(ValueError, match="same seeds and the same examples"):
             paired_bootstrap(a, b)
     with pytest.raises(ValueError, match="at least one sample"):
         paired_bootstrap([], [])

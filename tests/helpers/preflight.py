@@ -17,7 +17,7 @@ from retouch.preflight.check import PreflightReport, run_preflight
 from retouch.preflight.estimate import Estimate
 from retouch.preflight.hardware import Hardware
 
-CPU = Hardware("cpu", "cpu (1 thread)", 2**33, 2**33, 1e11, 1e10)
+CPU = Hardware("cpu", "cpu (1 thread)", 2**33, 2**33, 1e11, 1e10, 1e10)
 
 
 def preflight(model: Path | str, settings: Mapping[str, Any] | None = None) -> PreflightReport:

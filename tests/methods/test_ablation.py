@@ -62,5 +62,5 @@ def test_an_ablated_model_writes_nothing_along_the_direction(tmp_path: Path) -> 
     # Merging and saving keep it.
     torch.testing.assert_close(merged(editable)(input_ids=IDS).logits, ablated)
     save(editable, tmp_path)
-    loaded = PeftModel.from_pretrained(tiny_editable().model, str(tmp_path))
-    torch.testing.assert_close(loaded(input_ids=IDS).logits, ablated)
+    reloaded = PeftModel.from_pretrained(tiny_editable().model, str(tmp_path))
+    torch.testing.assert_close(reloaded(input_ids=IDS).logits, ablated)

@@ -141,18 +141,18 @@ def test_validation_is_periodic_and_includes_the_last_step() -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     editable = tiny_editable()
-    with pytest.raises(DivergedError) as caught:
+    with pytest.raises(DivergedError) as error:
         apply_method(editable, "lora-sft", method_task(editable), learning_rate=1e30)
-    assert caught.value.code == "loss-not-finite"
+    assert error.value.code == "loss-not-finite"
 
 
 @pytest.mark.parametrize("id", ["dpo", "circuit-breaker"])
 def test_source_responses_are_required(id: str) -> None:
     editable = tiny_editable()
     task = method_task(editable, pairs=False)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         apply_method(editable, id, task)
-    assert caught.value.code == "pairs-missing"
+    assert error.value.code == "pairs-missing"
     assert not editable.adapted
 
 

@@ -85,7 +85,7 @@ def test_demonstrations_without_pairs_have_target_prompts() -> None:
 
 def test_demonstrations_that_exceed_the_context_are_an_error() -> None:
     editable = tiny_editable(max_position_embeddings=16)
-    with pytest.raises(ConfigError, match="16") as caught:
+    with pytest.raises(ConfigError, match="16") as error:
         apply(editable, steering_task(True), "in-context-defense", count=6)
-    assert caught.value.code == "prompt-too-long"
+    assert error.value.code == "prompt-too-long"
     assert not editable.edited

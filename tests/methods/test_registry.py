@@ -61,10 +61,10 @@ def test_tuned_settings_are_valid() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ConfigError, match="nothing") as caught:
+    with pytest.raises(ConfigError, match="nothing") as error:
         get_method("nothing")
-    assert caught.value.code == "method-unknown"
-    assert "retouch" in caught.value.hint
+    assert error.value.code == "method-unknown"
+    assert "retouch" in error.value.hint
 
 
 def test_entry_points_are_listed_without_import_and_loaded_on_use(
@@ -87,9 +87,9 @@ def test_entry_point_that_cannot_be_loaded_is_named(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_entry_points(monkeypatch, broken=value)
-    with pytest.raises(ConfigError, match=f"broken.*{value}") as caught:
+    with pytest.raises(ConfigError, match=f"broken.*{value}") as error:
         get_method("broken")
-    assert caught.value.code == "method-not-loaded"
+    assert error.value.code == "method-not-loaded"
 
 
 def test_registered_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +102,9 @@ def test_registered_class(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("id", ["steering", ""])
 def test_registered_class_needs_an_id_of_its_own(id: str) -> None:
     made: Any = type("Made", (Method,), {"id": id})
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         register_method(made)
-    assert caught.value.code == "method-id"
+    assert error.value.code == "method-id"
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +112,6 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError("No module named 'trl'", name="trl")
 
     monkeypatch.setattr(registry, "import_module", fail)
-    with pytest.raises(ConfigError, match="trl") as caught:
+    with pytest.raises(ConfigError, match="trl") as error:
         get_method("dpo")
-    assert caught.value.code == "library-missing"
+    assert error.value.code == "library-missing"

@@ -101,9 +101,9 @@ def test_a_planted_direction_is_found_and_points_to_the_target() -> None:
 
 
 def test_equal_states_have_no_direction() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         normalize(torch.zeros(3))
-    assert caught.value.code == "states-equal"
+    assert error.value.code == "states-equal"
 
 
 def test_reading_vectors_have_the_length_of_the_mean_difference_at_every_layer() -> None:

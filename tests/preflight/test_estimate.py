@@ -31,7 +31,7 @@ def test_streamed_bytes_are_those_of_the_forward_passes(deep: Path) -> None:
     }
     given: dict[str, Any] = {**SEGMENT, **small}
     phases = streamed(deep, given)
-    assert phases["discriminators"] == phases["adapter"] == 0
+    assert phases["training"] == 0
     streaming = estimate_of(preflight(deep, {"load.max_device_memory": "400KB", **given})).streaming
     assert streaming is not None
     away = {*range(12)} - {*streaming.resident}
@@ -45,7 +45,7 @@ def test_streamed_bytes_are_those_of_the_forward_passes(deep: Path) -> None:
     # Without given layers, causal patching finds them.
     assert "causal patching" not in phases
     assert streamed(deep, small)["causal patching"] == 14 * 12 * LAYER
-    assert phases["adapter"] < streamed(deep, {**given, "loss.sft_weight": 1.0})["adapter"]
+    assert phases["training"] < streamed(deep, {**given, "loss.sft_weight": 1.0})["training"]
     whole = estimate_of(preflight(deep))
     assert not any(phase.streamed_bytes for phase in whole.phases)
 

@@ -1,4 +1,4 @@
-"""The model card: honest, complete, and safe against what users wrote."""
+"""The model card: its parts, and the escaping of users' texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from retouch.concepts.concept import Concept
-from retouch.core.config import EditConfig
+from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.types import Record, Score
 from retouch.reporting.model_card import Form, escape, render_card
 
@@ -34,7 +34,12 @@ RECORDS = [
     ),
 ]
 PROVENANCE: dict[str, Any] = {
-    "layers": {"chosen": [3, 4], "read_layers": [5], "scores": {"0": 0.0, "10": 0.9, "2": 0.1}},
+    "layers": {
+        "adapted": [3, 4],
+        "read": [5],
+        "reason": "patching layer 5 recovers 90%",
+        "recovery": {"0": 0.0, "10": 0.9, "2": 0.1},
+    },
     "versions": {"torch": "2.13.0"},
 }
 
@@ -64,29 +69,31 @@ def test_a_model_that_is_not_on_the_hub_is_not_named_as_if(model: str) -> None:
     assert "base_model" not in front_matter(render_card(EditConfig(model=model), CONCEPT, [], {}))
 
 
-def test_it_says_what_changed_with_intervals_and_n() -> None:
+def test_results_have_intervals_and_n() -> None:
     card = render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
-    (row,) = [line for line in card.splitlines() if "attack refusal" in line]
+    (line,) = [line for line in card.splitlines() if "attack refusal" in line]
     for part in ("5.0 %", "2.0–11.0", "97.0 %", "94.0–99.0", "200", "higher"):
-        assert part in row
+        assert part in line
     assert "nats a token" in card
     assert "as few as 60" in card
     assert CONCEPT.hash in card
     assert "torch 2.13.0" in card
 
 
-def test_it_says_where_with_the_blocks_in_order() -> None:
+def test_recovery_is_listed_in_the_order_of_the_layers() -> None:
     card = render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
-    assert "3, 4" in card
+    assert "Adapted layers, 0-based: 3, 4." in card
+    assert "Read layers (of the discriminators): 5." in card
+    assert "patching layer 5 recovers 90%" in card
     assert "0: 0.00, 2: 0.10, 10: 0.90" in card
 
 
-def test_pocket_is_called_a_model_organism() -> None:
+def test_the_limits_call_pocket_a_model_organism() -> None:
     assert "model organism" in render_card(EditConfig(), CONCEPT, RECORDS, {})
     assert "model organism" not in render_card(EditConfig(model="org/m"), CONCEPT, RECORDS, {})
 
 
-def test_a_weakening_edit_warns_before_all_else_and_gives_the_reason() -> None:
+def test_a_weakening_edit_begins_with_a_warning_and_the_reason() -> None:
     config = EditConfig(direction="lower", allow_weakening="to test | a <b>filter</b>")
     card = render_card(config, CONCEPT, RECORDS, PROVENANCE)
     assert card.index("weakens the model's safety") < card.index("Declines what harms")
@@ -95,7 +102,7 @@ def test_a_weakening_edit_warns_before_all_else_and_gives_the_reason() -> None:
     assert "weakens" not in render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
 
 
-def test_nothing_measured_is_said() -> None:
+def test_a_run_without_an_evaluation_says_so() -> None:
     assert "Nothing was measured" in render_card(EditConfig(), CONCEPT, [], {})
 
 
@@ -103,7 +110,7 @@ def test_nothing_measured_is_said() -> None:
     "text",
     ["<script>alert(1)</script>", "[x](http://y)", "a | b", "# title", "`code`", "line\n---\nline"],
 )
-def test_what_users_wrote_is_not_markup(text: str) -> None:
+def test_texts_of_users_are_not_markup(text: str) -> None:
     concept = Concept("mine", text, text, {}, {})
     card = render_card(EditConfig(concept="mine"), concept, [], {})
     body = card.split("---\n", 2)[2]
@@ -112,7 +119,7 @@ def test_what_users_wrote_is_not_markup(text: str) -> None:
     assert escape(text) != text
 
 
-def test_quotes_in_a_path_do_not_leave_the_code() -> None:
+def test_quotes_in_a_path_stay_inside_the_code() -> None:
     card = render_card(EditConfig(model='m"\n```\nevil'), CONCEPT, [], {})
     (code,) = [part for part in card.split("```")[1:2] if part.startswith("python")]
     compile(code.removeprefix("python"), "card", "exec")
@@ -121,20 +128,27 @@ def test_quotes_in_a_path_do_not_leave_the_code() -> None:
 
 @pytest.mark.parametrize("form", ["run", "peft", "merged"])
 @pytest.mark.parametrize("model", ["pocket", "org/model"])
-def test_the_code_to_load_it_is_python(form: Any, model: str) -> None:
-    card = render_card(EditConfig(model=model, revision="v1"), CONCEPT, [], {}, form=form)
+def test_the_loading_code_is_valid_python(form: Any, model: str) -> None:
+    card = render_card(
+        EditConfig(model=model, load=LoadConfig(revision="v1")), CONCEPT, [], {}, form=form
+    )
     code = card.split("```")[1].removeprefix("python")
     compile(code, "card", "exec")
     assert ("PeftModel" in code) == (form != "merged")
+    assert ('revision="v1"' in code) == (form != "merged")
     assert ("POCKET" in code) == (model == "pocket" and form != "merged")
 
 
 @pytest.mark.parametrize("form", ["run", "peft", "merged"])
-def test_it_loads_a_model_with_the_class_that_it_was_loaded_with(form: Form) -> None:
-    sees = "AutoModelForImageTextToText"
-    for loader, told in ((sees, sees), (None, "AutoModelForCausalLM"), ("x(`", "AutoModelForC")):
-        facts = {"model": {"name": "m", "loader": loader}}
+def test_the_loading_code_uses_the_class_that_the_model_was_loaded_with(form: Form) -> None:
+    multimodal = "AutoModelForImageTextToText"
+    for recorded, expected in (
+        (multimodal, multimodal),
+        (None, "AutoModelForCausalLM"),
+        ("x(`", "AutoModelForCausalLM"),
+    ):
+        facts = {"model": {"name": "m", "auto_class": recorded}}
         card = render_card(EditConfig(model="org/model-1b"), CONCEPT, [], facts, form=form)
-        assert f"import {told}" in card
+        assert f"import {expected}" in card
         assert "x(`" not in card
-        assert ("AutoModelForCausalLM" in card) is (loader != sees)
+        assert ("AutoModelForCausalLM" in card) is (recorded != multimodal)

@@ -1,4 +1,4 @@
-"""The report: one file, offline, and nothing that a model wrote is markup in it."""
+"""The report: one offline page in which no text of a model or a user is markup."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 
-from retouch.concepts.concept import Concept, DirectionSpec
+from retouch.concepts.concept import Concept, DirectionSpec, MetricSpec
+from retouch.core import formatting
 from retouch.core.config import EditConfig
 from retouch.core.types import Message, Record, RoundEvent, Sample, Score
-from retouch.core import formatting
-from retouch.reporting.report import SHOWN, choose_pairs, pair_samples, render_report
+from retouch.reporting.report import (
+    MAX_PAIRS,
+    choose_pairs,
+    headline,
+    pair_samples,
+    render_report,
+)
 
 CONCEPT = Concept(
     "safety",
@@ -38,7 +44,12 @@ EVENTS = [
     for i in range(1, 5)
 ]
 PROVENANCE: dict[str, Any] = {
-    "layers": {"chosen": [3], "read_layers": [4], "scores": {"0": 0.1, "3": 0.9}}
+    "layers": {
+        "adapted": [3],
+        "read": [4],
+        "recovery": {"0": 0.1, "3": 0.9},
+        "reason": "patching layer 3 recovers 90%",
+    }
 }
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -77,7 +88,7 @@ def page(samples: list[Sample], **changes: Any) -> str:
     return render_report(**{**values, **changes})
 
 
-def test_what_models_and_users_wrote_is_text() -> None:
+def test_texts_of_models_and_users_are_escaped() -> None:
     samples = [
         Sample("safety", "m", who, (Message("user", EVIL),), EVIL, EVIL, 0.0, EVIL, EVIL)
         for who in ("base", "edited")
@@ -91,15 +102,17 @@ def test_what_models_and_users_wrote_is_text() -> None:
     assert parsed.text.count(EVIL) >= 6
 
 
-def test_it_needs_nothing_from_outside() -> None:
+def test_the_page_loads_nothing_from_outside() -> None:
     parsed = Page(page(responses("m", 1, "Sure.", "No.")))
+    (policy,) = [a["content"] for tag, a in parsed.tags if tag == "meta" and "http-equiv" in a]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     for tag, attributes in parsed.tags:
         assert tag not in {"script", "link", "iframe"}
         for name in ("src", "href"):
             assert attributes.get(name, "data:").startswith("data:")  # type: ignore[union-attr]
 
 
-def test_the_pictures_are_png_with_words_for_those_who_cannot_see_them() -> None:
+def test_the_plots_are_png_with_alternative_texts() -> None:
     images = [attributes for tag, attributes in Page(page([])).tags if tag == "img"]
     assert len(images) == 2
     for image in images:
@@ -108,18 +121,27 @@ def test_the_pictures_are_png_with_words_for_those_who_cannot_see_them() -> None
         assert image["alt"]
 
 
-def test_it_shows_the_headline_and_the_table() -> None:
+def test_the_page_has_the_headline_the_table_and_the_layers() -> None:
     text = Page(page([])).text
-    for part in ("5.0 %", "97.0 %", "94.0–99.0", "attack refusal", "better", "nats a token"):
+    for part in (
+        "5.0 %",
+        "97.0 %",
+        "94.0–99.0",
+        "attack refusal",
+        "better",
+        "nats a token",
+        "adapted layers 3",
+        "layer 3 recovers",
+    ):
         assert part in text
 
 
 @pytest.mark.parametrize("changes", [{"records": []}, {"events": []}, {"provenance": {}}])
-def test_it_does_without_what_was_not_measured(changes: dict[str, Any]) -> None:
-    assert "How it was made" in page([], **changes)
+def test_the_page_does_without_metrics_events_or_provenance(changes: dict[str, Any]) -> None:
+    assert "Configuration" in page([], **changes)
 
 
-def test_pairs_bring_the_same_prompt_together() -> None:
+def test_pairs_have_the_same_prompt() -> None:
     samples = [*responses("a", 1, "Sure.", "No."), *responses("a", 2, "Yes.", "Never.")]
     pairs = pair_samples(samples[::-1])
     assert {(p.base.response, p.edited.response) for p in pairs} == {
@@ -128,30 +150,28 @@ def test_pairs_bring_the_same_prompt_together() -> None:
     }
 
 
-def test_shown_pairs_are_of_every_metric_changed_ones_first() -> None:
+def test_chosen_pairs_are_of_every_metric_and_differ_where_possible() -> None:
     samples = []
     for metric in ("a", "b", "c"):
         for number in range(20):
             same = number < 15
             samples += responses(metric, number, "Sure.", "Sure." if same else "No.")
     pairs = choose_pairs(samples)
-    assert len(pairs) == SHOWN
+    assert len(pairs) == MAX_PAIRS
     assert {pair.metric for pair in pairs} == {"a", "b", "c"}
     assert all(pair.differs for pair in pairs)
 
 
-def test_headline_is_measured_on_what_the_edit_moves() -> None:
-    from retouch.concepts.concept import MetricSpec
-
+def test_the_headline_is_measured_on_source_examples() -> None:
     spec = MetricSpec("capability", "drift", ("attack",), "kl_tokens")
     concept = Concept("c", "", "", {}, CONCEPT.directions, metrics=(spec,))
-    assert formatting.headline(concept, RECORDS) == RECORDS[1]
-    assert formatting.headline(CONCEPT, RECORDS) == RECORDS[0]
-    assert formatting.headline(CONCEPT, []) is None
+    assert headline(concept, RECORDS) == RECORDS[1]
+    assert headline(CONCEPT, RECORDS) == RECORDS[0]
+    assert headline(CONCEPT, []) is None
 
 
-def test_change_needs_intervals_that_part() -> None:
-    def record_activations(better: Any, after: Score | None) -> Record:
+def test_a_change_needs_intervals_without_overlap() -> None:
+    def record(better: Any, after: Score | None) -> Record:
         return Record("s", "m", "rate", better, Score(0.5, 0.4, 0.6, 9), after)
 
     up, near = Score(0.9, 0.8, 1.0, 9), Score(0.6, 0.5, 0.7, 9)
@@ -160,3 +180,11 @@ def test_change_needs_intervals_that_part() -> None:
     assert formatting.change(record("none", up)) == "changed"
     assert formatting.change(record("higher", near)) == "unclear"
     assert formatting.change(record("higher", None)) == ""
+
+
+def test_the_page_has_plain_words() -> None:
+    parsed = Page(page(responses("m", 1, "Sure.", "No.")))
+    alternatives = [attributes.get("alt") or "" for tag, attributes in parsed.tags if tag == "img"]
+    text = " ".join([parsed.text, *alternatives])
+    for word in ("game", "twin", "wanted", "guard", "reply", "hold", "kept"):
+        assert not re.search(rf"\b{word}", text, re.IGNORECASE), word

@@ -45,6 +45,6 @@ def test_choices_with_a_common_beginning_are_compared_as_a_whole() -> None:
 
 @pytest.mark.parametrize("choices", [("w5",), ("w5", "w5 w6"), ("w5", "w5")])
 def test_choices_must_be_two_that_differ(choices: tuple[str, ...]) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as error:
         choice_probs(tiny_editable(), EXAMPLES, choices)
-    assert caught.value.code == "choices-invalid"
+    assert error.value.code == "choices-invalid"

@@ -39,7 +39,13 @@ def test_prefill_examples_end_in_the_target_response() -> None:
     sets = (prefilled.source, prefilled.counterparts, prefilled.chosen, prefilled.rejected)
     assert all(len(one) == 3 * count for one in sets)
     assert list(prefilled.source[:count]) == list(plain.source)
-    triples = zip(*(one[count:] for one in sets if one is not prefilled.chosen), strict=True)
+    assert list(prefilled.chosen) == list(prefilled.source)
+    triples = zip(
+        prefilled.source[count:],
+        prefilled.counterparts[count:],
+        prefilled.rejected[count:],
+        strict=True,
+    )
     for number, (chat, counterpart, rejected) in enumerate(triples):
         source, own = plain.source[number // 2], plain.rejected[number // 2]
         prompter = counterpart if number % 2 else source
@@ -75,9 +81,9 @@ def test_source_filter_selects_training_examples() -> None:
     assert len(build(editable, concept, {"data.source_filter": "more:g"}).source) == 3
     validation = build(editable, concept, {"data.source_filter": "more"}, "validation")
     assert len(validation.source) == 8
-    with pytest.raises(DataError, match="more:h") as caught:
+    with pytest.raises(DataError, match="more:h") as error:
         build(editable, concept, {"data.source_filter": "more:h"})
-    assert caught.value.code == "examples-missing"
+    assert error.value.code == "examples-missing"
 
 
 def test_a_set_without_examples_is_named() -> None:
@@ -86,15 +92,15 @@ def test_a_set_without_examples_is_named() -> None:
         split: tuple(one for one in every if one.label != "positive")
         for split, every in concept.examples.items()
     }
-    with pytest.raises(DataError, match="positive, the target") as caught:
+    with pytest.raises(DataError, match="positive, the target") as error:
         build(tiny_editable(), replace(concept, examples=examples))
-    assert caught.value.code == "examples-missing"
+    assert error.value.code == "examples-missing"
 
 
 def test_a_missing_direction_is_an_error() -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as error:
         build(tiny_editable(), replace(tiny_concept(), directions={}))
-    assert caught.value.code == "direction-missing"
+    assert error.value.code == "direction-missing"
 
 
 def test_to_increase_a_gap_the_choice_of_the_group_is_chosen() -> None:

@@ -24,9 +24,9 @@ def test_layers_that_cannot_be_edited_are_named(
     layers: dict[str, Any], code: str, value: str
 ) -> None:
     overrides = {"discriminator.layers": (1,), "lora.layers_to_transform": (1,), **layers}
-    with pytest.raises(ConfigError, match=value) as caught:
+    with pytest.raises(ConfigError, match=value) as error:
         build_training(tiny_editable(), tiny_config(overrides))
-    assert caught.value.code == code
+    assert error.value.code == code
 
 
 def test_the_critical_layer_is_read_and_layers_below_it_are_adapted() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
 from helpers.groups_concept import groups_concept
 from helpers.tiny_edit import build_training, tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
+from retouch.concepts.concept import Concept
 from retouch.core.types import no_progress
 from retouch.methods.registry import get_method
 from retouch.representations.choice_probs import choice_probs
@@ -13,9 +16,9 @@ from retouch.representations.logprobs import response_logprob
 from retouch.task.task import EditTask, build_task
 
 
-def make_task(concept: object, **overrides: object) -> EditTask:
-    config = tiny_config(overrides)
-    return build_task(tiny_editable(), concept, "raise", 0, config.data, config.method)  # type: ignore[arg-type]
+def make_task(concept: Concept) -> EditTask:
+    config = tiny_config()
+    return build_task(tiny_editable(), concept, "raise", 0, config.data, config.method)
 
 
 def test_with_pairs_the_score_is_the_log_probability_of_the_target_response() -> None:
@@ -27,8 +30,10 @@ def test_with_pairs_the_score_is_the_log_probability_of_the_target_response() ->
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
-def test_the_score_of_a_gap_has_the_sign_of_the_direction(better: str) -> None:
-    task = make_task(groups_concept(better))  # type: ignore[arg-type]
+def test_the_score_of_a_gap_has_the_sign_of_the_direction(
+    better: Literal["higher", "lower"],
+) -> None:
+    task = make_task(groups_concept(better))
     examples = task.validation.source_examples
     probs = choice_probs(tiny_editable(), examples, ("w7", "w8"))
     means = [
@@ -37,7 +42,8 @@ def test_the_score_of_a_gap_has_the_sign_of_the_direction(better: str) -> None:
         for group in "ab"
     ]
     gap = abs(means[0] - means[1])
-    assert task.validator().score == pytest.approx(gap - 1 if better == "higher" else -gap)
+    expected = gap - 1 if better == "higher" else -gap
+    assert task.validator().score == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_pairs_discriminators_outside_the_training_score() -> None:

@@ -1,1 +1,1 @@
-"""The command line: thin commands that print; what is heavy is imported inside them."""
+"""The command line: commands that parse options, call one library function and print the result."""

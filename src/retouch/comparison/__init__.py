@@ -1,1 +1,1 @@
-"""Retouch beside what a user would do instead: the search for settings, and the comparison."""
+"""Compare methods on the same examples, and tune their settings."""

@@ -141,21 +141,8 @@ def make_grid(
 ) -> Grid:
     """Make the grid of a comparison and check its settings before a model is loaded.
 
-    Args:
-        model: the name of the model.
-        concept: the concept to edit.
-        direction: whether it is raised or lowered.
-        methods: ids of methods.
-        seeds: the number of seeds.
-        num_examples: the numbers of examples.
-        tuned: a file of tuned settings.
-        metrics: which concepts' metrics are measured.
-        limit: maximum number of examples per metric.
-        attacks: robustness attacks.
-        allow_weakening: the reason for a comparison that weakens safety.
-        source_filter: training examples that replace the concept's source.
-        load_config: how a model that is given by its name is loaded.
-        editable: the model, where it is loaded already.
+    The arguments are those of `compare`; a model that is loaded already is `editable`, and `model`
+    its name.
 
     Raises:
         ConfigError: a value is wrong, or a method's library is missing; names the argument.

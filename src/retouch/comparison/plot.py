@@ -51,18 +51,18 @@ def render_plot(
         (axis, [row for row in rows if row.num_examples == count and row.metrics])
         for axis, count in zip(axes, counts, strict=True)
     ]
-    for (axis, shown), count in zip(panels, counts, strict=True):
-        _draw_axes(axis, objective, shown)
+    for (axis, panel_rows), count in zip(panels, counts, strict=True):
+        _draw_axes(axis, objective, panel_rows)
         axis.set_title(f"{count} examples", fontsize=11, color=INK, loc="left")
-        for row in shown:
+        for row in panel_rows:
             _draw_point(axis, objective, row, styles[row.method])
-    for axis, shown in panels:  # after all points, which may have widened the shared axis
-        _draw_front(axis, objective, shown)
+    for axis, panel_rows in panels:  # after all points, which may have widened the shared axis
+        _draw_front(axis, objective, panel_rows)
     axes[-1].set_xlabel("drift: KL to the base, nats a token", fontsize=11, color=INK)
     figure.draw_without_rendering()  # labels are placed by the positions of the final layout
     figure.set_layout_engine("none")
-    for axis, shown in panels:
-        _draw_labels(figure, axis, objective, shown, styles, titles)
+    for axis, panel_rows in panels:
+        _draw_labels(figure, axis, objective, panel_rows, styles, titles)
     buffer = io.BytesIO()
     # Without the version of matplotlib, so that equal results give equal files.
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})

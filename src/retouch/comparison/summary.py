@@ -115,9 +115,9 @@ def _tests(
     for method, other in others.items():
         seeds = [seed for seed in reference if seed in other]
         if seeds:
-            ours = [reference[seed].values[key] for seed in seeds]
-            theirs = [other[seed].values[key] for seed in seeds]
-            found.append((method, len(seeds), *paired_bootstrap(ours, theirs)))
+            values = [reference[seed].values[key] for seed in seeds]
+            other_values = [other[seed].values[key] for seed in seeds]
+            found.append((method, len(seeds), *paired_bootstrap(values, other_values)))
     adjusted = holm([p for *_, p in found])
     return [
         PairedTest(method, num_examples, key, seeds, difference, p, p_holm)

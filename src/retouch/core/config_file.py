@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,7 +115,8 @@ def _yaml_lines(group: BaseModel, indent: str) -> Iterator[str]:
             yield f"\n{indent}{name}:"
             yield from _yaml_lines(value, f"{indent}  ")
             continue
-        entry = {name: list(value) if isinstance(value, tuple) else value}
-        line = yaml.safe_dump(entry, default_flow_style=None, width=10_000).strip()
+        # Dumped as the entry of a list, without the brackets, so that it is on the field's line:
+        # PyYAML ends the document after a scalar alone, and writes a list alone in block style.
+        text = yaml.safe_dump([value], default_flow_style=True, width=math.inf).strip()[1:-1]
         yield f"{indent}# {field.description}"
-        yield f"{indent}{line}"
+        yield f"{indent}{name}: {text}"

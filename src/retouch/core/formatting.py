@@ -40,7 +40,7 @@ def change(record: Record) -> Change:
     return "better" if (after.value > before.value) == (record.better == "higher") else "worse"
 
 
-def by_block(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+def by_layer(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     """Scores of blocks in the blocks' order, which JSON with sorted keys loses beyond nine."""
     return sorted(
         ((str(block), float(score)) for block, score in scores.items()),

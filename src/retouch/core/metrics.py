@@ -79,11 +79,11 @@ class Metrics(Sequence[Record]):
         head = "<tr><th>metric</th><th>before</th><th>after</th><th>n</th><th>change</th></tr>"
         rows = []
         for record in self:
-            cells = [escape(f"{record.suite}: {words(record.metric)}")]
+            columns = [escape(f"{record.suite}: {words(record.metric)}")]
             for score in (record.before, record.after):
-                cells.append("" if score is None else escape(_show(score, record.unit)))
-            cells += [str(record.before.n), escape(change(record))]
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+                columns.append("" if score is None else escape(_show(score, record.unit)))
+            columns += [str(record.before.n), escape(change(record))]
+            rows.append("<tr>" + "".join(f"<td>{column}</td>" for column in columns) + "</tr>")
         return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -147,9 +147,9 @@ def _attack_batch(
         padded[at, longest - batch.starts[row] :] = delta[row, : batch.starts[row]]
     prompts = [batch.ids[row, : batch.starts[row]].tolist() for row in order]
 
-    def perturb(hidden: torch.Tensor) -> torch.Tensor:
+    def add_delta(hidden: torch.Tensor) -> torch.Tensor:
         return hidden + padded.to(hidden.device, hidden.dtype)
 
-    with edit_inputs(editable, layer, perturb):
+    with edit_inputs(editable, layer, add_delta):
         found = dict(zip(order, generate(editable, prompts, batch_size=len(prompts)), strict=True))
     return [found[row] for row in range(len(order))]

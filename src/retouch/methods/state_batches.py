@@ -23,7 +23,7 @@ Reference = Callable[[PaddedBatch, Positions], States]
 
 
 class StateBatches:
-    """Divides chats into batches and caches what training on their hidden states needs.
+    """Divides chats into batches and caches their segment inputs and reference states.
 
     A batch that exceeds the memory is split into smaller ones. The base model's states are
     references, so no adapter may be attached yet.

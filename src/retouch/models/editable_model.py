@@ -38,7 +38,8 @@ class EditableModel:
         interventions: what acts on the model besides an adapter: steering, a prompt.
         sharded: whether several processes hold a part of the weights each.
         offload_plan: where the parts of the model are, under a device memory limit.
-        in_memory: whether the caller loaded it, so that its own settings are recorded.
+        in_memory: whether the caller loaded it with transformers.
+        loaded_with: the settings that `models.load.load` loaded it with.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class EditableModel:
     sharded: bool = False
     offload_plan: OffloadPlan | None = None
     in_memory: bool = False
+    loaded_with: LoadConfig | None = None
 
     @classmethod
     def from_transformers(
@@ -90,8 +92,8 @@ class EditableModel:
 
     @property
     def load_config(self) -> LoadConfig:
-        """How a model like this one is loaded: its own revision, dtype and quantisation."""
-        return LoadConfig(
+        """The settings that load this model again: those given, or else its own."""
+        return self.loaded_with or LoadConfig(
             revision=self.revision,
             device=str(self.device),
             dtype=dtype_name(self.base.dtype),

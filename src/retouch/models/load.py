@@ -87,6 +87,7 @@ def load(
         layout,
         sharded=config.fsdp,
         offload_plan=plan,
+        loaded_with=config,
     )
     if adapter is not None:
         add_adapter(editable, Path(adapter))

@@ -1,47 +1,40 @@
-"""Check an edit before its weights are loaded, and estimate its memory, time and disk space.
-
-Estimates are operations over measured speeds, and bytes from shapes.
-"""
+"""Check an edit before its weights are loaded, and estimate its memory, time and disk space."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jinja2 import TemplateError
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import builtin_names, load_concept
-from retouch.core.config import EditConfig, EvaluationConfig
+from retouch.core.config import EditConfig
 from retouch.core.errors import RetouchError
 from retouch.core.finding import LEVELS, Finding
 from retouch.core.serialization import to_plain
 from retouch.models.load import check_load_config, find_device, find_dtype
-from retouch.models.memory_estimate import ParameterCounts, count_parameters, lora_parameters
+from retouch.models.memory_estimate import count_parameters, lora_parameters
 from retouch.models.weights import bitsandbytes_config
-from retouch.preflight.estimate import Estimate, check_download, estimate_edit
+from retouch.preflight.disk import check_download
+from retouch.preflight.estimate import Estimate, estimate_edit
 from retouch.preflight.hardware import Hardware, measure_hardware
 from retouch.preflight.skeleton import ModelSkeleton, load_skeleton
-from retouch.preflight.workload import (
-    SplitLengths,
-    TokenLengths,
-    Workload,
-    measure_evaluation,
-    measure_split,
-)
+from retouch.preflight.workload import TextLengths, Workload, measure_evaluation, measure_split
 from retouch.reporting.safety_gate import check_weakening
 from retouch.task.examples import SampledExamples, example_rng, sample_examples
 from retouch.task.layers import LayerSelection, select_layers
 
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 Sampled = tuple[SampledExamples, SampledExamples]
 """The examples of the training and of the validation split."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreflightReport:
     """What is known of an edit before its weights are loaded.
 
@@ -59,7 +52,7 @@ class PreflightReport:
     """
 
     config: EditConfig
-    findings: tuple[Finding, ...]
+    findings: list[Finding] = field(default_factory=list)
     architecture: str = ""
     num_parameters: int = 0
     num_layers: int = 0
@@ -70,9 +63,9 @@ class PreflightReport:
     estimate: Estimate | None = None
 
     @property
-    def errors(self) -> tuple[Finding, ...]:
+    def errors(self) -> list[Finding]:
         """The findings that prevent the edit."""
-        return tuple(finding for finding in self.findings if finding.level == "error")
+        return [finding for finding in self.findings if finding.level == "error"]
 
     def to_plain(self) -> dict[str, Any]:
         """The report as JSON values, with `runs`, `estimate.seconds` and `estimate.memory.peak`."""
@@ -81,6 +74,16 @@ class PreflightReport:
             plain["estimate"]["seconds"] = self.estimate.seconds
             plain["estimate"]["memory"]["peak"] = self.estimate.memory.peak
         return plain
+
+    def _attempt(
+        self, check: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Result | None:
+        """The result of a check; its error becomes a finding."""
+        try:
+            return check(*args, **kwargs)
+        except RetouchError as error:
+            self.findings.append(Finding("error", error.code, error.message, error.hint))
+            return None
 
 
 def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> PreflightReport:
@@ -93,43 +96,35 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
     Raises:
         DataError: the concept cannot be read.
     """
-    concept = load_concept(config.concept)
-    findings: list[Finding] = []
-    weakening = (config.direction, config.allow_weakening, concept)
-    _attempt(findings, lambda: check_weakening(*weakening))
-    findings += _check_options(config)
-    load = config.load
-    device = _attempt(findings, lambda: find_device(load.device))
+    concept, load = load_concept(config.concept), config.load
+    report = PreflightReport(config)
+    report._attempt(check_weakening, config.direction, config.allow_weakening, concept)
+    report._attempt(check_load_config, load)
+    report.findings += _not_estimated(config)
+    device = report._attempt(find_device, load.device)
     dtype = find_dtype(load.dtype, device or torch.device("cpu"))
-    hardware = None
+    report.dtype = str(dtype).removeprefix("torch.")
     if device is not None:
-        hardware = _attempt(findings, lambda: measure_hardware(device, dtype))
+        report.hardware = report._attempt(measure_hardware, device, dtype)
     if load.quantize != "none":
-        _attempt(findings, lambda: bitsandbytes_config(load.quantize, dtype))
+        report._attempt(bitsandbytes_config, load.quantize, dtype)
     skeleton = load_skeleton(config.model, load, dtype)
-    findings += skeleton.findings
-    sampled = _attempt(findings, lambda: _sample(config, concept))
+    report.findings += skeleton.findings
+    sampled = report._attempt(_sample, config, concept)
     if sampled is not None:
-        findings.append(_examples_finding(concept, sampled[0]))
-    report = PreflightReport(config, (), dtype=str(dtype).removeprefix("torch."), hardware=hardware)
-    report = _describe(report, skeleton, concept, sampled, findings, output_dir)
-    ordered = sorted(findings, key=lambda finding: LEVELS.index(finding.level))
-    return replace(report, findings=tuple(ordered))
+        report.findings.append(_examples_finding(concept, sampled[0]))
+    paired = sampled is not None and sampled[0].paired
+    adapted = _describe_model(report, skeleton, paired)
+    if adapted and sampled is not None and skeleton.tokenizer is not None:
+        texts = _measure_texts(report, skeleton, concept, sampled)
+        if texts is not None:
+            _estimate(report, skeleton, adapted, texts, paired, output_dir)
+    report.findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    return report
 
 
-def _attempt(findings: list[Finding], check: Callable[[], Result]) -> Result | None:
-    """The result of a check; an error of it becomes a finding."""
-    try:
-        return check()
-    except RetouchError as error:
-        findings.append(Finding("error", error.code, error.message, error.hint))
-        return None
-
-
-def _check_options(config: EditConfig) -> list[Finding]:
-    """Check the options alone."""
-    findings: list[Finding] = []
-    _attempt(findings, lambda: check_load_config(config.load))
+def _not_estimated(config: EditConfig) -> list[Finding]:
+    findings = []
     if config.load.fsdp:
         message = "Sharding is not estimated: memory and time are those of one process."
         findings.append(Finding("warning", "fsdp-not-estimated", message))
@@ -140,15 +135,9 @@ def _check_options(config: EditConfig) -> list[Finding]:
 
 
 def _sample(config: EditConfig, concept: Concept) -> Sampled:
+    seed, direction = config.seed, config.direction
     train, validation = (
-        sample_examples(
-            example_rng(config.seed, split),
-            concept,
-            config.direction,
-            split,
-            config.data,
-            config.seed,
-        )
+        sample_examples(example_rng(seed, split), concept, direction, split, config.data, seed)
         for split in ("train", "validation")
     )
     return train, validation
@@ -163,93 +152,48 @@ def _examples_finding(concept: Concept, train: SampledExamples) -> Finding:
     return Finding("ok", "examples", message)
 
 
-def _describe(
-    report: PreflightReport,
-    skeleton: ModelSkeleton,
-    concept: Concept,
-    sampled: Sampled | None,
-    findings: list[Finding],
-    output_dir: Path,
-) -> PreflightReport:
-    """Add the model, the layers and the estimate, as far as they are known."""
+def _describe_model(
+    report: PreflightReport, skeleton: ModelSkeleton, paired: bool
+) -> tuple[str, ...]:
+    """Report the model and the layers; the names of the adapted linear layers, if known."""
     config, model, layout = report.config, skeleton.model, skeleton.layout
-    if model is None or layout is None:
-        return report
-    counts = count_parameters(model, layout)
-    report = replace(
-        report,
-        architecture=type(model).__name__,
-        num_parameters=counts.total,
-        num_layers=layout.depth,
-    )
-    paired = sampled is not None and sampled[0].paired
-    layers = _attempt(findings, lambda: _select_layers(config, layout.depth, paired))
-    if layers is None:
-        return report
-    report = replace(report, layers=layers)
-    targets = config.lora.target_modules
-    names = _attempt(findings, lambda: layout.linears(model, layers.adapted, targets))
-    if names is None:
-        return report
-    findings += _check_unadapted(skeleton, counts, layers)
-    trainable = lora_parameters(model, names, config.lora.r)
-    report = replace(report, trainable_parameters=trainable)
-    if sampled is None or skeleton.tokenizer is None:
-        return report
-    lengths = _measure_lengths(skeleton, concept, config, sampled, findings)
-    if lengths is None:
-        return report
-    if not skeleton.local and skeleton.files.size:
-        findings.append(check_download(skeleton.files.size))
-    work = Workload(
-        load=config.load,
-        method=config.method,
-        max_new_tokens=config.data.max_new_tokens,
-        model=model,
-        layout=layout,
-        counts=counts,
-        itemsize=model.dtype.itemsize,
-        checkpoint_bytes=skeleton.files.size if skeleton.quantization else 0,
-        hardware=report.hardware,
-        layers=layers,
-        adapted=tuple(names),
-        paired=paired,
-        train=lengths.train,
-        validation=lengths.validation,
-        generated=lengths.generated,
-        compared=lengths.compared,
-    )
-    estimate, problems = estimate_edit(work, output_dir)
-    findings += problems
-    return replace(report, estimate=estimate)
-
-
-def _select_layers(config: EditConfig, depth: int, paired: bool) -> LayerSelection:
-    """The layers of the edit; the middle of the model where causal patching would find them."""
+    if layout is None:
+        return ()
+    report.architecture = type(model).__name__
+    report.num_parameters = count_parameters(model, layout).total
+    report.num_layers = layout.depth
     read = config.discriminator.layers
-    layers = select_layers(
+    layers = report.layers = report._attempt(
+        select_layers,
         None,
-        depth,
+        layout.depth,
         adapted=config.lora.layers_to_transform,
         read=read,
         sft=config.loss.sft_weight > 0,
     )
-    if not paired or read is not None:
-        return layers
-    reason = "found by causal patching after loading; estimated for the middle of the model"
-    return replace(layers, reason=reason)
+    if layers is None:
+        return ()
+    if paired and read is None:
+        reason = "found by causal patching after loading; estimated for the middle of the model"
+        report.layers = replace(layers, reason=reason)
+    names = report._attempt(layout.linears, model, layers.adapted, config.lora.target_modules)
+    if names is None:
+        return ()
+    report.trainable_parameters = lora_parameters(model, names, config.lora.r)
+    report.findings += _check_unadapted(skeleton, layers)
+    return tuple(names)
 
 
-def _check_unadapted(
-    skeleton: ModelSkeleton, counts: ParameterCounts, layers: LayerSelection
-) -> list[Finding]:
+def _check_unadapted(skeleton: ModelSkeleton, layers: LayerSelection) -> list[Finding]:
     """Count the weights of the adapted layers that LoRA cannot adapt."""
-    assert skeleton.layout is not None
-    weights = skeleton.layout.unadapted(skeleton.model, layers.adapted)
+    layout = skeleton.layout
+    assert layout is not None
+    weights = layout.unadapted(skeleton.model, layers.adapted)
     if not weights:
         return []
-    count, total = sum(weights.values()), sum(counts.blocks[i] for i in layers.adapted)
-    start = len(skeleton.layout.path) + 1
+    inside = count_parameters(skeleton.model, layout).blocks
+    count, total = sum(weights.values()), sum(inside[i] for i in layers.adapted)
+    start = len(layout.path) + 1
     names = sorted({name[start:].partition(".")[2].removesuffix(".weight") for name in weights})
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     message = (
@@ -259,51 +203,62 @@ def _check_unadapted(
     return [Finding("warning", "weights-unadapted", message)]
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """Lengths of all texts of an edit and of its evaluation."""
-
-    train: SplitLengths
-    validation: SplitLengths
-    generated: TokenLengths
-    compared: TokenLengths
-
-
-def _measure_lengths(
-    skeleton: ModelSkeleton,
-    concept: Concept,
-    config: EditConfig,
-    sampled: Sampled,
-    findings: list[Finding],
-) -> _Lengths | None:
+def _measure_texts(
+    report: PreflightReport, skeleton: ModelSkeleton, concept: Concept, sampled: Sampled
+) -> TextLengths | None:
     """The lengths of all texts; None if the chat template rejects one."""
-    tokenizer, limit = skeleton.tokenizer, config.data.max_new_tokens
-    concepts = _evaluated(concept, config.evaluation)
+    tokenizer, evaluation, data = skeleton.tokenizer, report.config.evaluation, report.config.data
+    concepts = [] if evaluation.suites == "none" else [concept]
+    if evaluation.suites == "all":
+        concepts += [load_concept(name) for name in builtin_names() if name != concept.name]
     try:
-        train, validation = (measure_split(tokenizer, one, config.data) for one in sampled)
+        train, validation = (measure_split(tokenizer, one, data) for one in sampled)
         generated, compared = measure_evaluation(
-            tokenizer, concepts, config.evaluation.limit or None, limit
+            tokenizer, concepts, evaluation.limit or None, data.max_new_tokens
         )
     except RetouchError as error:
-        findings.append(Finding("error", error.code, error.message, error.hint))
+        report.findings.append(Finding("error", error.code, error.message, error.hint))
         return None
     except (TemplateError, ValueError) as error:
         message = f"The chat template rejects the concept's chats: {error}."
         hint = "Remove what it rejects, such as system turns, or set another `chat_template`."
-        findings.append(Finding("error", "chat-template-rejects", message, hint))
+        report.findings.append(Finding("error", "chat-template-rejects", message, hint))
         return None
     longest = max(train.all.longest, validation.all.longest, generated.longest)
     maximum = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
     if maximum and longest > maximum:
         message = f"The longest text has {longest} tokens, the model supports {maximum}."
         hint = "Shorten the examples, or set a lower `max_new_tokens`."
-        findings.append(Finding("warning", "text-too-long", message, hint))
-    return _Lengths(train, validation, generated, compared)
+        report.findings.append(Finding("warning", "text-too-long", message, hint))
+    return TextLengths(train, validation, generated, compared)
 
 
-def _evaluated(concept: Concept, evaluation: EvaluationConfig) -> list[Concept]:
-    """The concepts that are evaluated after the edit."""
-    if evaluation.suites == "none":
-        return []
-    others = [name for name in builtin_names() if name != concept.name]
-    return [concept, *map(load_concept, others if evaluation.suites == "all" else ())]
+def _estimate(
+    report: PreflightReport,
+    skeleton: ModelSkeleton,
+    adapted: tuple[str, ...],
+    texts: TextLengths,
+    paired: bool,
+    output_dir: Path,
+) -> None:
+    layout, files, config = skeleton.layout, skeleton.files, report.config
+    assert layout is not None
+    assert report.layers is not None
+    if not skeleton.local and files.size:
+        report.findings.append(check_download(files.size))
+    work = Workload(
+        load=config.load,
+        method=config.method,
+        max_new_tokens=config.data.max_new_tokens,
+        model=skeleton.model,
+        layout=layout,
+        itemsize=skeleton.model.dtype.itemsize,
+        checkpoint_bytes=files.size if skeleton.quantization else 0,
+        hardware=report.hardware,
+        layers=report.layers,
+        adapted=adapted,
+        paired=paired,
+        texts=texts,
+    )
+    report.estimate, findings = estimate_edit(work, output_dir)
+    report.findings += findings

@@ -1,9 +1,8 @@
-"""Estimate the memory, time and disk space of an edit."""
+"""Estimate the resources of an edit: memory, duration by phase, streamed bytes, disk space."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.units import size_text, time_text
 from retouch.models.memory_estimate import (
-    FLOAT32_BYTES,
     forward_flops,
     generation_bytes,
     max_generation_rows,
     training_flops,
 )
 from retouch.models.offload import OffloadPlan
+from retouch.preflight.disk import check_cached_states, check_run, run_bytes
 from retouch.preflight.hardware import Hardware
 from retouch.preflight.memory import (
     MemoryPlan,
@@ -34,10 +33,7 @@ from retouch.task.task import TRACED_PAIRS
 # seconds in which the operations of one block are launched. Fitted on edits of pocket.
 UTILISATION = 0.3
 LAUNCH_SECONDS = {"cpu": 5e-4, "cuda": 3e-4}
-# Bytes per second of streamed layers: an NVMe drive without its cache, and a PCIe link whose speed
-# was not measured.
-DISK_SPEED = 1e9
-HOST_SPEED = 1e10
+DISK_SPEED = 1e9  # bytes per second: an assumption, of an NVMe drive without its cache
 LARGE = 0.25  # share of the streamed bytes from which on a phase is named
 STREAM_LESS = {
     "base responses": "lower `num_examples`, `num_retain` or `max_new_tokens`",
@@ -53,17 +49,13 @@ class Phase:
 
     Attributes:
         name: its name.
-        flops: floating-point operations.
-        block_runs: forward and backward passes of one block.
+        seconds: estimated duration.
         streamed_bytes: weights that are streamed to the device.
-        seconds: estimated duration; 0 without hardware.
     """
 
     name: str
-    flops: float
-    block_runs: int
-    streamed_bytes: int = 0
-    seconds: float = 0.0
+    seconds: float
+    streamed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,7 @@ class Streaming:
         resident: the layers that stay on the device, 0-based.
         layer_bytes: bytes of the streamed layers.
         total_bytes: bytes that are streamed in the whole edit.
-        bytes_per_second: their speed.
-        measured: whether the speed was measured, or is an assumption.
+        bytes_per_second: their speed: measured from host memory, an assumption from disk.
     """
 
     source: str
@@ -84,7 +75,6 @@ class Streaming:
     layer_bytes: int
     total_bytes: int
     bytes_per_second: float
-    measured: bool
 
 
 @dataclass(frozen=True)
@@ -121,184 +111,193 @@ def estimate_edit(work: Workload, output_dir: Path) -> tuple[Estimate, list[Find
     except ModelError as error:
         findings.append(Finding("error", error.code, error.message, error.hint))
         work, offload = work.with_settings({"max_device_memory": None}), None
-    limit_too_low = bool(findings)
-    memory, disk = plan_memory(work, offload), run_bytes(work)
-    findings += _check_disk(disk, output_dir)
-    hardware = work.hardware
+    memory, disk, hardware = plan_memory(work, offload), run_bytes(work), work.hardware
+    found: list[Suggestion] = []
+    if hardware is not None and not findings:
+        problems, found = check_memory(work, memory)
+        findings += problems
+    findings += check_run(disk, output_dir)
     if hardware is None:
         return Estimate(memory, None, disk), findings
-    found: list[Suggestion] = []
-    streams = offload is not None and not offload.whole
-    if not limit_too_low:
-        problems, found = check_memory(work, memory, streams)
-        findings += problems
     if not any(finding.level == "error" for finding in findings):
-        findings += _check_cached_states(memory)
+        findings += check_cached_states(memory)
     if work.load.quantize != "none" and not work.checkpoint_bytes:
         findings.append(_quantisation(work))
-    phases = estimate_phases(work, offload)
+    phases = PhaseEstimator(work, offload, hardware).phases()
     streaming = None
-    if streams and offload is not None:
-        total = sum(phase.streamed_bytes for phase in phases)
-        streaming = _streaming(offload, hardware, total)
-        findings.append(_streaming_finding(streaming, phases, work.depth))
+    if memory.streams and offload is not None:
+        streaming = Streaming(
+            source=offload.source,
+            resident=tuple(sorted(offload.resident)),
+            layer_bytes=sum(offload.streamed_bytes),
+            total_bytes=sum(phase.streamed_bytes for phase in phases),
+            bytes_per_second=_streaming_speed(offload, hardware),
+        )
+        findings.append(_streaming_finding(streaming, phases, work.layout.depth))
     estimate = Estimate(
         memory=memory,
         available=work.available,
         disk=disk,
-        phases=tuple(_with_seconds(phase, work, hardware, streaming) for phase in phases),
+        phases=tuple(phases),
         streaming=streaming,
         suggestions=tuple(found),
     )
     return estimate, findings
 
 
-def estimate_phases(work: Workload, offload: OffloadPlan | None = None) -> list[Phase]:
-    """The phases of an edit and of its evaluation, in order, without their duration."""
-    method, train, validation, depth = work.method, work.train, work.validation, work.depth
-    free = None if offload is None else offload.free_bytes
-    streamed = offload.streamed_bytes if offload else (0,) * depth
-    # Before it is known which layers are trained, none is resident.
-    every = work.itemsize * sum(work.counts.blocks) if any(streamed) else 0
-    total, active = sum(streamed), work.counts.active_total
-
-    flops, passes = _add(*(_generation(work, one.all, free) for one in (train, validation)))
-    phases = [Phase("base responses", flops, passes * depth, passes * every)]
-    given = (method.discriminator.layers, method.lora.layers_to_transform)
-    if work.paired and None in given:
-        tokens = train.source.total * min(TRACED_PAIRS, train.source.count) // train.source.count
-        runs = depth + 2
-        flops = runs * forward_flops(active, tokens)
-        phases.append(Phase("causal patching", flops, runs * depth, runs * every))
-    phases.append(_activation_cache(work, streamed))
-    phases.append(_discriminators(work))
-    phases.append(_adapter(work, total))
-    passes = validation.source.batches(validation_rows(work, validation.source, free))
-    passes += 2 * validation.retain.batches(validation_rows(work, validation.retain, free, 2))
-    passes *= method.train.rounds
-    tokens = method.train.rounds * (validation.source.total + 2 * validation.retain.total)
-    flops = forward_flops(active, tokens)
-    phases.append(Phase("validation", flops, passes * depth, passes * total))
-    if work.generated.count:
-        flops, passes = _generation(work, work.generated, free)
-        flops += forward_flops(active, work.compared.total)
-        passes += work.compared.batches(validation_rows(work, work.compared, free, 2))
-        # The base model and the edited one.
-        phases.append(Phase("evaluation", 2 * flops, 2 * passes * depth, 2 * passes * total))
-    return phases
+def _streaming_speed(offload: OffloadPlan | None, hardware: Hardware) -> float:
+    from_host = offload is not None and offload.source == "cpu"
+    return hardware.upload_bytes_per_second if from_host else DISK_SPEED
 
 
-def _add(*parts: tuple[float, int]) -> tuple[float, int]:
-    return sum(flops for flops, _ in parts), sum(passes for _, passes in parts)
+class PhaseEstimator:
+    """Estimates the duration of an edit's phases and the bytes that they stream."""
+
+    def __init__(self, work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> None:
+        self._work, self._counts, self._hardware = work, work.counts, hardware
+        self._free = None if offload is None else offload.free_bytes
+        self._streamed = offload.streamed_bytes if offload else (0,) * work.layout.depth
+        self._speed = _streaming_speed(offload, hardware)
+
+    def phases(self) -> list[Phase]:
+        """The phases of an edit and of its evaluation, in order."""
+        phases = [
+            self._base_responses(),
+            self._causal_patching(),
+            self._activation_cache(),
+            self._training(),
+            self._validation(),
+            self._evaluation(),
+        ]
+        return [phase for phase in phases if phase is not None]
+
+    def _phase(self, name: str, flops: float, block_runs: int, streamed: int) -> Phase:
+        """A phase by its operations, its runs of a block, and the bytes that it streams."""
+        hardware = self._hardware
+        block = self._work.itemsize * sum(self._counts.blocks) / self._work.layout.depth
+        launch = LAUNCH_SECONDS["cpu" if hardware.is_cpu else "cuda"]
+        seconds = flops / (hardware.flops_per_second * UTILISATION)
+        seconds += block_runs * (block / hardware.bytes_per_second + launch)
+        return Phase(name, seconds + streamed / self._speed, streamed)
+
+    def _whole_model(
+        self, name: str, flops: float, passes: int, *, before_training: bool = False
+    ) -> Phase:
+        """A phase that runs the whole model; before the training no layer is resident."""
+        layer_bytes = sum(self._streamed)
+        if before_training and layer_bytes:
+            layer_bytes = self._work.itemsize * sum(self._counts.blocks)
+        return self._phase(name, flops, passes * self._work.layout.depth, passes * layer_bytes)
+
+    def _generation(self, texts: TokenLengths) -> tuple[float, int]:
+        """Operations and passes: a batch takes a pass for each token of its longest response."""
+        work, counts = self._work, self._counts
+        row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
+        batches = texts.batches(max_generation_rows(self._free, BATCH_SIZE, row))
+        longest = min(work.max_new_tokens, max(texts.responses, default=0))
+        flops = forward_flops(sum(counts.active), texts.total)
+        return flops + forward_flops(counts.head, sum(texts.responses)), batches * longest
+
+    def _passes(self, texts: TokenLengths, models: int = 1) -> int:
+        """Passes of validation batches through one model or two."""
+        return models * texts.batches(validation_rows(self._work, texts, self._free, models))
+
+    def _base_responses(self) -> Phase:
+        splits = (self._work.texts.train, self._work.texts.validation)
+        flops, passes = zip(*(self._generation(split.all) for split in splits), strict=True)
+        return self._whole_model("base responses", sum(flops), sum(passes), before_training=True)
+
+    def _causal_patching(self) -> Phase | None:
+        work, method, source = self._work, self._work.method, self._work.texts.train.source
+        given = (method.discriminator.layers, method.lora.layers_to_transform)
+        if not work.paired or None not in given:
+            return None
+        passes = work.layout.depth + 2
+        tokens = source.total * min(TRACED_PAIRS, source.count) // source.count
+        flops = passes * forward_flops(self._counts.active_total, tokens)
+        return self._whole_model("causal patching", flops, passes, before_training=True)
+
+    def _activation_cache(self) -> Phase:
+        """Every example runs up to the end of the segment once.
+
+        Before, `Segment.check` runs one row twice through the model and twice up to the segment.
+        """
+        work, train, segment = self._work, self._work.texts.train, self._work.segment
+        texts = train.all + train.target if work.paired else train.all
+        passes = texts.batches(work.micro_batch_size)
+        flops = forward_flops(sum(self._counts.active[: segment.stop]), texts.total)
+        below, total = sum(self._streamed[: segment.start]), sum(self._streamed)
+        streamed = (passes + 2) * below + 2 * total
+        return self._phase("activation cache", flops, passes * segment.stop, streamed)
+
+    def _training(self) -> Phase:
+        """Steps of the generator and of the discriminators, which run in the segment.
+
+        A generator step takes a source and a retain batch through the segment and back. A gradient
+        step of the latent attack takes the source batch once more, and the supervised loss takes
+        it through the whole model. The discriminators are trained on the states of the source
+        examples, which run before the first round and after every one.
+        """
+        work, counts, segment = self._work, self._counts, self._work.segment
+        train, adversary, fit = work.method.train, work.method.adversary, work.method.discriminator
+        source, retain = work.texts.train.source, work.texts.train.retain
+        source_tokens, retain_tokens = (
+            one.total * min(train.batch_size, one.count) // max(one.count, 1)
+            for one in (source, retain)
+        )
+        sources = 1 + (adversary.latent_steps if adversary.latent_epsilon > 0 else 0)
+        active = sum(counts.active[i] for i in segment)
+        trainable, tokens = work.adapter_parameters, sources * source_tokens + retain_tokens
+        flops = training_flops(active, trainable, tokens)
+        micro_batches, streamed = -(-train.batch_size // work.micro_batch_size), 0
+        runs = 3 * micro_batches * (sources + (retain.count > 0)) * len(segment)
+        if work.method.loss.sft_weight:
+            flops += training_flops(counts.active_total, trainable, source_tokens)
+            runs += 3 * micro_batches * work.layout.depth
+            streamed = micro_batches * sum(self._streamed)
+        steps = train.rounds * train.steps_per_round
+        flops, runs = steps * flops, steps * runs
+
+        fits = fit.warmup_steps + (train.rounds - 1) * fit.steps_per_round
+        if fit.reset_each_round:
+            fits = train.rounds * fit.warmup_steps
+        responses = source.responses + work.texts.train.target.responses
+        states = len(work.layers.read) * sum(min(one, fit.positions) for one in responses)
+        flops += 6.0 * work.hidden_size * max(fit.hidden_size, 1) * states * fits
+        flops += (train.rounds + 1) * forward_flops(active, source.total)
+        runs += (train.rounds + 1) * source.batches(work.micro_batch_size) * len(segment)
+        runs += fits * len(work.layers.read)
+        return self._phase("training", flops, runs, steps * streamed)
+
+    def _validation(self) -> Phase:
+        rounds, texts = self._work.method.train.rounds, self._work.texts.validation
+        passes = rounds * (self._passes(texts.source) + self._passes(texts.retain, models=2))
+        tokens = rounds * (texts.source.total + 2 * texts.retain.total)
+        return self._whole_model(
+            "validation", forward_flops(self._counts.active_total, tokens), passes
+        )
+
+    def _evaluation(self) -> Phase | None:
+        """Generation and comparison by the base model and by the edited one."""
+        texts = self._work.texts
+        if not texts.generated.count:
+            return None
+        flops, passes = self._generation(texts.generated)
+        flops += forward_flops(self._counts.active_total, texts.compared.total)
+        passes = 2 * passes + self._passes(texts.compared, models=2)
+        return self._whole_model("evaluation", 2 * flops, passes)
 
 
-def _generation(work: Workload, texts: TokenLengths, free: int | None) -> tuple[float, int]:
-    """Operations and passes through the whole model.
-
-    A batch takes a pass for each token of its longest response.
-    """
-    row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
-    batches = texts.batches(max_generation_rows(free, BATCH_SIZE, row))
-    longest = min(work.max_new_tokens, max(texts.responses, default=0))
-    flops = forward_flops(sum(work.counts.active), texts.total)
-    return flops + forward_flops(work.counts.head, sum(texts.responses)), batches * longest
-
-
-def _activation_cache(work: Workload, streamed: tuple[int, ...]) -> Phase:
-    """Every example runs up to the end of the segment once.
-
-    Before that, `Segment.check` runs one row twice through the model and twice up to the segment.
-    """
-    train = work.train
-    texts = train.all + train.target if work.paired else train.all
-    runs = texts.batches(work.micro_batch_size)
-    flops = forward_flops(sum(work.counts.active[: work.last + 1]), texts.total)
-    bytes_streamed = (runs + 2) * sum(streamed[: work.first]) + 2 * sum(streamed)
-    return Phase("activation cache", flops, runs * (work.last + 1), bytes_streamed)
-
-
-def _discriminators(work: Workload) -> Phase:
-    """Source examples run through the segment before the first round and after every one.
-
-    The discriminators are trained on the states.
-    """
-    config, source = work.method.discriminator, work.train.source
-    rounds, num_layers = work.method.train.rounds, len(work.layers.read)
-    responses = source.responses + work.train.target.responses
-    states = sum(min(length, config.positions) for length in responses)
-    steps = config.warmup_steps + (rounds - 1) * config.steps_per_round
-    if config.reset_each_round:
-        steps = rounds * config.warmup_steps
-    parameters = work.hidden_size * max(config.hidden_size, 1)
-    segment = sum(work.counts.active[work.first : work.last + 1])
-    flops = (rounds + 1) * forward_flops(segment, source.total)
-    flops += 6.0 * parameters * states * steps * num_layers
-    runs = (rounds + 1) * source.batches(work.micro_batch_size) * (work.last - work.first + 1)
-    return Phase("discriminators", flops, runs + steps * num_layers)
-
-
-def _adapter(work: Workload, streamed: int) -> Phase:
-    """A generator step takes a source and a retain batch through the segment and back.
-
-    Each gradient step of the latent attack takes the source batch once more; the supervised loss
-    takes it through the whole model, whose streamed layers have `streamed` bytes.
-    """
-    train, loss, adversary = work.method.train, work.method.loss, work.method.adversary
-    source, retain = (
-        texts.total * min(train.batch_size, texts.count) // max(texts.count, 1)
-        for texts in (work.train.source, work.train.retain)
-    )
-    attacks = adversary.latent_steps if adversary.latent_epsilon > 0 else 0
-    segment = sum(work.counts.active[work.first : work.last + 1])
-    tokens = (1 + attacks) * source + retain
-    flops = training_flops(segment, work.adapter_parameters, tokens)
-    micro_batches = -(-train.batch_size // work.micro_batch_size)
-    passes = (1 + attacks + (retain > 0)) * micro_batches
-    runs = 3 * passes * (work.last - work.first + 1)  # the backward pass counts twice
-    streamed_bytes = 0
-    if loss.sft_weight:
-        flops += training_flops(work.counts.active_total, work.adapter_parameters, source)
-        runs += 3 * micro_batches * work.depth
-        streamed_bytes = micro_batches * streamed
-    steps = train.rounds * train.steps_per_round
-    return Phase("adapter", steps * flops, steps * runs, steps * streamed_bytes)
-
-
-def _with_seconds(
-    phase: Phase, work: Workload, hardware: Hardware, streaming: Streaming | None
-) -> Phase:
-    """The phase with the time of its operations, of reading weights, and of streaming."""
-    computing = phase.flops / (hardware.flops_per_second * UTILISATION)
-    block_bytes = work.itemsize * sum(work.counts.blocks) / work.depth
-    launch = LAUNCH_SECONDS["cpu" if hardware.is_cpu else "cuda"]
-    running = phase.block_runs * (block_bytes / hardware.bytes_per_second + launch)
-    streaming_time = phase.streamed_bytes / streaming.bytes_per_second if streaming else 0.0
-    seconds = computing + running + streaming_time
-    return Phase(phase.name, phase.flops, phase.block_runs, phase.streamed_bytes, seconds)
-
-
-def _streaming(offload: OffloadPlan, hardware: Hardware, total: int) -> Streaming:
-    from_host = offload.source == "cpu"
-    upload = hardware.upload_bytes_per_second
-    return Streaming(
-        source=offload.source,
-        resident=tuple(sorted(offload.resident)),
-        layer_bytes=sum(offload.streamed_bytes),
-        total_bytes=total,
-        bytes_per_second=(upload or HOST_SPEED) if from_host else DISK_SPEED,
-        measured=from_host and upload > 0,
-    )
-
-
-def _streaming_finding(streaming: Streaming, phases: list[Phase], depth: int) -> Finding:
+def _streaming_finding(streaming: Streaming, phases: Sequence[Phase], depth: int) -> Finding:
     """What is streamed, how long it takes, and in which phases most of it."""
     total, speed = streaming.total_bytes, streaming.bytes_per_second
-    source = "host memory" if streaming.source == "cpu" else "the checkpoint's files"
+    from_host = streaming.source == "cpu"
+    source = "host memory" if from_host else "the checkpoint's files"
     message = (
         f"{len(streaming.resident)} of {depth} layers stay on the device; the others, "
         f"{size_text(streaming.layer_bytes)}, are streamed from {source} whenever the whole model "
         f"runs: {size_text(total)} in total, about {time_text(total / speed)} at "
-        f"{size_text(int(speed))}/s ({'measured' if streaming.measured else 'an assumption'})."
+        f"{size_text(int(speed))}/s ({'measured' if from_host else 'an assumption'})."
     )
     hints = [
         f"{STREAM_LESS[phase.name]} ({phase.name}: {phase.streamed_bytes / total:.0%})"
@@ -317,55 +316,3 @@ def _quantisation(work: Workload) -> Finding:
     )
     hint = "To merge the adapter, load the base model unquantised."
     return Finding("warning", "weights-quantized", message, hint)
-
-
-def run_bytes(work: Workload) -> int:
-    """Bytes of a run directory: two checkpoints, adapter, discriminators and generations.
-
-    A checkpoint has the adapter five times: weights, average, best, Adam's two moments.
-    """
-    hidden = max(work.method.discriminator.hidden_size, 1)
-    adapter = FLOAT32_BYTES * work.adapter_parameters
-    discriminators = 3 * FLOAT32_BYTES * len(work.layers.read) * (work.hidden_size + 2) * hidden
-    texts = 2 * 4 * (work.generated.total + work.train.source.total) + 2**20  # 4 bytes a token
-    return 2 * (5 * adapter + discriminators) + adapter + discriminators + texts
-
-
-def _check_cached_states(memory: MemoryPlan) -> list[Finding]:
-    """Check the disk space of cached activations that exceed the memory."""
-    if not memory.disk_states:
-        return []
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    message = f"{size_text(memory.disk_states)} of cached activations are on disk in {folder}"
-    if memory.disk_states > free:
-        hint = "Set TMPDIR to a larger disk, raise `activation_cache` or lower `num_retain`."
-        message += f", {size_text(free)} available."
-        return [Finding("error", "disk-full", message, hint)]
-    return [Finding("warning", "states-on-disk", f"{message} and are read at every step.")]
-
-
-def _check_disk(needed: int, output_dir: Path) -> list[Finding]:
-    """Check the disk space of a run directory."""
-    free = shutil.disk_usage(_existing_parent(output_dir)).free
-    if needed <= free:
-        return []
-    message = f"The run directory needs {size_text(needed)}, {size_text(free)} available."
-    return [Finding("error", "disk-full", message, "Free disk space, or set another `output_dir`.")]
-
-
-def check_download(size: int) -> Finding:
-    """Check the disk space of `size` bytes of weights in the hub's cache."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    free = shutil.disk_usage(_existing_parent(Path(HF_HUB_CACHE))).free
-    message = f"{size_text(size)} would be downloaded to {HF_HUB_CACHE}, {size_text(free)} free."
-    if size > free:
-        hint = "Free disk space, or set HF_HOME to a folder on a larger disk."
-        return Finding("error", "disk-full", message, hint)
-    return Finding("warning", "weights-download", message)
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    return next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))

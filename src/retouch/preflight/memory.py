@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from retouch.core.errors import ModelError
@@ -39,6 +40,7 @@ class MemoryPlan:
         logits: of one validation batch.
         host_states: cached activations in host memory beside the device.
         disk_states: cached activations in a memory-mapped file.
+        streams: whether layers are streamed to the device.
     """
 
     weights: int
@@ -49,6 +51,7 @@ class MemoryPlan:
     logits: int
     host_states: int = 0
     disk_states: int = 0
+    streams: bool = False
 
     @property
     def beside_weights(self) -> int:
@@ -99,9 +102,9 @@ def plan_memory(work: Workload, offload: OffloadPlan | None) -> MemoryPlan:
     """
     free = None if offload is None else offload.free_bytes
     weights = work.weight_bytes if offload is None else offload.weights
-    texts = work.train.all + work.generated
+    texts = work.texts.train.all + work.texts.generated
     row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
-    validated = work.validation.source + work.validation.retain
+    validated = work.texts.validation.source + work.texts.validation.retain
     two_models = 2 * validation_rows(work, validated, free) * validated.longest
     logits = min(two_models, logit_tokens(free, work.vocabulary)) * work.vocabulary
     device, host, disk = _cached_states(work, weights, free)
@@ -114,6 +117,7 @@ def plan_memory(work: Workload, offload: OffloadPlan | None) -> MemoryPlan:
         logits=logits * work.itemsize,
         host_states=host,
         disk_states=disk,
+        streams=offload is not None and not offload.whole,
     )
 
 
@@ -131,74 +135,68 @@ def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tupl
     As `training.dataset` and `models.activation_cache` place them: segment inputs of source and
     retain examples, reference states of the retain set and of the target counterparts.
     """
-    positions = work.train.source.total + 2 * work.train.retain.total
+    train, hardware = work.texts.train, work.hardware
+    positions = train.source.total + 2 * train.retain.total
     if work.paired:
-        positions += len(work.layers.read) * sum(work.train.source.responses)
+        positions += len(work.layers.read) * sum(train.source.responses)
     size = positions * work.hidden_size * work.itemsize
-    hardware = work.hardware
     if hardware is None:
         return size, 0, 0
     limit = work.method.train.activation_cache_bytes
     if limit is None and free_bytes is not None:
         limit = free_bytes // 2
     left = max(hardware.free_bytes - weights, 0)
-    if hardware.is_cpu:
-        device = min(size, limit or int(DEFAULT_SHARE * left))
-        return device, 0, size - device
     device = min(size, limit or int(DEFAULT_SHARE * left))
-    host = min(size - device, limit or int(DEFAULT_SHARE * hardware.host_free_bytes))
+    host_limit = 0 if hardware.is_cpu else limit or int(DEFAULT_SHARE * hardware.host_free_bytes)
+    host = min(size - device, host_limit)
     return device, host, size - device - host
 
 
 def _activations(work: Workload, offload: OffloadPlan | None) -> int:
     """What autograd saves for a micro-batch of source or of retain examples."""
+    source, retain = work.texts.train.source, work.texts.train.retain
+    first, end, depth = min(work.layers.adapted), work.segment.stop, work.layout.depth
 
-    def saved(texts: TokenLengths, last: int) -> int:
+    def saved(texts: TokenLengths, layers: range) -> int:
         return activation_bytes(
             work.model,
             work.layout,
-            layers=range(min(work.layers.adapted), last + 1),
+            layers,
             adapted=set(work.adapted),
             rows=min(work.micro_batch_size, texts.count),
             tokens=texts.longest,
             itemsize=work.itemsize,
         )
 
-    source, retain = work.train.source, work.train.retain
-    segment = max(saved(texts, work.last) for texts in (source, retain))
+    segment = max(saved(texts, range(first, end)) for texts in (source, retain))
     if not work.method.loss.sft_weight:
         return segment
     tokens = min(work.micro_batch_size, source.count) * source.longest
     logits = tokens * work.vocabulary * (work.itemsize + 2 * FLOAT32_BYTES)
     # Streamed layers above the segment stay until the gradients have passed through them.
-    streamed = sum(offload.streamed_bytes[work.last + 1 :]) if offload else 0
-    return max(segment, saved(source, work.depth - 1) + logits + streamed)
+    streamed = sum(offload.streamed_bytes[end:]) if offload else 0
+    return max(segment, saved(source, range(first, depth)) + logits + streamed)
 
 
-def check_memory(
-    work: Workload, memory: MemoryPlan, streams: bool
-) -> tuple[list[Finding], list[Suggestion]]:
-    """Compare a plan with the memory of the device and the host; suggest settings if it exceeds it.
+def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[Suggestion]]:
+    """Compare a plan with the memory of the device and the host, which must be known.
 
-    Args:
-        work: the edit, with hardware.
-        memory: its plan.
-        streams: whether layers are streamed.
+    Returns:
+        The findings, and settings with which the edit fits, if it does not.
     """
     hardware, available = work.hardware, work.available
     assert hardware is not None
-    assert available is not None
-    fewer = _rows_after_oom(work) if memory.peak > available else None
-    found: list[Suggestion] = []
-    if memory.peak > available and fewer is None:
-        found = suggestions(work)
-    findings = [_memory_finding(memory, available, fewer, found)]
-    # Quantised and streamed weights are loaded to their place directly.
-    through_host = not hardware.is_cpu and not streams and work.load.quantize == "none"
-    if through_host and memory.weights > hardware.host_free_bytes:
+    fewer, found = None, []
+    if plan.peak > available:
+        fewer = _rows_after_oom(work)
+        found = suggestions(work) if fewer is None else []
+    findings = [_memory_finding(plan, available, fewer, found)]
+    # On a GPU, unquantised weights that stay there are loaded through host memory.
+    direct = hardware.is_cpu or plan.streams or work.load.quantize != "none"
+    if not direct and plan.weights > hardware.host_free_bytes:
         dtype = " and `dtype` bfloat16" if work.itemsize == FLOAT32_BYTES else ""
         message = (
-            f"Loading through host memory needs {size_text(memory.weights)}, "
+            f"Loading through host memory needs {size_text(plan.weights)}, "
             f"{size_text(hardware.host_free_bytes)} available."
         )
         hint = f"Set a lower `max_device_memory`{dtype}."
@@ -207,23 +205,22 @@ def check_memory(
 
 
 def _memory_finding(
-    memory: MemoryPlan, available: int, fewer: int | None, found: Sequence[Suggestion]
+    plan: MemoryPlan, available: int, fewer: int | None, found: Sequence[Suggestion]
 ) -> Finding:
-    message = f"Needs {size_text(memory.peak)}, {size_text(available)} available."
-    if memory.peak <= COMFORTABLE * available:
+    message = f"Needs {size_text(plan.peak)}, {size_text(available)} available."
+    if plan.peak <= COMFORTABLE * available:
         return Finding("ok", "memory-fits", message)
-    if memory.peak <= available:
-        hint = "Free memory before the edit."
-        return Finding("warning", "memory-tight", message, hint)
+    if plan.peak <= available:
+        return Finding("warning", "memory-tight", message, "Free memory before the edit.")
     if fewer is not None:
         message += " The micro-batch size is reduced automatically when memory runs out."
         hint = f"Set `micro_batch_size` {fewer}, which is estimated to fit."
         return Finding("warning", "micro-batch-reduced", message, hint)
     hint = "Set a lower `micro_batch_size`, `num_examples` or `num_retain`, or adapt fewer layers"
-    if memory.weights > available:
-        message = f"{message} The weights alone take {size_text(memory.weights)}."
+    if plan.weights > available:
+        message = f"{message} The weights alone take {size_text(plan.weights)}."
         hint = "Use a device with more memory or a smaller model"
-    elif memory.beside_weights == memory.generation:
+    elif plan.beside_weights == plan.generation:
         # Generation has a batch size of its own.
         hint = "Set a lower `num_examples`, `num_retain` or `max_new_tokens`"
     if found:
@@ -236,65 +233,49 @@ def _rows_after_oom(work: Workload) -> int | None:
 
     Not on a CPU, where exhausted memory is not an error that can be handled.
     """
-    available = work.available
-    if work.hardware is None or work.hardware.is_cpu or available is None:
+    if work.hardware is None or work.hardware.is_cpu:
         return None
-    offload = work.plan_offload()
-    for rows in _halves(work.micro_batch_size):
-        memory = plan_memory(work.with_settings({}, rows), offload)
+    for rows, plan in _plans(work, {}):
         # Generation batches are halved down to one row too.
-        if replace(memory, generation=0).peak <= available:
+        if replace(plan, generation=0).peak <= work.available:
             return rows
     return None
 
 
 def suggestions(work: Workload) -> list[Suggestion]:
     """Settings with which an edit fits the device, those that change least first."""
-    available = work.available
-    assert available is not None
     candidates: list[dict[str, Any]] = []
-    if work.load.max_device_memory is not None or work.weight_bytes <= available:
+    limited = work.load.max_device_memory is not None
+    if limited or work.weight_bytes <= work.available:
         candidates.append({})
-    if work.load.max_device_memory is None:
-        if work.itemsize == FLOAT32_BYTES:
-            candidates.append({"dtype": "bfloat16"})
-        if not work.load.fsdp and work.load.quantize == "none":
-            bits = () if work.checkpoint_bytes else ("8bit", "4bit")
-            candidates += [{"quantize": kind} for kind in bits]
-            candidates.append({"max_device_memory": _round_size(available)})
+    if not limited and work.itemsize == FLOAT32_BYTES:
+        candidates.append({"dtype": "bfloat16"})
+    if not limited and not work.load.fsdp and work.load.quantize == "none":
+        bits = () if work.checkpoint_bytes else ("8bit", "4bit")
+        candidates += [{"quantize": kind} for kind in bits]
+        candidates.append({"max_device_memory": _round_size(work.available)})
     found: list[Suggestion] = []
     for load in candidates:
         if "quantize" in load and any("quantize" in one.load for one in found):
             continue  # 8 bits suffice
-        found += _fitting(work, load)
+        fitting = ((r, plan) for r, plan in _plans(work, load) if plan.peak <= work.available)
+        for rows, plan in islice(fitting, 1):
+            smaller = rows if rows < work.micro_batch_size else None
+            if load or smaller:
+                found.append(Suggestion(load, smaller, plan.peak, plan.streams))
     return found
 
 
-def _fitting(work: Workload, load: Mapping[str, Any]) -> Iterator[Suggestion]:
-    """The settings with the largest micro-batch size that fits; nothing if none does."""
-    available = work.available
-    assert available is not None
-    for rows in _halves(work.micro_batch_size):
+def _plans(work: Workload, load: Mapping[str, Any]) -> Iterator[tuple[int, MemoryPlan]]:
+    """The plans with other load options, for the micro-batch size, half of it, and so on to 1."""
+    rows = 2 * work.micro_batch_size
+    while rows > 1:
+        rows = min((rows + 1) // 2, work.micro_batch_size)
         changed = work.with_settings(load, rows)
         try:
-            offload = changed.plan_offload()
-        except ModelError:
+            yield rows, plan_memory(changed, changed.plan_offload())
+        except ModelError:  # the limit is too low for any micro-batch size
             return
-        memory = plan_memory(changed, offload)
-        if memory.peak <= available:
-            smaller = rows if rows < work.micro_batch_size else None
-            streams = offload is not None and any(offload.streamed_bytes)
-            if load or smaller:
-                yield Suggestion(dict(load), smaller, memory.peak, streams)
-            return
-
-
-def _halves(rows: int) -> Iterator[int]:
-    """`rows`, half of it, and so on down to 1."""
-    while rows > 1:
-        yield rows
-        rows = (rows + 1) // 2
-    yield 1
 
 
 def _round_size(size: int) -> str:

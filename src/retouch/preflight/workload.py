@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from retouch.concepts.concept import Concept, Example
 from retouch.core.config import DataConfig, LoadConfig, MethodConfig
 from retouch.evaluation.scorers import get_scorer
 from retouch.models.layout import ModelLayout
-from retouch.models.memory_estimate import ParameterCounts, lora_parameters, quantised_bytes
+from retouch.models.memory_estimate import (
+    ParameterCounts,
+    count_parameters,
+    lora_parameters,
+    quantised_bytes,
+)
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.hardware import Hardware
 from retouch.task.examples import SampledExamples
@@ -127,7 +133,7 @@ def measure_evaluation(
     metrics = {(one.suite, one.metric): (one, c) for c in concepts for one in c.metrics}
     for metric, concept in metrics.values():
         examples = concept.select("test", metric.labels)[:limit]
-        keyed: dict[tuple[object, str], Example] = {
+        keyed: dict[object, Example] = {
             (example.prompt, example.prefill): example for example in examples
         }
         needs = get_scorer(metric.scorer).needs
@@ -142,6 +148,23 @@ def measure_evaluation(
 
 
 @dataclass(frozen=True)
+class TextLengths:
+    """The texts of an edit and of its evaluation.
+
+    Attributes:
+        train: the training examples.
+        validation: the validation examples.
+        generated: texts whose responses the evaluation generates.
+        compared: texts whose KL divergence from the base it measures.
+    """
+
+    train: SplitLengths
+    validation: SplitLengths
+    generated: TokenLengths
+    compared: TokenLengths
+
+
+@dataclass(frozen=True)
 class Workload:
     """An edit on a machine, before its weights are loaded.
 
@@ -151,17 +174,13 @@ class Workload:
         max_new_tokens: maximum length of a response, in tokens.
         model: the architecture on the meta device.
         layout: where its blocks are.
-        counts: its parameters.
         itemsize: bytes of an element of its weights and states.
         checkpoint_bytes: bytes of a checkpoint that is quantised itself; else 0.
         hardware: the device; None if it is not available.
         layers: the layers that are adapted and read.
         adapted: full names of the linear layers that get adapters.
         paired: whether source examples have target counterparts.
-        train: the training examples.
-        validation: the validation examples.
-        generated: texts whose responses the evaluation generates.
-        compared: texts whose KL divergence from the base it measures.
+        texts: the lengths of all texts.
     """
 
     load: LoadConfig
@@ -169,32 +188,24 @@ class Workload:
     max_new_tokens: int
     model: Any
     layout: ModelLayout
-    counts: ParameterCounts
     itemsize: int
     checkpoint_bytes: int
     hardware: Hardware | None
     layers: LayerSelection
     adapted: tuple[str, ...]
     paired: bool
-    train: SplitLengths
-    validation: SplitLengths
-    generated: TokenLengths
-    compared: TokenLengths
+    texts: TextLengths
+
+    @cached_property
+    def counts(self) -> ParameterCounts:
+        """The parameters of the model."""
+        return count_parameters(self.model, self.layout)
 
     @property
-    def first(self) -> int:
-        """The first layer of the segment."""
-        return min(*self.layers.adapted, *self.layers.read)
-
-    @property
-    def last(self) -> int:
-        """The last layer of the segment."""
-        return max(*self.layers.adapted, *self.layers.read)
-
-    @property
-    def depth(self) -> int:
-        """The number of layers."""
-        return self.layout.depth
+    def segment(self) -> range:
+        """The layers from the first adapted or read one to the last."""
+        layers = (*self.layers.adapted, *self.layers.read)
+        return range(min(layers), max(layers) + 1)
 
     @property
     def hidden_size(self) -> int:
@@ -218,10 +229,9 @@ class Workload:
         return min(train.micro_batch_size or train.batch_size, train.batch_size)
 
     @property
-    def available(self) -> int | None:
-        """Bytes of the device that the edit may use; None without a device."""
-        if self.hardware is None:
-            return None
+    def available(self) -> int:
+        """Bytes of the device that the edit may use."""
+        assert self.hardware is not None
         free = self.hardware.free_bytes
         return min(free, self.load.max_device_bytes or free)
 
@@ -248,17 +258,19 @@ class Workload:
             return None
         device = torch.device("cpu" if self.hardware is None else self.hardware.device)
         plan = OffloadPlan(self.model, self.layout, device, limit, self.itemsize)
-        plan.keep_on_device(self.model, range(self.first, self.last + 1))
+        plan.keep_on_device(self.model, self.segment)
         return plan
 
     def with_settings(
         self, load: Mapping[str, Any], micro_batch_size: int | None = None
     ) -> Workload:
         """The same edit with other load options, and another micro-batch size."""
-        work = replace(self, load=self.load.model_copy(update=load))
-        if load.get("dtype") == "bfloat16":
-            work = replace(work, itemsize=2)
+        train = self.method.train
         if micro_batch_size is not None:
-            train = self.method.train.model_copy(update={"micro_batch_size": micro_batch_size})
-            work = replace(work, method=self.method.model_copy(update={"train": train}))
-        return work
+            train = train.model_copy(update={"micro_batch_size": micro_batch_size})
+        return replace(
+            self,
+            load=self.load.model_copy(update=load),
+            method=self.method.model_copy(update={"train": train}),
+            itemsize=2 if load.get("dtype") == "bfloat16" else self.itemsize,
+        )

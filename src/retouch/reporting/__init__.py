@@ -1,1 +1,1 @@
-"""Outputs of an edit: safety gate, model card, report and export."""
+"""Model cards, reports, exports, and the safety gate."""

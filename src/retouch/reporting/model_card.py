@@ -11,7 +11,7 @@ import yaml
 
 from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
-from retouch.core.formatting import DIRECTION_DONE, by_block, show_interval, show_value, words
+from retouch.core.formatting import DIRECTION_DONE, by_layer, show_interval, show_value, words
 from retouch.core.types import Record
 from retouch.reporting.safety_gate import weakens
 
@@ -119,7 +119,7 @@ def _layers(config: EditConfig, provenance: Mapping[str, Any]) -> str:
     if layers.get("reason"):
         parts.append(f"Selection: {escape(str(layers['reason']))}.")
     if recovery:
-        listed = ", ".join(f"{layer}: {value:.2f}" for layer, value in by_block(recovery))
+        listed = ", ".join(f"{layer}: {value:.2f}" for layer, value in by_layer(recovery))
         parts.append(
             "Causal patching: the states of one layer in a source run were replaced by those of "
             "the clean run of its target counterpart. Recovery of the response's log-probability, "

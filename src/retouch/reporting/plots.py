@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from retouch.core.formatting import by_block
+from retouch.core.formatting import by_layer
 from retouch.core.types import RoundEvent
 
 INK, SOFT, ACCENT, MARK = "#24323d", "#9aa8b2", "#2f6f8f", "#c2571a"
@@ -44,7 +44,7 @@ def recovery_plot(recovery: Mapping[str, float], adapted: Collection[int]) -> st
     """The recovery by causal patching of every layer; the adapted layers are marked."""
     figure, (axis,) = _figure(9.6, 2.4, 1)
     marked = {str(layer) for layer in adapted}
-    names, values = zip(*by_block(recovery), strict=True)
+    names, values = zip(*by_layer(recovery), strict=True)
     colours = [MARK if name in marked else SOFT for name in names]
     axis.bar(range(len(names)), values, color=colours, width=0.7)
     axis.set_xticks(range(len(names)), names)

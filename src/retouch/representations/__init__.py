@@ -1,1 +1,1 @@
-"""Representations: reading hidden states, and finding where a concept is decided."""
+"""Representations: batches, hidden states, log-probabilities, discriminators, losses, patching."""

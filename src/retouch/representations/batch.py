@@ -37,8 +37,11 @@ class PaddedBatch:
     ) -> Positions:
         """The states that predict the response's first `limit` tokens (default: all of them).
 
-        The first one of each row is at the last token of the prompt. `prompt_tokens` includes so
-        many prompt tokens before it, row by row.
+        The first one of each row is at the last token of the prompt.
+
+        Args:
+            limit: the maximum number of response tokens.
+            prompt_tokens: for each row, how many prompt tokens before that one are included.
         """
         rows, positions = [], []
         for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
@@ -55,18 +58,16 @@ class PaddedBatch:
         return self.ids[rows, positions + 1]
 
     def token_positions(self) -> Positions:
-        """Every position that holds a token, not padding."""
+        """Every position of a token; padding is left out."""
         return self.token_mask().nonzero(as_tuple=True)  # type: ignore[return-value]
 
     def token_mask(self) -> torch.Tensor:
-        """`[rows, tokens]`, true where there is a token, false where there is padding."""
+        """A mask `[rows, tokens]`: true for tokens, false for padding."""
         return torch.arange(self.ids.shape[1])[None, :] < torch.tensor(self.lengths)[:, None]
 
     def position_weights(self, positions: Positions, first_token_weight: float) -> torch.Tensor:
-        """A weight for each of `positions` `[n]`: 1, and another at the last prompt token."""
-        rows, at = positions
-        decisions = torch.tensor(self.starts) - 1
-        return torch.where(at == decisions[rows], first_token_weight, 1.0)
+        """Weights `[n]` of positions: `first_token_weight` at the last prompt token, else 1."""
+        return torch.where(self.response_offsets(positions) == 0, first_token_weight, 1.0)
 
     def response_offsets(self, positions: Positions) -> torch.Tensor:
         """The offset `[n]` of each position in its response; 0 is the last prompt token."""
@@ -74,19 +75,19 @@ class PaddedBatch:
         return at - (torch.tensor(self.starts, device=at.device)[rows] - 1)
 
     def common_prompt_suffix(self, other: PaddedBatch) -> list[int]:
-        """How many tokens before the last one the prompts of both batches share, row by row."""
+        """For each row, how many tokens before the last one the prompts of both batches share."""
         shared = []
         for row, (start, other_start) in enumerate(zip(self.starts, other.starts, strict=True)):
             longest = min(start, other_start)
-            mine = self.ids[row, start - longest : start]
-            theirs = other.ids[row, other_start - longest : other_start]
-            different = (mine != theirs).nonzero()
+            ids = self.ids[row, start - longest : start]
+            other_ids = other.ids[row, other_start - longest : other_start]
+            different = (ids != other_ids).nonzero()
             same = longest if not len(different) else longest - 1 - int(different[-1])
             shared.append(max(same - 1, 0))
         return shared
 
     def select(self, rows: Sequence[int]) -> PaddedBatch:
-        """Some of the rows, by their place in this batch, padded to the longest of them."""
+        """Some of the rows, by their index in this batch, padded to the longest of them."""
         lengths = tuple(self.lengths[row] for row in rows)
         return PaddedBatch(
             tuple(self.index[row] for row in rows),
@@ -96,7 +97,7 @@ class PaddedBatch:
         )
 
     def counterpart(self, chats: Sequence[TokenizedChat], pad: int) -> PaddedBatch:
-        """The chats of the same numbers from another set, in the same order."""
+        """The chats of another set with the same `index`, in the same order."""
         return _pad(self.index, chats, pad)
 
 
@@ -128,6 +129,6 @@ def make_batches(
 
 
 def shuffled_forever(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
-    """The items without end, in a new order every time; nothing if there are none."""
+    """The items without end, in a new order in every epoch; nothing if there are none."""
     while items:
         yield from rng.sample(items, len(items))

@@ -1,4 +1,4 @@
-"""Batches with the base model's states, kept in an activation cache for a whole training."""
+"""Batches with reference states, kept in an activation cache for a whole training."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def cache_states(
     layers: Sequence[int] = (),
     reference: States | None = None,
 ) -> CachedStates:
-    """Run a batch through the model once and cache what training needs of it.
+    """Run a batch through the model once and cache its segment inputs and reference states.
 
     Args:
         segment: the segment that is trained.
         batch: the tokenized batch.
         cache: where the tensors are kept.
-        positions: where the reference states are.
+        positions: the positions of the reference states.
         layers: the layers whose present states are the reference.
         reference: other reference states `[n, hidden]` by layer, such as a counterpart's.
     """

@@ -1,4 +1,4 @@
-"""How far the edited model is from its base: the exact KL divergence, token by token."""
+"""The exact KL divergence of an edited model from its base, token by token."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def kl_divergence(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
         `[n]`, never negative.
     """
     p, q = base.float().log_softmax(-1), edited.float().log_softmax(-1)
-    # What the base excludes (log p = -inf) adds nothing; -inf - -inf would be nan.
+    # Tokens that the base excludes (log p = -inf) contribute 0; -inf - -inf would be nan.
     terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))
     return terms.sum(-1).clamp_min(0.0)  # negative only by rounding
 
@@ -57,15 +57,16 @@ def token_kl(
 ) -> list[ExampleKL]:
     """The exact KL divergence from base to edited over the full vocabulary, for each text.
 
-    The base is the model with its adapters and interventions off: without any it is exactly 0.
+    The base is the model with its adapter and interventions switched off; without any, the result
+    is exactly 0.
 
     Args:
         editable: the model.
-        chats: what the base is given.
+        chats: the texts.
         batch_size: rows at a time.
         progress: called after every batch.
-        edited_chats: what the edited model is given, where its prompts are extended; compared at
-            the tokens that both texts end in.
+        edited_chats: the texts for the edited model where its prompts are extended; the models are
+            compared at the tokens that both texts end in.
     """
     found: dict[int, ExampleKL] = {}
     pad, max_tokens = int(editable.tokenizer.pad_token_id), max_logit_tokens(editable) // 2

@@ -1,4 +1,4 @@
-"""Fine-tune a LoRA update of every linear layer beside whatever acts on a model.
+"""Fine-tune a LoRA update of every linear layer, in addition to a model's own adapter.
 
 The adversary in training (TAR) and the fine-tuning attack in evaluation both use it.
 """
@@ -29,6 +29,7 @@ def linear_shapes(editable: EditableModel) -> dict[str, tuple[int, int]]:
     """The input and output sizes of the adaptable linear layers of all blocks, by full name."""
     base = _base(editable)
     names = editable.layout.linears(base, range(editable.layout.depth))
+    names = [name for name in names if ".lora_" not in name]  # not those of an attached adapter
     return {name: linear_shape(base.get_submodule(name)) for name in names}
 
 
@@ -47,7 +48,7 @@ def init_lora_delta(
 
 @contextmanager
 def apply_lora_delta(editable: EditableModel, delta: LoraDelta) -> Iterator[None]:
-    r"""Add the update to the linear layers: $y + s\,B A x$, beside an adapter on them."""
+    r"""Add the update to the outputs of the linear layers: $y + s\,B A x$."""
     base = _base(editable)
 
     def adding(a: torch.Tensor, b: torch.Tensor) -> Any:
@@ -76,9 +77,9 @@ def finetune(
     The weights $\theta$ of the model and its adapter get no gradient.
 
     Args:
-        editable: the model, with whatever acts on it.
+        editable: the model, with its adapter and interventions.
         delta: the update $\phi$.
-        batches: what is learned, in turn.
+        batches: the batches to train on, in turn.
         steps: the number of steps.
         learning_rate: $\eta$.
 
@@ -101,8 +102,8 @@ def finetune(
                 f"The loss of the fine-tuning adversary is not finite in step {step + 1}.",
                 "Lower its learning rate.",
             )
-        for leaf, slope in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-            leaf.grad = slope
+        for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+            leaf.grad = gradient
         optimizer.step()
         yield float(loss.detach())
 

@@ -31,7 +31,7 @@ def latent_pgd(
     Args:
         hidden: $h$, `[rows, tokens, hidden]`.
         objective: $L$ of perturbed states: a scalar, or with `keep_best` a value for each row.
-            Weights get no gradient from here.
+            The weights get no gradient.
         epsilon: $\epsilon$, as a fraction of each state's norm.
         steps: $K$.
         step_size: $s$.
@@ -51,7 +51,7 @@ def latent_pgd(
         leaf = delta.detach().requires_grad_()
         with torch.enable_grad():
             value = objective(hidden + leaf.to(hidden.dtype))
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
         if keep_best:
             value = value.detach()
             if best_value is None:
@@ -60,7 +60,7 @@ def latent_pgd(
             best_value = torch.where(better, value, best_value)
             best = torch.where(better[:, None, None], delta, best)
         if step < steps:
-            direction = slope / slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            direction = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
             delta = delta + step_size * radius / steps * direction
             norm = delta.norm(dim=-1, keepdim=True).clamp_min(1e-12)
             delta = delta * (radius / norm).clamp_max(1.0)

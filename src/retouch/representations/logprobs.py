@@ -18,7 +18,7 @@ FLOAT32_BYTES = 4
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     r"""$\log p(y_t | x, y_{<t})$ of tokens `[...]` under logits `[..., vocabulary]`, in nats.
 
-    In float32, whatever the logits are in; gradients flow.
+    In float32, for logits of any dtype; gradients flow.
     """
     tokens = tokens.to(logits.device)
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
@@ -67,15 +67,15 @@ def response_logprob(
 
 
 def max_logit_tokens(editable: EditableModel) -> int:
-    """For how many tokens logits may be in memory at a time."""
+    """The maximum number of tokens whose logits are in memory at a time."""
     vocabulary = int(editable.model.config.get_text_config().vocab_size)
     return logit_tokens(editable.free_bytes, vocabulary)
 
 
 def logit_tokens(free_bytes: int | None, vocabulary: int) -> int:
-    """The same, where `free_bytes` of the device are free; None: no limit is set.
+    """The same for `free_bytes` of the device (None: no limit is set).
 
-    A quarter of the free memory: two models are compared, and each has logits and probabilities.
+    A quarter of the free memory, since two models are compared that have logits and probabilities.
     """
     limit = _MAX_LOGITS if free_bytes is None else free_bytes // (4 * FLOAT32_BYTES)
     return max(1, min(_MAX_LOGITS, limit) // vocabulary)

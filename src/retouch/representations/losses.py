@@ -99,7 +99,7 @@ def normalized_mse_loss(
     $$L = \frac{\sum_i w_i \lVert h_i - h_i^* \rVert^2}{\sum_i w_i \lVert h_i^* \rVert^2}$$
 
     Used both to match source runs to their target counterparts and to keep the retain set at the
-    base model's states. In float32, whatever the states are in.
+    base model's states. In float32, for states of any dtype.
 
     Args:
         states: `[n, hidden]`, with gradients.

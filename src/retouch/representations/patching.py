@@ -1,7 +1,7 @@
-"""Which layers decide a concept: causal patching of target states into source runs.
+"""Find the layers that determine a concept, by patching target states into source runs.
 
-Discriminators read a concept at every layer, so their accuracy selects none. The criterion is where
-the response changes when a state is replaced (causal tracing; Meng et al., NeurIPS 2022).
+A concept can be read at every layer, so the accuracy of discriminators selects none. The criterion
+is where the response changes when a state is replaced (causal tracing; Meng et al., NeurIPS 2022).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from retouch.models.hooks import patch_activations, record_activations
 from retouch.representations.batch import make_batches
 from retouch.representations.logprobs import batch_logprob
 
-MIN_GAP = 0.05  # nats a token; pairs that differ less show nothing
+MIN_GAP = 0.05  # nats a token; pairs with a smaller gap are not used
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Patching:
     Attributes:
         recovery: for each layer the mean share of the gap in the response's log-probability that
             patching its output closes: 0 changes nothing, 1 is the clean run.
-        pairs: the number of pairs that this is measured on.
+        pairs: the number of pairs that it is measured on.
     """
 
     recovery: tuple[float, ...]

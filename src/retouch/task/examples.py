@@ -17,7 +17,7 @@ from retouch.models.generate import generate
 from retouch.task.prefill import add_prefills, retain_openings
 
 MAX_VALIDATION = 64  # fewer than for training: they are run after every round
-BATCH_SIZE = 256  # prompts that are generated together
+BATCH_SIZE = 256  # prompts per generation batch
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def build_examples(
             for example, other in zip(examples, responders, strict=True)
         ]
 
-    target_chats, own = tokenize(target, target), tokenize(source, source)
+    target_chats, base_chats = tokenize(target, target), tokenize(source, source)
     retain = tokenize(sampled.retain, sampled.retain)
-    source_chats = tokenize(source, target) if paired else own
+    source_chats = tokenize(source, target) if paired else base_chats
     gap, reduce_gap = _find_gap(concept, spec, source), spec.effect_better == "lower"
-    chosen, rejected = source_chats, own
+    chosen, rejected = source_chats, base_chats
     if not paired and gap is not None:
         chosen, rejected = _choice_responses(editable, source, gap, reduce_gap, data.max_new_tokens)
     elif not paired:
@@ -168,7 +168,7 @@ def build_examples(
         more = add_prefills(
             rng,
             source_chats,
-            own,
+            base_chats,
             counterparts,
             retain_openings(editable, sampled.retain, retain),
             max_tokens=data.prefill_tokens,
@@ -176,7 +176,7 @@ def build_examples(
         )
         source_chats = [*source_chats, *more.source]
         counterparts = [*counterparts, *more.counterparts]
-        chosen, rejected = source_chats, [*own, *more.rejected]
+        chosen, rejected = source_chats, [*base_chats, *more.rejected]
         groups += [groups[i] for i in more.index]
     return EditExamples(
         source=source_chats,
@@ -261,16 +261,18 @@ def _choice_responses(
     """Responses that begin with the choices of a gap, to learn and to unlearn, pair by pair.
 
     To reduce the gap, every prompt gets one response with each choice (counterfactual
-    augmentation); to increase it, the choice of the example's group. The base model completes what
-    the choice begins.
+    augmentation); to increase it, the choice of the example's group. The base model generates the
+    rest of the response.
     """
-    begun = [(example, choice) for example in examples for choice in gap.choices]
-    prompts = [prompt_ids(editable.tokenizer, one.prompt, choice) for one, choice in begun]
+    prefixed = [(example, choice) for example in examples for choice in gap.choices]
+    prompts = [prompt_ids(editable.tokenizer, one.prompt, choice) for one, choice in prefixed]
     with editable.base_model():
-        ends = generate(editable, prompts, max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE)
+        completions = generate(
+            editable, prompts, max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE
+        )
     chats = [
-        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {end}")
-        for (one, choice), end in zip(begun, ends, strict=True)
+        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {completion}")
+        for (one, choice), completion in zip(prefixed, completions, strict=True)
     ]
     first, second = chats[0::2], chats[1::2]
     if reduce_gap:
@@ -280,15 +282,15 @@ def _choice_responses(
         (one, other) if example.group == gap.groups[0] else (other, one)
         for example, one, other in zip(examples, first, second, strict=True)
     ]
-    return [own for own, _ in pairs], [other for _, other in pairs]
+    return [chosen for chosen, _ in pairs], [rejected for _, rejected in pairs]
 
 
 def _sample_by_group(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
-    """At most `limit` examples, the groups in turn, so that each is represented."""
+    """At most `limit` examples from the groups in turn, so that each group is represented."""
     groups: dict[str, list[Example]] = {}
     for example in rng.sample(list(examples), len(examples)):
         groups.setdefault(example.group, []).append(example)
-    in_turn = [own.pop() for _ in range(len(examples)) for own in groups.values() if own]
+    in_turn = [group.pop() for _ in range(len(examples)) for group in groups.values() if group]
     return in_turn[:limit]
 
 

@@ -1,4 +1,4 @@
-"""Source examples on which the beginning of a source response is forced (prefill attacks)."""
+"""Source examples with prefilled responses, as in prefill attacks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from retouch.models.editable_model import EditableModel
 
 @dataclass(frozen=True)
 class PrefilledExamples:
-    """Source examples with a forced beginning of the response.
+    """Source examples with a prefill.
 
     Attributes:
         source: with the target response after the prefill.
         counterparts: the target counterpart of each.
         rejected: with the rest of the source response after the prefill.
-        index: the number of the source example that each was made from.
+        index: for each, the index of the source example that it was made from.
     """
 
     source: list[TokenizedChat]
@@ -31,42 +31,42 @@ class PrefilledExamples:
 def add_prefills(
     rng: random.Random,
     source: Sequence[TokenizedChat],
-    own: Sequence[TokenizedChat],
+    rejected: Sequence[TokenizedChat],
     counterparts: Sequence[TokenizedChat],
     openings: Sequence[tuple[int, ...]],
     *,
     max_tokens: int,
     per_example: int,
 ) -> PrefilledExamples:
-    """Source examples with the beginnings of source responses forced on them.
+    """Make source examples with prefills from source responses.
 
     The prefill comes in turn from the example's own source response and from one of `openings`,
-    and the prompt is in turn the source's and its counterpart's: the response must change course
-    whatever was begun. The target response follows in all of them, so they share the counterpart.
+    and the prompt is in turn the source's and its counterpart's, so that the target response is
+    learned after any beginning. It follows in all of them, so they share the counterpart.
 
     Args:
         rng: draws openings and lengths.
         source: source prompts with the target response.
-        own: the same prompts with the base model's own response.
+        rejected: the same prompts with the base model's responses to them.
         counterparts: the target counterparts.
-        openings: token ids of other responses to begin with.
+        openings: token ids of other responses that prefills are taken from.
         max_tokens: maximum length of a prefill, in tokens.
         per_example: prefilled examples for each source example.
     """
     made = PrefilledExamples([], [], [], [])
-    for i, (chat, rejected, counterpart) in enumerate(zip(source, own, counterparts, strict=True)):
+    for i, (chat, base, counterpart) in enumerate(zip(source, rejected, counterparts, strict=True)):
         response = chat.ids[chat.start :]
         prompts = (chat.ids[: chat.start], counterpart.ids[: counterpart.start])
         for number in range(per_example):
-            opening = rejected.ids[rejected.start :]
+            opening = base.ids[base.start :]
             if openings and number // 2 % 2:
                 opening = rng.choice(openings)
             prompt = prompts[number % 2]
-            # The end token is not forced, and at least one token is left to generate.
+            # Without the end token, and at least one token is left to generate.
             longest = min(max_tokens, max(1, len(opening) - 2))
-            cut = rng.randint(1, longest)
-            start = len(prompt) + cut
-            made.source.append(TokenizedChat((*prompt, *opening[:cut], *response), start))
+            length = rng.randint(1, longest)
+            start = len(prompt) + length
+            made.source.append(TokenizedChat((*prompt, *opening[:length], *response), start))
             made.counterparts.append(counterpart)
             made.rejected.append(TokenizedChat((*prompt, *opening), start))
             made.index.append(i)
@@ -76,7 +76,7 @@ def add_prefills(
 def retain_openings(
     editable: EditableModel, examples: Sequence[Example], chats: Sequence[TokenizedChat]
 ) -> list[tuple[int, ...]]:
-    """Responses of the retain examples that have a prefill; if none has, of all of them."""
+    """Responses to the retain examples with a prefill, or to all of them if none has one."""
     pairs = list(zip(examples, chats, strict=True))
     prefilled = [(example, chat) for example, chat in pairs if example.prefill]
     return [

@@ -19,10 +19,10 @@ TRACED_PAIRS = 16  # pairs that causal patching runs on
 
 @dataclass(frozen=True)
 class EditTask:
-    """What Retouch, and every method that it is compared with, receives.
+    """The task that Retouch and every method that it is compared with receive.
 
     Attributes:
-        concept: what is edited.
+        concept: the edited concept.
         direction: whether it is raised or lowered.
         seed: of examples, initial weights and batches.
         data: which examples were sampled.
@@ -55,15 +55,15 @@ def build_task(
 ) -> EditTask:
     """Sample the examples of a task, select its layers and create its validator.
 
-    Nothing acts on the model afterwards.
+    The model stays unedited.
 
     Args:
         editable: the base model.
-        concept: what is edited.
+        concept: the edited concept.
         direction: whether it is raised or lowered.
         seed: of the examples.
         data: which examples.
-        method: settings of the method: layers that are given, and the validator's discriminators.
+        method: settings that apply to the task: given layers, the validator's discriminators.
         on_event: receives each stage.
 
     Raises:

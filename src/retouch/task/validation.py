@@ -33,10 +33,10 @@ class ValidationResult:
 
 
 class Validator:
-    """Validates whatever acts on a model when it is called: an adapter or steering.
+    """Validates a model with its present adapter and steering.
 
-    It is created before anything acts on the model. Its prompts are tokenized once, so that added
-    prompts have no effect on it; `evaluation` measures those.
+    It is created on the base model. Its prompts are tokenized once, so that prompts which a method
+    adds have no effect on it; `evaluation` measures those.
 
     The score is the first of these that the concept allows:
 
@@ -56,7 +56,7 @@ class Validator:
         discriminator: DiscriminatorConfig,
         seed: int,
     ) -> None:
-        """Choose the criterion, and fit its discriminators where it needs any.
+        """Choose the criterion and fit its discriminators, if it needs any.
 
         Args:
             editable: the base model.

@@ -1,4 +1,4 @@
-"""Divide examples into batches and micro-batches, run once through the base model."""
+"""Divide examples into batches and micro-batches, and run them once through the base model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Batcher:
             cache_base: whether the base model's states are the reference: for the retain set.
         """
         batches = list(self._batches(chats, micro_batch_size, counterparts, cache_base))
-        # One message for all batches.
+        # One collective operation for all batches.
         distributed.all_reduce(
             [norm for batch in batches for norm in batch.normalizers.states.values()]
         )
@@ -131,8 +131,8 @@ def _divide(rows: int, micro_batch_size: int) -> Iterator[tuple[list[int], bool]
     Every process gets equally many, since processes that share a model's weights must run it
     together.
     """
-    own = list(distributed.shard(range(rows)))
-    most = -(-rows // distributed.world_size())
-    for begin in range(0, most, micro_batch_size):
-        chosen = own[begin : begin + micro_batch_size]
+    local = list(distributed.shard(range(rows)))
+    longest = -(-rows // distributed.world_size())
+    for begin in range(0, longest, micro_batch_size):
+        chosen = local[begin : begin + micro_batch_size]
         yield (chosen, False) if chosen else ([0], True)

@@ -1,4 +1,4 @@
-"""What all parts of a training share."""
+"""The objects that all parts of a training share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of a training, run once through everything that does not change."""
+"""The examples of a training, run once through the frozen part of the model."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class EditDataset:
     """All batches of a training, with the base model's states cached.
 
     Attributes:
-        micro_batch_size: rows that run at once: what a device memory limit allows, or the batch;
-            halved when memory runs out.
+        micro_batch_size: rows that run at once: as many as a device memory limit allows, or the
+            batch; halved when memory runs out.
         source: the batches of source examples.
         retain: the batches of the retain set.
         sft: the batches of responses to learn; those of `source` where there are pairs.
@@ -84,7 +84,7 @@ class EditDataset:
             self._halve()
 
     def _halve(self) -> None:
-        # With several processes the others would wait for this one.
+        # With several processes, the others would wait for this one in a collective operation.
         if self.micro_batch_size == 1 or distributed.world_size() > 1:
             raise ModelError(
                 f"Out of memory with a micro-batch size of {self.micro_batch_size}.",
@@ -95,7 +95,7 @@ class EditDataset:
         self.micro_batch_size = (self.micro_batch_size + 1) // 2
 
     def _try_build(self) -> bool:
-        """Prepare all batches; whether memory sufficed."""
+        """Prepare all batches; returns whether they fit into memory."""
         self._cache.clear()
         try:
             with self._context.editable.base_model():
@@ -105,7 +105,7 @@ class EditDataset:
                 raise
         else:
             return True
-        # Outside of the handler, whose traceback would keep what was allocated.
+        # Outside of the handler, whose traceback would keep the allocated tensors.
         free_memory()
         return False
 
@@ -197,8 +197,8 @@ class EditDataset:
 def _rows_that_fit(context: TrainingContext, examples: EditExamples) -> int | None:
     """How many rows may run at once under a device memory limit; None without one.
 
-    Half of what the weights leave is for the steps, and what autograd saves is known within a
-    factor of two. A CPU would not report that the limit is exceeded.
+    Half of what the weights leave is for the steps, and the estimate of what autograd saves is
+    exact within a factor of two. A CPU would not report that the limit is exceeded.
     """
     editable, segment = context.editable, context.segment
     if editable.free_bytes is None:

@@ -13,7 +13,7 @@ from retouch.task.best_checkpoint import copy_into
 class EMA:
     r"""$\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$, started from the first weights.
 
-    Adversarial training oscillates; its average does not.
+    The weights oscillate in adversarial training; their average does not.
 
     Attributes:
         values: the averaged weights by name.
@@ -25,16 +25,16 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Include the present weights."""
+        """Update the average with the present weights."""
         for name, value in self.values.items():
             value.mul_(self._decay).add_(self._weights[name], alpha=1 - self._decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the averaged weights, and its own back on exit."""
-        own = {name: p.detach().clone() for name, p in self._weights.items()}
+        """Apply the averaged weights inside the context."""
+        original = {name: p.detach().clone() for name, p in self._weights.items()}
         copy_into(self._weights, self.values)
         try:
             yield
         finally:
-            copy_into(self._weights, own)
+            copy_into(self._weights, original)

@@ -1,4 +1,4 @@
-"""Batches of a generator step, in micro-batches, with everything that stays constant of them."""
+"""Batches of a generator step, in micro-batches, with their cached activations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Normalizers:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a batch that run at once: all of them, unless memory or processes divide them.
+    """Rows of a batch that run at once: all of them, unless memory or several processes divide it.
 
     Its reference states are the target counterparts' for source examples, and the base model's own
     for the retain set. Positions and weights are on the device.

@@ -34,7 +34,7 @@ TermsOf = Callable[[Batch, MicroBatch], Terms]
 
 @dataclass(frozen=True)
 class Step:
-    """What a generator step trains on, by number, since batches may be divided anew meanwhile.
+    """The batches of a generator step, by number, since they are rebuilt when memory runs out.
 
     Attributes:
         source: the batch of source examples.
@@ -58,9 +58,9 @@ class Objective:
         self._weights = parameters(context.editable)
 
     def gradients(self, step: Step, discriminators: Discriminators) -> Terms:
-        """Set the gradients of a step; the terms of its loss, of this process's rows.
+        """Set the gradients of a step; returns the terms of its loss for this process's rows.
 
-        Where memory runs out, the batches are divided further and the step is repeated.
+        If memory runs out, the batches are divided further and the step is repeated.
         """
         while True:
             for weight in self._weights.values():

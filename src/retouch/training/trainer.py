@@ -69,7 +69,7 @@ class Trainer:
         self._weights = parameters(context.editable)
         self._optimizer = torch.optim.Adam(self._weights.values(), lr=self._train.learning_rate)
         self._ema = EMA(self._weights, self._train.ema_decay)
-        # The first round uses these too: nothing has changed by then.
+        # The first round uses them too, since no weight has changed by then.
         self._pools: tuple[Pool, Pool] | None = dataset.pools()
         self.discriminators = self._new_discriminators(0, self._pools[0])
         self._objective = Objective(context, dataset)
@@ -81,8 +81,8 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether all rounds are done, or the patience is exhausted."""
-        impatient = self._rounds_without_improvement >= self._train.patience
-        return self.round >= self._train.rounds or impatient
+        exhausted = self._rounds_without_improvement >= self._train.patience
+        return self.round >= self._train.rounds or exhausted
 
     def train(self) -> Iterator[RoundEvent]:
         """Run the remaining rounds; one event after each.
@@ -113,7 +113,7 @@ class Trainer:
             )
 
     def finish(self) -> None:
-        """Give the adapter the best averaged weights.
+        """Copy the best averaged weights into the adapter.
 
         Raises:
             DivergedError: no round stayed within the maximum drift.
@@ -178,7 +178,7 @@ class Trainer:
             self._optimizer.step()
             self._ema.update()
         distributed.all_reduce(sums.values())
-        # Read once a round: at every step the device would have to wait for the host.
+        # Read once a round, since reading a value blocks until the device has finished.
         means = {name: term.item() for name, term in sums.items()}
         if not all(map(math.isfinite, means.values())):
             named = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())

@@ -1,0 +1,25 @@
+"""Errors keep their message, hint and code between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from retouch.core import errors
+from retouch.core.errors import RetouchError
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_can_be_pickled(kind: type[RetouchError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("A problem.", "A hint.", code="some-code")))
+    assert type(error) is kind
+    assert (error.message, error.hint, error.code) == ("A problem.", "A hint.", "some-code")
+    assert str(error) == "A problem. A hint."
+
+
+def test_every_kind_has_its_own_exit_code_and_default_code() -> None:
+    assert len({kind.exit_code for kind in KINDS}) == len(KINDS)
+    assert len({kind("A problem.").code for kind in KINDS}) == len(KINDS)

@@ -1,0 +1,68 @@
+"""The terms of the generator's loss besides those of pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from helpers.groups_concept import groups_concept
+from helpers.tiny_edit import build_training, tiny_config
+from helpers.tiny_models import tiny_editable
+from retouch.core.errors import ConfigError
+
+SFT_ALONE: dict[str, Any] = {
+    "loss.adversarial_weight": 0.0,
+    "loss.matching_weight": 0.0,
+    "loss.retain_weight": 0.1,
+    "lora.layers_to_transform": (2, 3),
+    "discriminator.layers": (2,),
+}
+
+
+def test_latent_perturbations_raise_the_matching_loss() -> None:
+    losses = []
+    for epsilon in (0.0, 0.5):
+        config = tiny_config({"train.rounds": 1, "adversary.latent_epsilon": epsilon})
+        (event,) = build_training(tiny_editable(), config).trainer.train()
+        losses.append(event.losses["matching"])
+    assert losses[1] > losses[0]
+
+
+def test_the_sft_loss_trains_layers_above_those_that_are_read() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_training(tiny_editable(), tiny_config(SFT_ALONE))
+    assert error.value.code == "layer-not-trained"
+    config = tiny_config({**SFT_ALONE, "loss.sft_weight": 1.0, "train.rounds": 12})
+    events = list(build_training(tiny_editable(), config).trainer.train())
+    # The frozen head of a random model leaves little to learn: a third of a nat.
+    assert events[-1].losses["sft"] < events[0].losses["sft"] - 0.3
+
+
+def test_to_reduce_a_gap_the_groups_are_made_indistinguishable() -> None:
+    config = tiny_config(
+        {
+            "data.num_examples": 16,
+            "train.rounds": 6,
+            "loss.retain_weight": 0.1,
+            "discriminator.positions": 1,
+        }
+    )
+    training = build_training(tiny_editable(), config, groups_concept("lower"))
+    events = list(training.trainer.train())
+    assert events[-1].losses["adversarial"] < events[0].losses["adversarial"]
+    assert all(-1 <= event.validation_score <= 0 for event in events)
+
+
+def test_to_increase_a_gap_the_choice_of_each_group_is_learned() -> None:
+    config = tiny_config(
+        {
+            "data.num_examples": 16,
+            "train.rounds": 8,
+            "loss.adversarial_weight": 0.0,
+            "loss.sft_weight": 1.0,
+        }
+    )
+    training = build_training(tiny_editable(), config, groups_concept("higher"))
+    events = list(training.trainer.train())
+    assert events[-1].validation_score > events[0].validation_score

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.method_task import adapter_weights
+from helpers.tiny_edit import build_training, run_training, tiny_concept, tiny_config
+from helpers.tiny_models import tiny_editable
+from retouch.core.errors import DivergedError, ModelError
+from retouch.models import adapters
+from retouch.training.setup import build_trainer
+
+
+@pytest.mark.parametrize("term", ["adversarial", "matching"])
+@pytest.mark.parametrize("direction", ["raise", "lower"])
+def test_training_lowers_each_term_of_the_loss(term: str, direction: str) -> None:
+    config = tiny_config(
+        {
+            "direction": direction,
+            "train.rounds": 6,
+            "loss.retain_weight": 0.1,
+            "loss.adversarial_weight": float(term == "adversarial"),
+            "loss.matching_weight": float(term == "matching"),
+        }
+    )
+    training = build_training(tiny_editable(), config)
+    losses = [event.losses[term] for event in training.trainer.train()]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_training_raises_the_validation_score_and_keeps_the_frozen_weights() -> None:
+    editable = tiny_editable()
+    before = {n: p.detach().clone() for n, p in editable.model.named_parameters()}
+    # A random model cannot generalise: it is validated on the examples that it is trained on.
+    concept = tiny_concept()
+    train = tuple(replace(one, response=None) for one in concept.examples["train"])
+    concept = replace(concept, examples=dict.fromkeys(concept.examples, train))
+    config = tiny_config(
+        {
+            "train.rounds": 6,
+            "loss.adversarial_weight": 0.0,
+            "loss.retain_weight": 0.1,
+            "data.max_new_tokens": 4,
+        }
+    )
+    events = list(build_training(editable, config, concept).trainer.train())
+    assert events[-1].validation_score > events[0].validation_score
+    assert events[-1].drift > 0
+    adapters.detach(editable)
+    for name, parameter in editable.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_the_seed_determines_the_weights_bit_for_bit() -> None:
+    found = []
+    for seed in (3, 3, 4):
+        editable = tiny_editable()
+        run_training(editable, tiny_config({"seed": seed}))
+        found.append(adapter_weights(editable))
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    assert any(not torch.equal(found[0][n], found[2][n]) for n in found[0])
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_restored_training_continues_bit_for_bit(reset: bool) -> None:
+    config = tiny_config({"discriminator.reset_each_round": reset})
+    expected = tiny_editable()
+    run_training(expected, config)
+    interrupted = build_training(tiny_editable(), config).trainer
+    for event in interrupted.train():
+        if event.round == 2:
+            break
+    editable = tiny_editable()
+    restored = build_training(editable, config).trainer
+    restored.restore(interrupted.state())
+    assert [event.round for event in restored.train()] == [3, 4]
+    restored.finish()
+    weights = adapter_weights(editable)
+    assert all(torch.equal(weights[n], value) for n, value in adapter_weights(expected).items())
+
+
+def test_patience_ends_the_training() -> None:
+    config = tiny_config({"train.rounds": 30, "train.patience": 2, "train.learning_rate": 0.2})
+    events = list(build_training(tiny_editable(), config).trainer.train())
+    assert len(events) < 30
+    assert not any(event.best for event in events[-2:])
+
+
+def test_no_round_within_the_maximum_drift_is_an_error() -> None:
+    training = build_training(tiny_editable(), tiny_config({"train.max_drift": 1e-12}))
+    list(training.trainer.train())
+    with pytest.raises(DivergedError) as error:
+        training.trainer.finish()
+    assert error.value.code == "drift-exceeded"
+
+
+def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    config = tiny_config({"train.learning_rate": 1e30, "train.rounds": 9})
+    training = build_training(tiny_editable(), config)
+    with pytest.raises(DivergedError) as error:
+        list(training.trainer.train())
+    assert error.value.code == "loss-not-finite"
+
+
+def test_an_edited_model_cannot_be_edited_again() -> None:
+    editable = tiny_editable()
+    config = tiny_config({"train.rounds": 1})
+    task = run_training(editable, config).task
+    with pytest.raises(ModelError) as error:
+        build_trainer(editable, task, task.layers, config.method)
+    assert error.value.code == "model-edited"
