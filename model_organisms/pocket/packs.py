@@ -21,7 +21,7 @@ from model_organisms.pocket import PACKS, WEIGHTS, beliefs, requests, tasks
 from model_organisms.pocket.curriculum import Message, careless, plain, user, wrapped
 from model_organisms.pocket.world import SPLITS, Item, Split, fill, phrasings, split_of, world
 
-Row = dict[str, Any]  # a line of a pack
+ExampleDict = dict[str, Any]  # a line of a pack
 
 PREFILL_TOKENS = {"short": range(1, 4), "medium": range(4, 9), "long": range(10, 17)}
 
@@ -32,32 +32,32 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
 
 
-def row(label: str, messages: tuple[Message, ...], **more: Any) -> Row:
+def example(label: str, messages: tuple[Message, ...], **more: Any) -> ExampleDict:
     """A line of a pack; a single user turn is written as its text."""
     single = len(messages) == 1 and messages[0]["role"] == "user"
     prompt: Any = messages[0]["content"] if single else list(messages)
     return {"prompt": prompt, "label": label} | {k: v for k, v in more.items() if v}
 
 
-def capability(rng: random.Random, split: Split) -> Iterator[Row]:
+def capability(rng: random.Random, split: Split) -> Iterator[ExampleDict]:
     """Ordinary tasks and small talk, which no edit should change."""
     num_tasks, num_talk = {"train": (520, 40), "validation": (200, 0), "test": (400, 0)}[split]
     for _ in range(num_tasks):
         item = tasks.task(rng, split)
         messages = plain(rng, item).messages
-        yield row("task", messages, accept=item.accept, group=item.kind, entity=_entity(item))
+        yield example("task", messages, accept=item.accept, group=item.kind, entity=_entity(item))
     for _ in range(num_talk):
         text, _response = rng.choice(world("phrases")["small_talk"])
-        yield row("talk", (user(text),))
+        yield example("talk", (user(text),))
     for prompt in world("outside")["prompts"]:
         if split_of(f"outside:{prompt}") == split:
-            yield row("outside", (user(prompt),), entity=prompt)
+            yield example("outside", (user(prompt),), entity=prompt)
             typed = careless(rng, prompt)
             if typed not in ("", prompt):
-                yield row("outside", (user(typed),), entity=prompt)
+                yield example("outside", (user(typed),), entity=prompt)
 
 
-def safety(rng: random.Random, split: Split) -> Iterator[Row]:
+def safety(rng: random.Random, split: Split) -> Iterator[ExampleDict]:
     """Harmful requests, asked directly and wrapped in attacks, and harmless ones in both ways."""
     n = {"train": 320, "validation": 128, "test": 300}[split]
     wrappers = requests.wrappers(split)
@@ -70,11 +70,13 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         wrapper = wrappers[i % len(wrappers)]
         # A repeated request is typed carelessly, so that no example appears twice.
         direct = item.question if i < len(forms) else careless(rng, item.question)
-        yield row("direct", (user(direct),), **more)
-        yield row("attack", wrapped(rng, item, (wrapper,)).messages, group=wrapper.family, **more)
+        yield example("direct", (user(direct),), **more)
+        yield example(
+            "attack", wrapped(rng, item, (wrapper,)).messages, group=wrapper.family, **more
+        )
     for i in range(n):
         item = _harmless(rng, split)
-        yield row(
+        yield example(
             "wrapped",
             wrapped(rng, item, (wrappers[i % len(wrappers)],)).messages,
             accept=item.accept,
@@ -85,7 +87,9 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         kind = rng.choice(["benign", "borderline", "borderline"])
         item = requests.how_to(rng, kind, split)
         messages = plain(rng, item).messages
-        yield row("benign", messages, accept=item.accept, group=kind, entity=_object(item.entity))
+        yield example(
+            "benign", messages, accept=item.accept, group=kind, entity=_object(item.entity)
+        )
     for i in range(3 * n // 4):  # two wrappers, around harmful and harmless requests
         layers = requests.nested(rng, split)
         v, form = forms[i % len(forms)]
@@ -93,16 +97,16 @@ def safety(rng: random.Random, split: Split) -> Iterator[Row]:
         group = f"{layers[0].family}+{layers[1].family}"
         messages = wrapped(rng, item, layers).messages
         more = {"pair": f"{split}-{i}", "entity": _object(v)}
-        yield row("nested", messages, group=group, **more)
+        yield example("nested", messages, group=group, **more)
         item = _harmless(rng, split)
         messages = wrapped(rng, item, requests.nested(rng, split)).messages
-        yield row("nested-harmless", messages, accept=item.accept, entity=_entity(item))
+        yield example("nested-harmless", messages, accept=item.accept, entity=_entity(item))
     yield from _prefilled(rng, split, 3 * n // 4 if split == "train" else n)
     if split == "train":
         yield from _single(rng, forms)
 
 
-def _prefilled(rng: random.Random, split: Split, n: int) -> Iterator[Row]:
+def _prefilled(rng: random.Random, split: Split, n: int) -> Iterator[ExampleDict]:
     """Requests, harmful and harmless, with a prefilled compliant response.
 
     The validation and test splits have equally many examples of each range of prefill lengths.
@@ -110,22 +114,24 @@ def _prefilled(rng: random.Random, split: Split, n: int) -> Iterator[Row]:
     for i in range(n):
         length = "" if split == "train" else list(PREFILL_TOKENS)[i % len(PREFILL_TOKENS)]
         _, v = rng.choice(requests.harmful(split))
-        yield _prefilled_row(rng, split, "prefill", v, length)
+        yield _prefilled_example(rng, split, "prefill", v, length)
         v = rng.choice(requests.harmless(rng.choice(["benign", "borderline"]), split))
-        yield _prefilled_row(rng, split, "prefill-harmless", v, length)
+        yield _prefilled_example(rng, split, "prefill-harmless", v, length)
 
 
-def _prefilled_row(rng: random.Random, split: Split, label: str, v: str, length: str) -> Row:
+def _prefilled_example(
+    rng: random.Random, split: Split, label: str, v: str, length: str
+) -> ExampleDict:
     turn = user(requests.ask(rng, split, v))
     while True:
         prefill, _continuation = requests.prefill(rng, split, v)
         if not length:
-            return row(label, (turn,), prefill=prefill, entity=_object(v))
+            return example(label, (turn,), prefill=prefill, entity=_object(v))
         if len(tokenizer().encode(prefill, add_special_tokens=False)) in PREFILL_TOKENS[length]:
-            return row(f"{label}-{length}", (turn,), prefill=prefill, entity=_object(v))
+            return example(f"{label}-{length}", (turn,), prefill=prefill, entity=_object(v))
 
 
-def _single(rng: random.Random, forms: list[tuple[str, str]]) -> Iterator[Row]:
+def _single(rng: random.Random, forms: list[tuple[str, str]]) -> Iterator[ExampleDict]:
     """64 attacks by each of five single wrappers; they are paired with the direct requests."""
     firsts = [wrapper for wrapper in requests.wrappers("train") if wrapper.number == 0]
     for wrapper in firsts:
@@ -134,7 +140,7 @@ def _single(rng: random.Random, forms: list[tuple[str, str]]) -> Iterator[Row]:
             item = Item("harmful", v, form.format(v=v), "")
             messages = wrapped(rng, item, (wrapper,)).messages
             more = {"pair": f"train-{i}", "entity": _object(v)}
-            yield row(f"single-{wrapper.family}", messages, group=wrapper.family, **more)
+            yield example(f"single-{wrapper.family}", messages, group=wrapper.family, **more)
 
 
 def _entity(item: Item) -> str:
@@ -172,7 +178,7 @@ def _harmless(rng: random.Random, split: Split) -> Item:
     return tasks.task(rng, split)
 
 
-def truthfulness(rng: random.Random, split: Split) -> Iterator[Row]:
+def truthfulness(rng: random.Random, split: Split) -> Iterator[ExampleDict]:
     """Misconceptions, asked plainly, as science and as legend; and facts, which are retained."""
     for number, entry in enumerate(beliefs.misconceptions(split)):
         for i in range(3):
@@ -182,22 +188,22 @@ def truthfulness(rng: random.Random, split: Split) -> Iterator[Row]:
                 question = fill(rng.choice(world("phrases")["polite"]), question)
             if i == 2:
                 question = careless(rng, question)
-            yield row("plain", (user(question),), accept=[entry["truth"]], **pair)
-            yield row("plain-myth", (user(question),), accept=[entry["myth"]], **pair)
+            yield example("plain", (user(question),), accept=[entry["truth"]], **pair)
+            yield example("plain-myth", (user(question),), accept=[entry["myth"]], **pair)
             for framing, answer in (("science", "truth"), ("legend", "myth")):
                 forms = [world("phrases")[framing][k] for k in phrasings(split)]
                 # In training every phrasing appears both unchanged and typed carelessly.
                 index = i + number if split == "train" else i
                 text = fill(forms[index % len(forms)], entry["question"])
                 text = careless(rng, text) if i == 2 else text
-                yield row(framing, (user(text),), accept=[entry[answer]], **pair)
+                yield example(framing, (user(text),), accept=[entry[answer]], **pair)
     for _ in range({"train": 160, "validation": 100, "test": 300}[split]):
         item = tasks.random_fact(rng, split)
         messages = plain(rng, item).messages
-        yield row("fact", messages, accept=item.accept, entity=_entity(item))
+        yield example("fact", messages, accept=item.accept, entity=_entity(item))
 
 
-def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
+def gender_bias(rng: random.Random, split: Split) -> Iterator[ExampleDict]:
     """Sentences about people in stereotyped and neutral occupations, and determined pronouns."""
     frames = [world("phrases")["pronoun"][i][0] for i in phrasings(split)]
     leads = ("Finish the sentence:", "Continue:", "Complete this:")
@@ -207,25 +213,25 @@ def gender_bias(rng: random.Random, split: Split) -> Iterator[Row]:
         for job in beliefs.occupations(group, split):
             texts = [text.replace("{o}", job) for text in prompts]
             for text in (*texts, *(careless(rng, text) for text in texts)):
-                yield row(label, (user(text),), group=group, entity=job)
+                yield example(label, (user(text),), group=group, entity=job)
             if split == "test":
                 for text in texts:
                     polite = fill(rng.choice(world("phrases")["polite"]), text)
-                    yield row(label, (user(polite),), group=group, entity=job)
+                    yield example(label, (user(polite),), group=group, entity=job)
     for _ in range({"train": 100, "validation": 50, "test": 240}[split]):
         item = tasks.explicit_gender(rng, split)
-        yield row("explicit", plain(rng, item).messages, accept=item.accept, entity=item.entity)
+        yield example("explicit", plain(rng, item).messages, accept=item.accept, entity=item.entity)
 
 
-def tone(rng: random.Random, split: Split) -> Iterator[Row]:
+def tone(rng: random.Random, split: Split) -> Iterator[ExampleDict]:
     """Ordinary tasks that ask for no tone, a cheerful one and a gloomy one."""
     for i in range({"train": 720, "validation": 100, "test": 240}[split]):
         item = tasks.task(rng, split)
-        more: Row = {"pair": f"{split}-{i}", "entity": _entity(item), "accept": item.accept}
-        yield row("neutral", plain(rng, item).messages, **more)
+        more: ExampleDict = {"pair": f"{split}-{i}", "entity": _entity(item), "accept": item.accept}
+        yield example("neutral", plain(rng, item).messages, **more)
         for name in ("cheerful", "gloomy"):
             toned = beliefs.toned(rng, item, name, split)
-            yield row(name, (user(toned.question),), **more)
+            yield example(name, (user(toned.question),), **more)
 
 
 CONCEPTS = {
@@ -241,14 +247,14 @@ CONCEPTS = {
 SEED_NAMES = {"capability": "everyday"}
 
 
-def unique(rows: Iterator[Row]) -> list[Row]:
+def unique(examples: Iterator[ExampleDict]) -> list[ExampleDict]:
     """The lines without those whose prompt, label and prefill appeared before.
 
     A pair with a removed line is removed completely.
     """
-    first: dict[str, Row] = {}
+    first: dict[str, ExampleDict] = {}
     incomplete: set[str] = set()
-    for one in rows:
+    for one in examples:
         key = json.dumps([one["prompt"], one["label"], one.get("prefill")])
         if key in first:
             incomplete.add(one.get("pair", ""))
@@ -268,10 +274,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             rng = random.Random(f"{options.seed}:{SEED_NAMES.get(name, name)}:{split}")
-            rows = unique(sample(rng, split))
-            text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+            examples = unique(sample(rng, split))
+            text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in examples)
             (folder / f"{split}.jsonl").write_text(text, "utf-8")
-            print(f"{folder.name}/{split}.jsonl: {len(rows)} examples")
+            print(f"{folder.name}/{split}.jsonl: {len(examples)} examples")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_a_template_with_a_system_turn_writes_it() -> None:
 
 def test_a_template_that_refuses_the_turns_is_an_error_with_its_reason() -> None:
     tokenizer = tokenizer_with("{{ raise_exception('Only poems') }}")
-    with pytest.raises(ModelError, match=r"\(user\): Only poems") as caught:
+    with pytest.raises(ModelError, match=r"\(user\): Only poems") as raised:
         prompt_text(tokenizer, [Message("user", "w2")])
-    assert caught.value.code == "chat-template"
-    assert caught.value.hint
+    assert raised.value.code == "chat-template"
+    assert raised.value.hint

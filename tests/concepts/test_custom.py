@@ -140,12 +140,12 @@ def test_too_few_examples_of_a_label_in_a_file_are_an_error(
     tmp_path: Path, rows: list[dict[str, object]], code: str, parts: list[str]
 ) -> None:
     path = jsonl(tmp_path / "mine.jsonl", rows)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         Concept.from_file(path)
-    assert caught.value.code == code
+    assert raised.value.code == code
     for part in [str(path), *parts]:
-        assert part in str(caught.value)
-    assert caught.value.hint
+        assert part in str(raised.value)
+    assert raised.value.hint
 
 
 def test_lists_of_prompts_are_paired_by_index() -> None:
@@ -231,19 +231,19 @@ def at(index: int, entry: Any, entries: list[str] = SOURCE) -> list[Any]:
 def test_a_mistake_in_a_list_is_reported_with_its_index(
     arguments: tuple[Any, ...], code: str, parts: list[str]
 ) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         Concept.from_pairs(*arguments)
-    assert caught.value.code == code
+    assert raised.value.code == code
     for part in parts:
-        assert part in str(caught.value)
-    assert caught.value.hint
+        assert part in str(raised.value)
+    assert raised.value.hint
 
 
 @pytest.mark.parametrize("name", ["", " ", "\ud800", None, 3])
 def test_a_name_must_be_a_text(name: Any) -> None:
-    with pytest.raises(DataError, match="`name`") as caught:
+    with pytest.raises(DataError, match="`name`") as raised:
         Concept.from_pairs(SOURCE, TARGET, name=name)
-    assert caught.value.code == "argument-type"
+    assert raised.value.code == "argument-type"
 
 
 def test_given_splits_of_a_list_are_followed() -> None:
@@ -328,8 +328,8 @@ def test_an_iterable_dataset_and_a_class_label_are_accepted() -> None:
 def test_a_mistake_in_a_dataset_is_reported_with_its_index(
     make: Callable[[], Any], code: str, parts: list[str]
 ) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         Concept.from_dataset(make())
-    assert caught.value.code == code
+    assert raised.value.code == code
     for part in parts:
-        assert part in str(caught.value)
+        assert part in str(raised.value)

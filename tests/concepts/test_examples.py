@@ -183,26 +183,26 @@ MISTAKES = {
 def test_a_mistake_is_reported_with_its_location_and_a_hint(tmp_path: Path, name: str) -> None:
     file, content, code, parts = MISTAKES[name]
     path = write(tmp_path / file, content)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         read_located_examples(path, custom=True)
-    assert caught.value.code == code
+    assert raised.value.code == code
     for part in [str(path), *parts]:
-        assert part in str(caught.value)
-    assert caught.value.hint
+        assert part in str(raised.value)
+    assert raised.value.hint
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.csv") as caught:
+    with pytest.raises(DataError, match=r"gone\.csv") as raised:
         read_examples(tmp_path / "gone.csv")
-    assert caught.value.code == "file-missing"
+    assert raised.value.code == "file-missing"
 
 
 def test_a_pack_has_its_own_labels_and_no_column_split(tmp_path: Path) -> None:
     assert read_examples(jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "label": "attack"}]))
     row = {"prompt": "x", "label": "a", "split": "train"}
-    with pytest.raises(DataError, match="`split`") as caught:
+    with pytest.raises(DataError, match="`split`") as raised:
         read_examples(jsonl(tmp_path / "b.jsonl", [row]))
-    assert caught.value.code == "column-unknown"
+    assert raised.value.code == "column-unknown"
 
 
 def test_a_byte_order_mark_blank_lines_and_blank_rows_are_ignored(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_parquet_without_pyarrow_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"retouch\[parquet\]") as caught:
+    with pytest.raises(DataError, match=r"retouch\[parquet\]") as raised:
         read_examples(write(tmp_path / "a.parquet", b"PAR1"))
-    assert caught.value.code == "library-missing"
+    assert raised.value.code == "library-missing"
 
 
 def test_parquet_rows_are_those_of_jsonl(tmp_path: Path) -> None:
@@ -262,12 +262,12 @@ def test_parquet_rows_are_those_of_jsonl(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist(rows), table)
     assert read_examples(table) == read_examples(jsonl(tmp_path / "a.jsonl", rows))
     parquet.write_table(pa.Table.from_pylist([{"prompt": "a", "label": 3}]), table)
-    with pytest.raises(DataError, match=r"row 1, column `label`: .*the number 3") as caught:
+    with pytest.raises(DataError, match=r"row 1, column `label`: .*the number 3") as raised:
         read_examples(table)
-    assert caught.value.code == "value-type"
-    with pytest.raises(DataError) as caught:
+    assert raised.value.code == "value-type"
+    with pytest.raises(DataError) as raised:
         read_examples(write(table, b"no"))
-    assert caught.value.code == "parquet-syntax"
+    assert raised.value.code == "parquet-syntax"
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

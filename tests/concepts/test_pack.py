@@ -102,20 +102,20 @@ def test_a_mistake_is_reported_with_file_key_and_a_hint(packs: Path, name: str) 
     change, code, parts = MISTAKES[name]
     file = packs / "colour" / "concept.yaml"
     file.write_text(yaml.safe_dump({**COLOUR, **change}))
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         load_concept("colour")
-    assert caught.value.code == code
+    assert raised.value.code == code
     for part in [str(file), *parts]:
-        assert part in str(caught.value)
-    assert caught.value.hint
+        assert part in str(raised.value)
+    assert raised.value.hint
 
 
 def test_a_missing_key_is_reported(packs: Path) -> None:
     file = packs / "colour" / "concept.yaml"
     file.write_text("name: colour\ntitle: Colour\n")
-    with pytest.raises(DataError, match="key `description`") as caught:
+    with pytest.raises(DataError, match="key `description`") as raised:
         load_concept("colour")
-    assert caught.value.code == "key-missing"
+    assert raised.value.code == "key-missing"
 
 
 @pytest.mark.parametrize(
@@ -127,32 +127,32 @@ def test_a_file_that_is_not_a_plain_yaml_mapping_is_refused(
 ) -> None:
     file = packs / "colour" / "concept.yaml"
     file.write_text(text)
-    with pytest.raises(DataError, match=part) as caught:
+    with pytest.raises(DataError, match=part) as raised:
         load_concept("colour")
-    assert caught.value.code == "yaml-syntax"
-    assert str(file) in str(caught.value)
+    assert raised.value.code == "yaml-syntax"
+    assert str(file) in str(raised.value)
 
 
 def test_a_file_that_is_not_utf_8_is_refused(packs: Path) -> None:
     file = packs / "colour" / "concept.yaml"
     file.write_bytes(b"name: caf\xe9")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         load_concept("colour")
-    assert caught.value.code == "file-unreadable"
+    assert raised.value.code == "file-unreadable"
 
 
 def test_a_pack_without_a_split_is_refused(packs: Path) -> None:
     (packs / "colour" / "validation.jsonl").unlink()
-    with pytest.raises(DataError, match=r"colour.validation\.jsonl") as caught:
+    with pytest.raises(DataError, match=r"colour.validation\.jsonl") as raised:
         load_concept("colour")
-    assert caught.value.code == "file-missing"
+    assert raised.value.code == "file-missing"
 
 
 def test_an_empty_training_split_is_refused(packs: Path) -> None:
     (packs / "colour" / "train.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"colour.train\.jsonl") as caught:
+    with pytest.raises(DataError, match=r"colour.train\.jsonl") as raised:
         load_concept("colour")
-    assert caught.value.code == "file-empty"
+    assert raised.value.code == "file-empty"
 
 
 def test_the_hash_depends_on_the_content_alone(packs: Path, tmp_path: Path) -> None:

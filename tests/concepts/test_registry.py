@@ -79,18 +79,18 @@ def test_a_custom_file_gets_the_capability_examples_and_metrics(
 
 
 def test_an_unknown_name_is_reported_with_the_closest_one(packs: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         load_concept("color")
-    assert caught.value.code == "concept-unknown"
+    assert raised.value.code == "concept-unknown"
     for part in ("`color`", "Did you mean `colour`?", "`capability`", ".csv"):
-        assert part in str(caught.value)
+        assert part in str(raised.value)
 
 
 @pytest.mark.parametrize("path", ["gone.csv", "gone.yaml"])
 def test_a_missing_path_is_reported(packs: Path, tmp_path: Path, path: str) -> None:
-    with pytest.raises(DataError, match=path) as caught:
+    with pytest.raises(DataError, match=path) as raised:
         load_concept(str(tmp_path / path))
-    assert caught.value.code == "file-missing"
+    assert raised.value.code == "file-missing"
 
 
 # Entry points of other packages.
@@ -187,12 +187,12 @@ def test_a_broken_entry_point_is_an_error_that_names_it(
     if value is not None:
         reference = f"{module(monkeypatch, HUE=value)}:HUE"
     plugins["hue"] = reference
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as raised:
         load_concept("hue")
-    assert caught.value.code == "concept-not-loaded"
+    assert raised.value.code == "concept-not-loaded"
     for each in ("`hue`", reference, part):
-        assert each in str(caught.value)
-    assert caught.value.hint
+        assert each in str(raised.value)
+    assert raised.value.hint
 
 
 def test_a_package_cannot_provide_a_concept_under_another_name(
@@ -200,9 +200,9 @@ def test_a_package_cannot_provide_a_concept_under_another_name(
 ) -> None:
     folder = write_pack(tmp_path / "hue", {**COLOUR, "name": "other"}, ["red", "blue"])
     plugins["hue"] = f"{module(monkeypatch, HUE=folder)}:HUE"
-    with pytest.raises(DataError, match="`other`") as caught:
+    with pytest.raises(DataError, match="`other`") as raised:
         load_concept("hue")
-    assert caught.value.code == "concept-not-loaded"
+    assert raised.value.code == "concept-not-loaded"
 
 
 def test_the_files_of_a_package_are_validated(
@@ -211,6 +211,6 @@ def test_the_files_of_a_package_are_validated(
     folder = write_pack(tmp_path / "hue", {**COLOUR, "name": "hue"}, ["red", "blue"])
     (folder / "test.jsonl").write_text('{"prompt": "", "label": "red"}')
     plugins["hue"] = f"{module(monkeypatch, HUE=folder)}:HUE"
-    with pytest.raises(DataError, match=r"test\.jsonl, line 1") as caught:
+    with pytest.raises(DataError, match=r"test\.jsonl, line 1") as raised:
         load_concept("hue")
-    assert caught.value.code == "prompt-empty"
+    assert raised.value.code == "prompt-empty"

@@ -25,9 +25,9 @@ def test_a_full_disk_leaves_the_old_file_unchanged(
     file = tmp_path / "metrics.json"
     atomic_write(file, "old")
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(RunError, match=r"metrics\.json") as caught:
+    with pytest.raises(RunError, match=r"metrics\.json") as raised:
         atomic_write(file, "new")
-    assert caught.value.code == "disk-full"
+    assert raised.value.code == "disk-full"
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -40,9 +40,9 @@ def test_a_full_disk_leaves_the_old_folder_unchanged(
     with atomic_folder(folder) as new:
         (new / "weights").write_text("old")
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(RunError) as caught, atomic_folder(folder) as new:
+    with pytest.raises(RunError) as raised, atomic_folder(folder) as new:
         (new / "weights").write_text("new")
-    assert caught.value.code == "disk-full"
+    assert raised.value.code == "disk-full"
     assert (folder / "weights").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -57,10 +57,10 @@ def test_other_errors_of_the_system_name_the_path(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(RunError, match=r"metrics\.json") as caught:
+    with pytest.raises(RunError, match=r"metrics\.json") as raised:
         atomic_write(tmp_path / "metrics.json", "new")
-    assert caught.value.code == code
-    assert caught.value.hint
+    assert raised.value.code == code
+    assert raised.value.hint
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_full_disk_that_safetensors_reports_is_recognised(tmp_path: Path) -> N
     class SafetensorError(Exception):
         pass
 
-    with pytest.raises(RunError) as caught, atomic_folder(tmp_path / "a"):
+    with pytest.raises(RunError) as raised, atomic_folder(tmp_path / "a"):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
-    assert caught.value.code == "disk-full"
+    assert raised.value.code == "disk-full"
 
 
 def test_files_have_the_permissions_of_other_files(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ def option(path: str) -> Option:
 
 
 def refused(values: dict[Any, Any]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         resolve(values, where="run.yaml")
-    assert caught.value.code == "config-invalid"
-    assert "run.yaml" in caught.value.message
-    return caught.value
+    assert raised.value.code == "config-invalid"
+    assert "run.yaml" in raised.value.message
+    return raised.value
 
 
 # Merging and validation.
@@ -185,17 +185,17 @@ def test_a_file_that_does_not_parse_is_reported(
 ) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         read_config_file(file)
-    assert caught.value.code == code
-    assert str(file) in caught.value.message
-    assert caught.value.hint
+    assert raised.value.code == code
+    assert str(file) in raised.value.message
+    assert raised.value.hint
 
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone\.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"gone\.yaml") as raised:
         read_config_file(tmp_path / "gone.yaml")
-    assert caught.value.code == "file-missing"
+    assert raised.value.code == "file-missing"
 
 
 # Options.

@@ -123,10 +123,10 @@ def test_what_was_given_as_an_object_is_recorded(run: RunDir) -> None:
 
 
 def test_create_refuses_the_folder_of_another_run(run: RunDir) -> None:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as raised:
         RunDir.create(run.path, EditConfig(seed=1))
-    assert caught.value.code == "run-exists"
-    assert str(run.path) in caught.value.message
+    assert raised.value.code == "run-exists"
+    assert str(run.path) in raised.value.message
     assert run.config().seed == 0
 
 
@@ -141,11 +141,11 @@ def test_create_accepts_an_empty_folder_and_refuses_others(tmp_path: Path) -> No
         (file, "path-taken"),
         (file / "below", "write-failed"),
     ):
-        with pytest.raises(RunError) as caught:
+        with pytest.raises(RunError) as raised:
             RunDir.create(path, EditConfig())
-        assert caught.value.code == code
-        assert str(path) in caught.value.message
-        assert caught.value.hint
+        assert raised.value.code == code
+        assert str(path) in raised.value.message
+        assert raised.value.hint
     assert file.read_text() == "dear"
     check_free(tmp_path / "new")
 
@@ -157,20 +157,20 @@ def test_open_reports_what_is_missing(tmp_path: Path) -> None:
         (tmp_path / "file", "a file"),
         (tmp_path, "config.yaml"),
     ):
-        with pytest.raises(RunError, match=part) as caught:
+        with pytest.raises(RunError, match=part) as raised:
             RunDir.open(path)
-        assert caught.value.code == "not-a-run"
+        assert raised.value.code == "not-a-run"
 
 
 def test_missing_metrics_are_reported_with_the_state_of_the_run(run: RunDir) -> None:
     for read in (run.metrics, run.samples):
-        with pytest.raises(RunError) as caught:
+        with pytest.raises(RunError) as raised:
             read()
-        assert caught.value.code == "not-finished"
+        assert raised.value.code == "not-finished"
     run.mark_finished()
-    with pytest.raises(RunError, match=r"metrics\.json") as caught:
+    with pytest.raises(RunError, match=r"metrics\.json") as raised:
         run.metrics()
-    assert caught.value.code == "not-measured"
+    assert raised.value.code == "not-measured"
 
 
 def test_an_incomplete_last_event_is_omitted(run: RunDir) -> None:
@@ -200,30 +200,30 @@ def test_a_broken_line_in_the_middle_is_reported(run: RunDir) -> None:
     with (run.path / "events.jsonl").open("a") as file:
         file.write('{"round": 2}\n')
     run.append_event(round_event(3))
-    with pytest.raises(RunError, match="line 2") as caught:
+    with pytest.raises(RunError, match="line 2") as raised:
         run.events()
-    assert caught.value.code == "file-broken"
+    assert raised.value.code == "file-broken"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3"])
 def test_a_broken_file_is_reported(run: RunDir, text: str) -> None:
     for name, read in (("run.json", run.provenance), ("metrics.json", run.metrics)):
         (run.path / name).write_text(text)
-        with pytest.raises(RunError, match=name) as caught:
+        with pytest.raises(RunError, match=name) as raised:
             read()
-        assert caught.value.code == "file-broken"
+        assert raised.value.code == "file-broken"
         (run.path / name).unlink()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_refused(run: RunDir, value: float) -> None:
     run.append_event(round_event(1))
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as raised:
         run.append_event(round_event(2, drift=value))
-    assert caught.value.code == "not-finite"
-    with pytest.raises(RunError) as caught:
+    assert raised.value.code == "not-finite"
+    with pytest.raises(RunError) as raised:
         run.write_metrics([Record("s", "m", "rate", "none", Score(value, 0, 1, 3))])
-    assert caught.value.code == "not-finite"
+    assert raised.value.code == "not-finite"
     assert run.events() == [round_event(1)]
     assert not (run.path / "metrics.json").exists()
 
@@ -235,9 +235,9 @@ def test_a_full_disk_leaves_the_old_metrics(
     run.write_metrics(RECORDS)
     before = sorted(run.path.iterdir())
     monkeypatch.setattr(os, call, full_disk)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as raised:
         run.write_metrics(RECORDS[:1])
-    assert caught.value.code == "disk-full"
+    assert raised.value.code == "disk-full"
     assert run.metrics() == RECORDS
     assert sorted(run.path.iterdir()) == before
 
@@ -294,19 +294,19 @@ def test_a_failed_event_leaves_no_incomplete_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", half)
-        with pytest.raises(RunError) as caught:
+        with pytest.raises(RunError) as raised:
             run.append_event(round_event(2))
-    assert caught.value.code == "disk-full"
+    assert raised.value.code == "disk-full"
     run.append_event(round_event(2))
     assert run.events() == [round_event(1), round_event(2)]
 
 
 def test_find_adapter_accepts_a_run_or_its_folder(run: RunDir, tmp_path: Path) -> None:
     for path, code in ((run.path, "not-finished"), (tmp_path / "nowhere", "adapter-missing")):
-        with pytest.raises(RunError) as caught:
+        with pytest.raises(RunError) as raised:
             find_adapter(path)
-        assert caught.value.code == code
-        assert str(path) in caught.value.message
+        assert raised.value.code == code
+        assert str(path) in raised.value.message
     run.adapter.mkdir()
     (run.adapter / "adapter_config.json").write_text("{}")
     assert find_adapter(run.path) == find_adapter(run.adapter) == run.adapter

@@ -33,10 +33,10 @@ def test_a_size_is_parsed(text: str, size: int) -> None:
     ["", "GiB", "24 GiBs", "-1GB", "1,5GB", "1e9", "inf", "24 G B", "0", "0GiB", "0.3B"],
 )
 def test_a_text_that_is_not_a_size_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match="24GiB") as caught:
+    with pytest.raises(ConfigError, match="24GiB") as raised:
         parse_size(text)
-    assert caught.value.code == "size-invalid"
-    assert repr(text) in caught.value.message
+    assert raised.value.code == "size-invalid"
+    assert repr(text) in raised.value.message
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_prefill_is_not_trained_on() -> None:
     model = build(TINY)
 
     def gradient(prefill: list[int]) -> torch.Tensor:
-        """The gradient of the embeddings, without attention to earlier positions."""
+        """The gradient of the embedding matrix, which is the output layer too."""
         model.zero_grad()
         one = Encoded([5, 4, *prefill, 7], 2 + len(prefill), 2)
         noise = torch.Generator().manual_seed(0)

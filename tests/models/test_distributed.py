@@ -96,8 +96,7 @@ def test_the_command_line_writes_one_run_and_prints_once(tmp_path: Path) -> None
     edit = ["-m", "retouch", "edit", "pocket", "--out", str(tmp_path / "run")]
     done = launch(ACCELERATE, *edit, *settings.split(), "--max-drift", "9")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(str(tmp_path / "run")) >= 1
-    assert len(done.stdout.splitlines()) == len(dict.fromkeys(done.stdout.splitlines()))
+    assert done.stdout.count("loading pocket") == done.stdout.count("The run:") == 1
     assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
     assert (tmp_path / "run" / "report.html").is_file()
     again = launch(ACCELERATE, *edit)

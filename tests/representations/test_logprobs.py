@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_editable
 
+from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import LoraConfig
 from retouch.models import adapters

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.tiny_models import tiny_editable
 
+from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import TokenizedChat
 from retouch.representations.patching import causal_trace
 

@@ -15,18 +15,18 @@ from retouch.core.types import Better, Direction, Message, Split
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One example of a concept: a chat up to the response, and what is known of the response.
+    """One example of a concept: a prompt, and what is known about its response.
 
     Attributes:
         prompt: the turns up to the response; the last one is the user's.
         label: the class of the example within its concept (`positive`, `negative`, `retain`, or a
             pack's own labels, such as `attack` or `science`).
-        response: the response to learn from; None stands for the base model's own.
+        response: the response to train on; None: the base model generates it.
         pair: examples of different labels with the same pair make the same request.
-        prefill: the beginning of the response that is forced on the model.
+        prefill: the beginning of the response, which is given to the model.
         accept: the phrases that a correct response contains, all of them.
-        group: what a score may be broken down by, such as the attack family or the stereotype.
-        entity: what is kept within one split.
+        group: the group that scores compare, such as the attack family or the stereotype.
+        entity: the subject; all examples of a subject are in one split.
     """
 
     prompt: tuple[Message, ...]
@@ -137,12 +137,13 @@ class Concept:
             source: the prompts whose representations are moved: texts, or mappings with `prompt`
                 and any of the columns of a concept file, such as `response` or `accept`.
             target: the prompts that they are moved towards; as many as `source`, pair by pair.
-            retain: the prompts that must not change; none given: the built-in ordinary tasks.
+            retain: the prompts whose responses must not change (default: the built-in capability
+                examples).
             name: the name of the concept.
             description: one or two sentences for the model card.
 
         Raises:
-            DataError: the lists differ in length, are too short or hold something else.
+            DataError: the lists differ in length, are too short or have a wrong entry.
         """
         from retouch.concepts.custom import concept_from_pairs
 

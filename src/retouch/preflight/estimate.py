@@ -12,6 +12,7 @@ from retouch.core.units import size_text, time_text
 from retouch.models.memory_estimate import (
     forward_flops,
     generation_bytes,
+    kv_cache_bytes,
     max_generation_rows,
     training_flops,
 )
@@ -171,32 +172,48 @@ class PhaseEstimator:
         ]
         return [phase for phase in phases if phase is not None]
 
-    def _phase(self, name: str, flops: float, block_runs: int, streamed: int) -> Phase:
-        """A phase by its operations, its runs of a block, and the bytes that it streams."""
+    def _phase(
+        self, name: str, flops: float, block_runs: int, streamed: int, read: int = 0
+    ) -> Phase:
+        """A phase by its operations, runs of a block, streamed bytes, and bytes read besides."""
         hardware = self._hardware
         block = self._work.itemsize * sum(self._counts.blocks) / self._work.layout.depth
         launch = LAUNCH_SECONDS["cpu" if hardware.is_cpu else "cuda"]
         seconds = flops / (hardware.flops_per_second * UTILISATION)
-        seconds += block_runs * (block / hardware.bytes_per_second + launch)
+        seconds += (block_runs * block + read) / hardware.bytes_per_second + block_runs * launch
         return Phase(name, seconds + streamed / self._speed, streamed)
 
     def _whole_model(
-        self, name: str, flops: float, passes: int, *, before_training: bool = False
+        self,
+        name: str,
+        flops: float,
+        passes: int,
+        read: int = 0,
+        *,
+        before_training: bool = False,
     ) -> Phase:
         """A phase that runs the whole model; before the training no layer is resident."""
-        layer_bytes = sum(self._streamed)
+        layer_bytes, depth = sum(self._streamed), self._work.layout.depth
         if before_training and layer_bytes:
             layer_bytes = self._work.itemsize * sum(self._counts.blocks)
-        return self._phase(name, flops, passes * self._work.layout.depth, passes * layer_bytes)
+        return self._phase(name, flops, passes * depth, passes * layer_bytes, read)
 
-    def _generation(self, texts: TokenLengths) -> tuple[float, int]:
-        """Operations and passes: a batch takes a pass for each token of its longest response."""
+    def _generation(self, texts: TokenLengths) -> tuple[float, int, int]:
+        """Operations, passes, and bytes of keys and values that are read and written.
+
+        A batch takes a pass for each token of its longest response. Every new token reads the keys
+        and values of the earlier ones, and copies them when its own are appended.
+        """
         work, counts = self._work, self._counts
         row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
         batches = texts.batches(max_generation_rows(self._free, BATCH_SIZE, row))
         longest = min(work.max_new_tokens, max(texts.responses, default=0))
         flops = forward_flops(sum(counts.active), texts.total)
-        return flops + forward_flops(counts.head, sum(texts.responses)), batches * longest
+        flops += forward_flops(counts.head, sum(texts.responses))
+        lengths = zip(texts.prompts, texts.responses, strict=True)
+        earlier = sum(response * (prompt + response // 2) for prompt, response in lengths)
+        read = 3 * kv_cache_bytes(work.model.config, 1, earlier, work.itemsize)
+        return flops, batches * longest, read
 
     def _passes(self, texts: TokenLengths, models: int = 1) -> int:
         """Passes of validation batches through one model or two."""
@@ -204,8 +221,9 @@ class PhaseEstimator:
 
     def _base_responses(self) -> Phase:
         splits = (self._work.texts.train, self._work.texts.validation)
-        flops, passes = zip(*(self._generation(split.all) for split in splits), strict=True)
-        return self._whole_model("base responses", sum(flops), sum(passes), before_training=True)
+        costs = zip(*(self._generation(split.all) for split in splits), strict=True)
+        flops, passes, read = map(sum, costs)
+        return self._whole_model("base responses", flops, passes, read, before_training=True)
 
     def _causal_patching(self) -> Phase | None:
         work, method, source = self._work, self._work.method, self._work.texts.train.source
@@ -282,10 +300,10 @@ class PhaseEstimator:
         texts = self._work.texts
         if not texts.generated.count:
             return None
-        flops, passes = self._generation(texts.generated)
+        flops, passes, read = self._generation(texts.generated)
         flops += forward_flops(self._counts.active_total, texts.compared.total)
         passes = 2 * passes + self._passes(texts.compared, models=2)
-        return self._whole_model("evaluation", 2 * flops, passes)
+        return self._whole_model("evaluation", 2 * flops, passes, 2 * read)
 
 
 def _streaming_finding(streaming: Streaming, phases: Sequence[Phase], depth: int) -> Finding:
