@@ -44,9 +44,7 @@ def test_a_name_and_a_loaded_model_give_the_same_adapter(tmp_path: Path) -> None
     config = small_settings(ONE_ROUND)
     retouch.edit("pocket", concept="tone", config=config, output_dir=tmp_path / "name")
     model, tokenizer = pocket()
-    result = retouch.edit(
-        model, tokenizer, "tone", config=config, output_dir=tmp_path / "object"
-    )
+    result = retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "object")
     assert isinstance(result.model, PeftModel)
     first, second = (tmp_path / name for name in ("name", "object"))
     assert weights(first) == weights(second)
@@ -87,20 +85,20 @@ def test_a_loaded_model_keeps_and_records_its_own_settings(tmp_path: Path) -> No
 def test_load_options_beside_a_loaded_model_are_an_error(tmp_path: Path) -> None:
     model, tokenizer = pocket()
     for config in ({"load": {"dtype": "bfloat16"}}, {"load": {"quantize": "4bit"}}):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as error:
             retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "run")
-        assert caught.value.code == "options-of-loaded-model"
+        assert error.value.code == "options-of-loaded-model"
     assert not (tmp_path / "run").exists()
 
 
 def test_a_transformers_model_needs_its_tokenizer_and_a_name_has_its_own() -> None:
     model, tokenizer = pocket()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         retouch.edit(model, concept="tone")
-    assert caught.value.code == "tokenizer-missing"
-    with pytest.raises(ConfigError) as caught:
+    assert error.value.code == "tokenizer-missing"
+    with pytest.raises(ConfigError) as error:
         retouch.edit("pocket", tokenizer, "tone")
-    assert caught.value.code == "tokenizer-unexpected"
+    assert error.value.code == "tokenizer-unexpected"
 
 
 def test_a_model_with_an_adapter_is_refused() -> None:
@@ -108,9 +106,9 @@ def test_a_model_with_an_adapter_is_refused() -> None:
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error:
         retouch.edit(adapted, tokenizer, "tone")
-    assert caught.value.code == "model-edited"
+    assert error.value.code == "model-edited"
 
 
 def _stopped_run(model: Any, tokenizer: Any, path: Path) -> Path:
@@ -135,8 +133,8 @@ def test_a_run_of_a_model_from_a_folder_is_resumed_from_what_was_recorded(tmp_pa
     model, tokenizer = pocket()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    run = _stopped_run(loaded, tokenizer, tmp_path / "run")
+    from_folder = AutoModelForCausalLM.from_pretrained(folder)
+    run = _stopped_run(from_folder, tokenizer, tmp_path / "run")
     result = retouch.resume(run, on_event=lambda event: None)
     assert result.config.model == str(folder)
     assert RunDir.open(run).finished
@@ -147,9 +145,9 @@ def test_resuming_with_other_weights_is_an_error(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(1.5)
     run = _stopped_run(model, tokenizer, tmp_path / "run")
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         retouch.resume(run, on_event=lambda event: None)
-    assert caught.value.code == "model-changed"
+    assert error.value.code == "model-changed"
     again, _ = pocket()
     with torch.no_grad():
         again.model.embed_tokens.weight.mul_(1.5)
@@ -172,9 +170,9 @@ def test_a_model_without_a_name_says_what_resume_needs(tmp_path: Path) -> None:
     config = small_settings({"evaluation.suites": "none"})
     with pytest.raises(KeyboardInterrupt):
         retouch.edit(model, tokenizer, concept, config=config, output_dir=path, on_event=stop)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         retouch.resume(path)
-    assert caught.value.code == "model-in-memory"
+    assert error.value.code == "model-in-memory"
     assert retouch.resume(path, tiny_model(), tiny_tokenizer()).editable is not None
 
 
@@ -207,6 +205,7 @@ def test_evaluate_accepts_objects_and_returns_a_table(tmp_path: Path) -> None:
     table = found.metrics.to_pandas()
     assert list(table.columns[:5]) == ["suite", "metric", "unit", "better", "before"]
     assert table["after"].notna().all()
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
     html = found.metrics._repr_html_()
     assert "<table>" in html
     assert "task accuracy" in html

@@ -65,7 +65,5 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
         "print(sorted({'torch', 'transformers', 'peft', 'numpy', 'rich', 'pandas', 'matplotlib'}"
         " & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

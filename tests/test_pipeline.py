@@ -98,27 +98,27 @@ def test_peft_loads_the_adapter_and_the_merged_model_needs_no_peft(
 
 
 def test_an_existing_run_is_not_overwritten(run: EditResult) -> None:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         pipeline.run_edit(run.config, load_concept("safety"), run.path)
-    assert str(run.path) in caught.value.message
+    assert str(run.path) in error.value.message
 
 
 def test_a_finished_run_is_read_back(run: EditResult) -> None:
     again = retouch.resume(run.path)
     assert again.metrics == run.metrics
     assert again.samples == run.samples
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         _ = again.model
-    assert caught.value.code == "model-not-loaded"
+    assert error.value.code == "model-not-loaded"
 
 
 def test_weakening_needs_a_reason_which_the_card_shows(tmp_path: Path) -> None:
     config = small_settings({"train.rounds": 1, "evaluation.suites": "concept"})
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RefusedError) as error:
         retouch.edit(
             concept="safety", direction="lower", config=config, output_dir=tmp_path / "refused"
         )
-    assert caught.value.code == "weakening"
+    assert error.value.code == "weakening"
     assert not (tmp_path / "refused").exists()
     retouch.edit(
         concept="safety",
@@ -141,9 +141,9 @@ def test_every_concept_can_be_edited_in_both_directions(
 
 
 def test_a_concept_without_directions_cannot_be_edited(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as error:
         retouch.edit(concept="capability", config=small_settings(), output_dir=tmp_path / "run")
-    assert caught.value.code == "direction-missing"
+    assert error.value.code == "direction-missing"
 
 
 def test_a_csv_file_is_a_concept(tmp_path: Path) -> None:

@@ -44,8 +44,12 @@ FILES = frozenset(
     plan harder search compose card gate numbers pictures rows forced judge board pieces tampering
     room texts outlook fit options_of side spelled deadly together tiny""".split()
 )
-# preflight/check.py is the check of an edit; cli and core have options of the command line.
-ALLOWED_FILES = {"src/retouch/preflight/check.py", "src/retouch/comparison/table.py"}
+# The check of an edit and its memory plan are what these words mean.
+ALLOWED_FILES = {
+    f"{folder}/preflight/{prefix}{stem}.py"
+    for folder, prefix in (("src/retouch", ""), ("tests", "test_"))
+    for stem in ("check", "memory")
+} | {"src/retouch/comparison/table.py"}
 FLAGS = frozenset(
     """--labels --questions --keep --once --guard --rank --alpha --modules --layers --taps --batch
     --lr --average --drift-guard --at-once --reply-tokens --forced --shard --tamper --perturb
@@ -66,7 +70,7 @@ def _identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.attr, node.lineno
         elif isinstance(node, ast.arg):
             yield node.arg, node.lineno
-        elif isinstance(node, ast.keyword) and node.arg:
+        elif isinstance(node, ast.keyword) and node.arg and node.arg != "lr":  # PyTorch's own
             yield node.arg, node.value.lineno
         elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno

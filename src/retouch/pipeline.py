@@ -9,39 +9,43 @@ after its last finished round and ends in the same weights, bit for bit on the C
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retouch.concepts.concept import Concept
-from retouch.concepts.pack import save_pack
+from retouch.concepts.concept import Concept, content_hash
 from retouch.concepts.registry import (
     builtin_names,
-    concept_names,
     load_concept,
     load_concept_file,
 )
-from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.config_file import explicit, read_config_file, resolve
-from retouch.core.errors import RunError
+from retouch.core.errors import ConfigError, RunError
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
-from retouch.core.provenance import describe_machine
 from retouch.core.run_dir import RunDir, check_free, next_free
-from retouch.core.types import Direction, OnEvent, Sample, Split, StageEvent, ignore_event
+from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_event
 from retouch.evaluation.evaluate import Evaluation
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
 from retouch.evaluation.scorers import check_metrics
 from retouch.models import adapters, distributed
-from retouch.models.editable_model import IN_MEMORY, EditableModel
-from retouch.models.load import add_adapter, as_editable, load, loaded_already
-from retouch.reporting.export import concept_facts
-from retouch.reporting.model_card import render_card
-from retouch.reporting.report import render_report
+from retouch.models.editable_model import EditableModel
+from retouch.models.load import add_adapter, as_editable, loaded_already
 from retouch.reporting.safety_gate import check_weakening
 from retouch.result import EditResult
-from retouch.task.task import EditTask, build_task
+from retouch.run_record import (
+    check_fingerprint,
+    describe_edit,
+    load_model,
+    load_recorded_model,
+    save_inputs,
+    write_adapter,
+    write_results,
+)
+from retouch.task.task import build_task
 from retouch.training.checkpoint import broken_checkpoint, load_checkpoint, save_checkpoint
 from retouch.training.setup import build_trainer
 from retouch.training.trainer import Trainer
@@ -97,12 +101,12 @@ def edit(
     }
     given = {key: value for key, value in overrides.items() if value is not None}
     with displayed(on_event, RESUME_HINT) as events:
-        loaded = as_editable(model, tokenizer)
+        editable = as_editable(model, tokenizer)
         known = concept if isinstance(concept, Concept) else None
-        settings = configure(given, config, concept=known, loaded=loaded)
+        settings = configure(given, config, concept=known, editable=editable)
         known = known or load_concept(settings.concept)
         out = Path(output_dir) if output_dir is not None else choose_path(settings)
-        return run_edit(settings, known, out, loaded, events)
+        return run_edit(settings, known, out, editable, events)
 
 
 def resume(
@@ -141,8 +145,8 @@ def resume(
             code="concept-changed",
         )
     with displayed(on_event, RESUME_HINT) as events:
-        editable = as_editable(model, tokenizer) or _reload(run, config, events)
-        _check_fingerprint(run, editable, facts)
+        editable = as_editable(model, tokenizer) or load_recorded_model(run, config, events)
+        check_fingerprint(run, editable, facts)
         distributed.barrier()
         return _run_stages(run, config, concept, editable, events)
 
@@ -164,7 +168,8 @@ def evaluate(
     Args:
         model: a name or a loaded model, as for `edit`.
         tokenizer: the tokenizer of a transformers model.
-        adapter: a run directory or an adapter folder, to compare with the base model.
+        adapter: a run directory or an adapter folder, to compare with the base model. It is taken
+            off a loaded model again.
         concepts: names, paths or `Concept` objects (default: all built-in concepts).
         split: the split to measure on.
         limit: maximum number of examples per metric.
@@ -177,26 +182,43 @@ def evaluate(
     """
     with displayed(on_event) as events:
         editable = as_editable(model, tokenizer)
-        if editable is None:
-            editable = _load(str(model), load_config or LoadConfig(), events)
-        elif load_config is not None:
+        if editable is not None and load_config is not None:
             raise loaded_already("load_config")
-        if adapter is not None:
-            add_adapter(editable, Path(adapter))
+        editable = editable or load_model(str(model), load_config or LoadConfig(), events)
         if not editable.has_chat_template:
             events(StageEvent("load", NO_CHAT_TEMPLATE))
-        named = [
+        chosen = [
             one if isinstance(one, Concept) else load_concept(one)
             for one in concepts or builtin_names()
         ]
-        return evaluate_concepts(
-            editable,
-            named,
-            split=split,
-            limit=limit,
-            progress=lambda *progress: events(StageEvent("measure", *progress)),
-            max_new_tokens=max_new_tokens,
+        with _with_adapter(editable, adapter):
+            return evaluate_concepts(
+                editable,
+                chosen,
+                split=split,
+                limit=limit,
+                progress=lambda *progress: events(StageEvent("measure", *progress)),
+                max_new_tokens=max_new_tokens,
+            )
+
+
+@contextmanager
+def _with_adapter(editable: EditableModel, adapter: Path | str | None) -> Iterator[None]:
+    """Put a saved adapter on a model inside the context."""
+    if adapter is None:
+        yield
+        return
+    if editable.adapted:
+        raise ConfigError(
+            f"`adapter` is given, and {editable.name} has an adapter already.",
+            "Pass the base model, or leave `adapter` out.",
+            code="model-edited",
         )
+    add_adapter(editable, Path(adapter))
+    try:
+        yield
+    finally:
+        editable.model = editable.model.unload()
 
 
 def configure(
@@ -204,7 +226,7 @@ def configure(
     config: EditConfig | Mapping[str, Any] | Path | str | None = None,
     *,
     concept: Concept | None = None,
-    loaded: EditableModel | None = None,
+    editable: EditableModel | None = None,
 ) -> EditConfig:
     """Merge defaults, the concept's tuned settings, `config` and `overrides`, in this order.
 
@@ -212,7 +234,7 @@ def configure(
         overrides: nested values.
         config: a configuration, a mapping or a file.
         concept: the concept, where it is not given by its name.
-        loaded: the model, where it is not given by its name.
+        editable: the model, where it is not given by its name.
 
     Raises:
         ConfigError: a key is unknown or a value is wrong; or load options beside a loaded model.
@@ -229,19 +251,13 @@ def configure(
     fixed: dict[str, Any] = {}
     if concept is not None:
         fixed["concept"] = concept.name
-    if loaded is not None:
+    if editable is not None:
         if values.get("load") or overrides.get("load"):
             raise loaded_already("config.load")
-        fixed |= {"model": loaded.name, "load": explicit_load(loaded)}
+        fixed |= {"model": editable.name, "load": editable.load_config.model_dump()}
     asked = resolve(values, overrides, fixed, where=where)
     tuned = (concept or load_concept(asked.concept)).settings.get(asked.direction, {})
     return resolve(tuned, values, overrides, fixed, where=where)
-
-
-def explicit_load(editable: EditableModel) -> dict[str, Any]:
-    """How a loaded model was loaded, as configuration values."""
-    values: dict[str, Any] = editable.load_config.model_dump()
-    return values
 
 
 def choose_path(config: EditConfig) -> Path:
@@ -266,14 +282,15 @@ def run_edit(
     distributed.init()
     check_weakening(config.direction, config.allow_weakening, concept)
     check_metrics(concept)
+    concept = replace(concept, hash=concept.hash or content_hash(concept))
     check_free(path)  # before a large model is loaded
-    editable = editable or _load(config.model, config.load, on_event)
+    editable = editable or load_model(config.model, config.load, on_event)
     distributed.barrier()  # all processes have seen that the path is free
     try:
         run = RunDir(path)
         if distributed.rank() == 0:
             run = RunDir.create(path, config)
-            _save_inputs(run, config, concept, editable)
+            save_inputs(run, concept, editable)
         return _run_stages(run, config, concept, editable, on_event)
     except BaseException:
         adapters.detach(editable)  # the caller's model is the base again
@@ -299,26 +316,27 @@ def _run_stages(
     )
     trainer = build_trainer(editable, task, task.layers, config.method)
     if writes:
-        facts = {**run.provenance(), **_provenance(editable, concept, config, task)}
-        run.write_provenance(facts)
+        run.write_provenance({**run.provenance(), **describe_edit(editable, task)})
 
     _train(run, trainer, writes, on_event)
     if writes:
-        _write_adapter(run, editable, trainer)
+        write_adapter(run, editable, trainer)
     timings = {"edit_seconds": time.monotonic() - began, **trainer.seconds}
 
-    result = EditResult(run.path, config, editable=editable)
+    evaluation = None
     if config.evaluation.suites != "none":
         measuring = time.monotonic()
-        measured = _measure(editable, concept, config, on_event)
-        result.metrics, result.samples = measured.metrics, measured.samples
+        evaluation = _measure(editable, concept, config, on_event)
         timings["measure_seconds"] = time.monotonic() - measuring
     timings["all_seconds"] = time.monotonic() - began
     if writes:
         on_event(StageEvent("write", f"writing the card and the report; {_describe(timings)}"))
         rounded = {key: round(value, 3) for key, value in timings.items()}
         run.write_provenance({**run.provenance(), "timings": rounded})
-        _write_results(run, config, concept, result)
+        write_results(run, config, concept, evaluation)
+    result = EditResult(run.path, config, editable=editable)
+    if evaluation is not None:
+        result.metrics, result.samples = evaluation.metrics, evaluation.samples
     return result
 
 
@@ -358,114 +376,9 @@ def _measure(
     )
 
 
-def _provenance(
-    editable: EditableModel, concept: Concept, config: EditConfig, task: EditTask
-) -> dict[str, Any]:
-    train, validation = task.train, task.validation
-    return {
-        **describe_machine(),
-        "model": {
-            "name": editable.name,
-            "revision": editable.revision,
-            "device": str(editable.device),
-            "dtype": str(editable.base.dtype).removeprefix("torch."),
-            "auto_class": editable.auto_class,
-            "in_memory": editable.in_memory,
-            "fingerprint": editable.fingerprint if editable.in_memory else None,
-        },
-        "seed": config.seed,
-        "concept": concept_facts(concept),
-        "data": {concept.name: concept.hash},
-        "examples": {
-            "source": len(train.source),
-            "target": len(train.target),
-            "retain": len(train.retain),
-            "validation_source": len(validation.source),
-            "validation_retain": len(validation.retain),
-        },
-        "layers": {
-            "adapted": list(task.layers.adapted),
-            "read": list(task.layers.read),
-            "reason": task.layers.reason,
-            "recovery": {
-                str(layer): round(value, 4)
-                for layer, value in enumerate(task.patching.recovery if task.patching else ())
-            },
-        },
-    }
-
-
-def _save_inputs(
-    run: RunDir, config: EditConfig, concept: Concept, editable: EditableModel
-) -> None:
-    """Keep what exists in memory alone, so that the run can be resumed from its folder."""
-    if concept.name == config.concept and concept.name not in concept_names():
-        with atomic_folder(run.concept) as folder:
-            save_pack(concept, folder)
-    template = getattr(editable.tokenizer, "chat_template", None)
-    if editable.in_memory and isinstance(template, str):
-        atomic_write(run.chat_template, template)
-
-
-def _write_adapter(run: RunDir, editable: EditableModel, trainer: Trainer) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_folder(run.adapter) as folder:
-        adapters.save(editable, folder)
-    with atomic_folder(run.discriminator) as folder:
-        save_file(trainer.discriminators.state_dict(), folder / "discriminators.safetensors")
-
-
-def _write_results(run: RunDir, config: EditConfig, concept: Concept, result: EditResult) -> None:
-    """Metrics, samples, card and report; the run is finished when all are written."""
-    records, facts = list(result.metrics), run.provenance()
-    if config.evaluation.suites != "none":
-        run.write_metrics(records)
-        run.write_samples(result.samples)
-    atomic_write(run.path / "README.md", render_card(config, concept, records, facts))
-    samples: Sequence[Sample] = result.samples
-    report = render_report(config, concept, records, samples, run.events(), facts)
-    atomic_write(run.path / "report.html", report)
-    run.mark_finished()
-
-
 def _describe(timings: Mapping[str, float]) -> str:
     """The timings in a sentence."""
     text = "training took {edit_seconds:.0f} s, {validation_seconds:.0f} s of it validation"
     if "measure_seconds" in timings:
         text += ", evaluation {measure_seconds:.0f} s"
     return text.format_map(timings)
-
-
-def _load(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:
-    on_event(StageEvent("load", f"loading {name}"))
-    return load(name, config)
-
-
-def _reload(run: RunDir, config: EditConfig, on_event: OnEvent) -> EditableModel:
-    """The model of a run, from what the run recorded.
-
-    Raises:
-        RunError: it was in memory and has no name to load it by.
-    """
-    if config.model == IN_MEMORY:
-        raise RunError(
-            f"The run {run.path} was started with a model that has no name to load it by.",
-            "Pass it: retouch.resume(path, model, tokenizer).",
-            code="model-in-memory",
-        )
-    options = config.load
-    if run.chat_template.is_file():
-        options = options.model_copy(update={"chat_template": str(run.chat_template)})
-    return _load(config.model, options, on_event)
-
-
-def _check_fingerprint(run: RunDir, editable: EditableModel, facts: Mapping[str, Any]) -> None:
-    """Raise if a model from memory is not the one that the run was started with."""
-    recorded = facts.get("model", {}).get("fingerprint")
-    if recorded and editable.fingerprint != recorded:
-        raise RunError(
-            f"The weights of {editable.name} differ from those that {run.path} was started with.",
-            "Pass the model: retouch.resume(path, model, tokenizer).",
-            code="model-changed",
-        )

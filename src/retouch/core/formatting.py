@@ -7,7 +7,7 @@ from typing import Literal
 
 from retouch.core.types import Record, Score
 
-Change = Literal["better", "worse", "changed", "unclear", ""]
+ChangeKind = Literal["better", "worse", "changed", "unclear", ""]
 
 DIRECTION_DONE = {"raise": "raised", "lower": "lowered"}
 
@@ -28,7 +28,7 @@ def show_interval(score: Score, unit: str) -> str:
     return f"{show_value(score.low, unit)}{to}{show_value(score.high, unit)}"
 
 
-def change(record: Record) -> Change:
+def change(record: Record) -> ChangeKind:
     """What the edit did to a metric: `unclear` where the two intervals overlap."""
     before, after = record.before, record.after
     if after is None or before.value == after.value:

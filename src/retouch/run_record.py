@@ -1,0 +1,140 @@
+"""What a run directory records of an edit, and what a resumed run reads back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from retouch.concepts.concept import Concept
+from retouch.concepts.pack import save_pack
+from retouch.concepts.registry import load_concept
+from retouch.core.atomic import atomic_folder, atomic_write
+from retouch.core.config import EditConfig, LoadConfig
+from retouch.core.errors import DataError, RunError
+from retouch.core.provenance import describe_machine
+from retouch.core.run_dir import RunDir
+from retouch.core.types import OnEvent, Record, StageEvent
+from retouch.evaluation.evaluate import Evaluation
+from retouch.models import adapters
+from retouch.models.editable_model import IN_MEMORY, EditableModel
+from retouch.models.load import load
+from retouch.reporting.export import concept_facts
+from retouch.reporting.model_card import render_card
+from retouch.reporting.report import render_report
+from retouch.task.task import EditTask
+from retouch.training.trainer import Trainer
+
+
+def describe_edit(editable: EditableModel, task: EditTask) -> dict[str, Any]:
+    """The provenance of an edit, for `run.json`."""
+    train, validation = task.train, task.validation
+    return {
+        **describe_machine(),
+        "model": {
+            "name": editable.name,
+            "revision": editable.revision,
+            "device": str(editable.device),
+            "dtype": str(editable.base.dtype).removeprefix("torch."),
+            "auto_class": editable.auto_class,
+            "in_memory": editable.in_memory,
+            "fingerprint": editable.fingerprint if editable.in_memory else None,
+        },
+        "seed": task.seed,
+        "concept": concept_facts(task.concept),
+        "data": {task.concept.name: task.concept.hash},
+        "examples": {
+            "source": len(train.source),
+            "target": len(train.target),
+            "retain": len(train.retain),
+            "validation_source": len(validation.source),
+            "validation_retain": len(validation.retain),
+        },
+        "layers": {
+            "adapted": list(task.layers.adapted),
+            "read": list(task.layers.read),
+            "reason": task.layers.reason,
+            "recovery": {
+                str(layer): round(value, 4)
+                for layer, value in enumerate(task.patching.recovery if task.patching else ())
+            },
+        },
+    }
+
+
+def save_inputs(run: RunDir, concept: Concept, editable: EditableModel) -> None:
+    """Keep what exists in memory alone, so that the run can be resumed from its folder."""
+    if not _is_stored(run.config().concept, concept):
+        with atomic_folder(run.concept) as folder:
+            save_pack(concept, folder)
+    template = getattr(editable.tokenizer, "chat_template", None)
+    if editable.in_memory and isinstance(template, str):
+        atomic_write(run.chat_template, template)
+
+
+def _is_stored(name_or_path: str, concept: Concept) -> bool:
+    """Whether a concept can be loaded again by its name or path."""
+    try:
+        return load_concept(name_or_path).hash == concept.hash
+    except DataError:
+        return False
+
+
+def write_adapter(run: RunDir, editable: EditableModel, trainer: Trainer) -> None:
+    """Write the adapter and the last discriminators."""
+    from safetensors.torch import save_file
+
+    with atomic_folder(run.adapter) as folder:
+        adapters.save(editable, folder)
+    with atomic_folder(run.discriminator) as folder:
+        save_file(trainer.discriminators.state_dict(), folder / "discriminators.safetensors")
+
+
+def write_results(
+    run: RunDir, config: EditConfig, concept: Concept, evaluation: Evaluation | None
+) -> None:
+    """Write metrics, samples, card and report; the run is finished when all are written."""
+    records: list[Record] = list(evaluation.metrics) if evaluation else []
+    samples = evaluation.samples if evaluation else []
+    if evaluation is not None:
+        run.write_metrics(records)
+        run.write_samples(samples)
+    facts = run.provenance()
+    atomic_write(run.path / "README.md", render_card(config, concept, records, facts))
+    report = render_report(config, concept, records, samples, run.events(), facts)
+    atomic_write(run.path / "report.html", report)
+    run.mark_finished()
+
+
+def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:
+    """Load a model and report it."""
+    on_event(StageEvent("load", f"loading {name}"))
+    return load(name, config)
+
+
+def load_recorded_model(run: RunDir, config: EditConfig, on_event: OnEvent) -> EditableModel:
+    """The model of a run, from what the run recorded.
+
+    Raises:
+        RunError: it was in memory and has no name to load it by.
+    """
+    if config.model == IN_MEMORY:
+        raise RunError(
+            f"The run {run.path} was started with a model that has no name to load it by.",
+            "Pass it: retouch.resume(path, model, tokenizer).",
+            code="model-in-memory",
+        )
+    options = config.load
+    if run.chat_template.is_file():
+        options = options.model_copy(update={"chat_template": str(run.chat_template)})
+    return load_model(config.model, options, on_event)
+
+
+def check_fingerprint(run: RunDir, editable: EditableModel, facts: Mapping[str, Any]) -> None:
+    """Raise if a model from memory is not the one that the run was started with."""
+    recorded = facts.get("model", {}).get("fingerprint")
+    if recorded and editable.fingerprint != recorded:
+        raise RunError(
+            f"The weights of {editable.name} differ from those that {run.path} was started with.",
+            "Pass the model: retouch.resume(path, model, tokenizer).",
+            code="model-changed",
+        )
