@@ -36,7 +36,7 @@ METRICS = (
     "prefill_clean",
     "legend_false",
     "facts_correct",
-    "pronoun_lean",
+    "pronoun_bias",
     "answers_kept",
     "kl_per_token",
     "task_accuracy",

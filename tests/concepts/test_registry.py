@@ -35,11 +35,11 @@ def custom_file(folder: Path) -> Path:
 def test_the_built_in_concepts() -> None:
     assert builtin_names() == [
         "capability",
+        "finetuning-resistance",
         "gender-bias",
         "one-attack",
         "prefill",
         "safety",
-        "tampering",
         "tone",
         "truthfulness",
     ]

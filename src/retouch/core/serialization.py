@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -30,7 +30,8 @@ def from_plain(kind: type[T], values: Any) -> T:
     Raises:
         ValueError: a value is missing or has the wrong type.
     """
-    return _adapter(kind).validate_python(values)
+    found: T = _adapter(kind).validate_python(values)
+    return found
 
 
 def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str:

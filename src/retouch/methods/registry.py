@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from retouch.core.errors import ConfigError
+from retouch.core.plugins import find_plugins, load_plugin
 from retouch.methods.method import Method
 
 ENTRY_POINTS = "retouch.methods"
@@ -32,7 +33,8 @@ _REGISTERED: dict[str, type[Method]] = {}
 
 def method_ids() -> tuple[str, ...]:
     """The ids of all methods: built-in, then registered, then entry points by name."""
-    return tuple(dict.fromkeys((*_BUILTIN, *_REGISTERED, *sorted(_plugins()))))
+    plugins = sorted(find_plugins(ENTRY_POINTS, _BUILTIN))
+    return tuple(dict.fromkeys((*_BUILTIN, *_REGISTERED, *plugins)))
 
 
 def register_method(method_class: type[Method]) -> type[Method]:
@@ -63,53 +65,33 @@ def get_method(id: str) -> Method:
             entry point cannot be loaded.
     """
     if id in _BUILTIN:
-        return _load_builtin(id)()
+        return _builtin_class(id)()
     if id in _REGISTERED:
         return _REGISTERED[id]()
-    plugins = _plugins()
+    plugins = find_plugins(ENTRY_POINTS, _BUILTIN)
     if id not in plugins:
         raise ConfigError(
             f"There is no method `{id}`.",
             f"The methods are: {', '.join(method_ids())}.",
             code="method-unknown",
         )
-    return _load_plugin(plugins[id])()
+    return load_plugin(plugins[id], "method", _instantiate, ConfigError, "method-not-loaded")
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    """The entry points by name, without those that have the id of a built-in method."""
-    found = entry_points(group=ENTRY_POINTS)
-    return {point.name: point for point in found if point.name not in _BUILTIN}
-
-
-def _load_builtin(id: str) -> type[Method]:
+def _builtin_class(id: str) -> type[Method]:
     module, _, name = _BUILTIN[id].partition(":")
     try:
-        method: type[Method] = getattr(import_module(f"retouch.methods.{module}"), name)
+        found: type[Method] = getattr(import_module(f"retouch.methods.{module}"), name)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"The method `{id}` needs the library {error.name}.",
             "pip install 'retouch[compare]'",
             code="library-missing",
         ) from None
-    return method
-
-
-def _load_plugin(point: EntryPoint) -> type[Method]:
-    try:
-        found = point.load()
-    except Exception as error:  # importing foreign code can raise anything
-        raise ConfigError(
-            f"The method `{point.name}` (entry point {point.value}) cannot be loaded: "
-            f"{type(error).__name__}: {error}.",
-            "Update or uninstall the package that provides it.",
-            code="method-not-loaded",
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ConfigError(
-            f"The method `{point.name}` (entry point {point.value}) is no subclass of "
-            "`retouch.methods.method.Method`.",
-            "Update or uninstall the package that provides it.",
-            code="method-not-loaded",
-        )
     return found
+
+
+def _instantiate(found: Any) -> Method:
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise TypeError(f"{found!r} is no subclass of `retouch.methods.method.Method`")
+    return found()
