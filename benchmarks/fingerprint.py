@@ -81,12 +81,13 @@ class Difference:
 
     def row(self) -> str:
         """A row of the table."""
-        interval = (
-            "" if self.recorded is None else f"{self.recorded.low:g} to {self.recorded.high:g}"
-        )
-        values = ("-" if one is None else f"{one.value:g}" for one in (self.recorded, self.found))
-        columns = [self.name, *values, interval, "OUTSIDE" if self.outside else "inside"]
-        return f"| {' | '.join(columns)} |"
+        recorded, found = self.recorded, self.found
+        interval = "" if recorded is None else f"{recorded.low:g} to {recorded.high:g}"
+        values = ["-" if one is None else f"{one.value:g}" for one in (recorded, found)]
+        result = "OUTSIDE" if self.outside else "inside"
+        if recorded is None or found is None:
+            result = "NOT MEASURED" if found is None else "NOT RECORDED"
+        return f"| {' | '.join([self.name, *values, interval, result])} |"
 
 
 def hash_weights(file: Path) -> str:

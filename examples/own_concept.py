@@ -52,7 +52,11 @@ def main(
     output_dir: Path | str | None = None, config: Mapping[str, Any] | None = None
 ) -> retouch.EditResult:
     """Make the edit; `config` overrides the settings below."""
-    settings = config or {"train": {"rounds": 8, "max_drift": 0.1}}
+    settings = config or {
+        "data": {"num_retain": 64},
+        "train": {"rounds": 5, "max_drift": 0.1},
+        "evaluation": {"suites": "concept"},
+    }
     result = retouch.edit(
         "pocket", concept=cheerful_capitals(), config=settings, output_dir=output_dir
     )

@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
 
-Runs offline on a CPU in about two minutes.
+Runs offline on a CPU in about three minutes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ DOCS = ROOT / "docs"
 GENERATED = {DOCS / "reference" / name for name in ("configuration.md", "cli.md")}
 PAGES = sorted(
     {
-        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *(
+            ROOT / name
+            for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")
+        ),
         *(page for page in DOCS.rglob("*.md") if "results" not in page.relative_to(DOCS).parts),
     }
     - GENERATED

@@ -23,12 +23,9 @@ MERGED = "merged"
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A merged adapter.
+    """A merged adapter and the effect of every edited concept and the drift.
 
-    Attributes:
-        path: the folder of the adapter.
-        metrics: the effect of every edited concept and the drift, by run, and of the sum as
-            `merged`; before is the base model.
+    The metrics are by run, and those of the sum under `merged`; before is the base model.
     """
 
     path: Path

@@ -55,10 +55,7 @@ class EditResult:
         return self._editable().tokenizer
 
     def save_pretrained(self, folder: Path | str) -> Path:
-        """Write the adapter and its model card; PEFT and `retouch.evaluate` load the folder.
-
-        Args:
-            folder: a folder that does not exist yet, or is empty.
+        """Write the adapter and its model card to a new folder, for PEFT and `retouch.evaluate`.
 
         Raises:
             RunError: the folder is not empty, or cannot be written.

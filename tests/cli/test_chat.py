@@ -31,7 +31,7 @@ def test_both_models_continue_their_own_conversation() -> None:
     conversation = Conversation(editable, "Be brief.", max_new_tokens=4)
     responses = conversation.respond("hi")
     assert set(responses) == {"base", "edited"}
-    for name in conversation.models:
+    for name in conversation.turns:
         roles = [turn.role for turn in conversation.turns[name]]
         assert roles == ["system", "user", "assistant"]
         assert conversation.turns[name][-1].content == responses[name]

@@ -25,8 +25,7 @@ def display(*, terminal: bool) -> str:
     with EditProgress(console) as progress:
         for event in EVENTS:
             progress(event)
-            if progress._bar is not None:
-                progress._bar.refresh()
+            progress.refresh()
     return file.getvalue()
 
 

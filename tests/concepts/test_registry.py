@@ -13,6 +13,7 @@ import pytest
 from helpers.packs import COLOUR, write_pack, write_packs
 from retouch.concepts import registry
 from retouch.concepts.registry import builtin_names, concept_names, load_concept
+from retouch.core import plugins as plugins_module
 from retouch.core.errors import DataError
 from retouch.core.types import SPLITS
 
@@ -104,7 +105,7 @@ def plugins(packs: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     def entry_points(*, group: str) -> list[EntryPoint]:
         return [EntryPoint(name, value, group) for name, value in values.items()]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(plugins_module, "entry_points", entry_points)
     return values
 
 

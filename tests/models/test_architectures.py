@@ -231,9 +231,9 @@ def test_a_dense_layer_with_the_name_of_experts_is_unadapted() -> None:
     editable = tiny_editable("deepseek_v3")
     out = editable.layout.unadapted(editable.model, [1])
     assert out["model.layers.1.mlp.down_proj.weight"] == 32 * 64
-    with pytest.raises(ModelError, match=r"ends in down_proj.*o_proj") as caught:
+    with pytest.raises(ModelError, match=r"ends in down_proj.*o_proj") as raised:
         attach(editable, [1], modules=("down_proj",))
-    assert caught.value.code == "module-missing"
+    assert raised.value.code == "module-missing"
 
 
 def test_a_router_that_inherits_from_linear_is_unadapted() -> None:
@@ -255,9 +255,9 @@ def test_an_adapter_that_peft_attaches_elsewhere_is_rejected(
 ) -> None:
     editable = tiny_editable("qwen3_moe")
     monkeypatch.setattr("retouch.models.layout.adaptable", lambda _, names: list(names))
-    with pytest.raises(ModelError, match="of tiny") as caught:
+    with pytest.raises(ModelError, match="of tiny") as raised:
         attach(editable, [0])
-    assert caught.value.code == "adapter-mismatch"
+    assert raised.value.code == "adapter-mismatch"
     assert not editable.adapted
     assert logits(editable.model).isfinite().all()
 
@@ -275,6 +275,6 @@ def test_states_in_several_streams_are_rejected() -> None:
         laurel_rank=4,
         activation_sparsity_pattern=[0.0] * 4,
     )
-    with pytest.raises(ModelError, match=r"states are \[2, 4, 10, 32\]") as caught:
+    with pytest.raises(ModelError, match=r"states are \[2, 4, 10, 32\]") as raised:
         Segment(editable, 1, 2).check(IDS)
-    assert caught.value.code == "architecture-unsupported"
+    assert raised.value.code == "architecture-unsupported"

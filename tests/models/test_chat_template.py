@@ -42,6 +42,6 @@ def test_a_file_that_is_not_a_working_template_is_an_error(
     file = tmp_path / "own.jinja"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"own\.jinja") as caught:
+    with pytest.raises(ConfigError, match=r"own\.jinja") as raised:
         set_chat_template(tiny_tokenizer(), file)
-    assert caught.value.code == code
+    assert raised.value.code == code

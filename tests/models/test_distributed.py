@@ -85,9 +85,9 @@ def test_one_process_keeps_everything() -> None:
 def test_sharding_takes_several_processes(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         load(str(tmp_path), LoadConfig(fsdp=True))
-    assert caught.value.code == "single-process"
+    assert raised.value.code == "single-process"
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ def test_the_name_is_that_of_the_loaded_checkpoint(tmp_path: Path) -> None:
     assert in_memory().name == IN_MEMORY
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    loaded = load(str(tmp_path))
-    editable = EditableModel.from_transformers(loaded.model, loaded.tokenizer)
+    saved = load(str(tmp_path))
+    editable = EditableModel.from_transformers(saved.model, saved.tokenizer)
     assert editable.name == str(tmp_path)
 
 
@@ -66,16 +66,16 @@ def test_the_chat_template_is_kept_and_the_callers_tokenizer_is_unchanged() -> N
 def test_a_tokenizer_without_an_end_token_is_rejected() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         EditableModel.from_transformers(tiny_model(), tokenizer)
-    assert caught.value.code == "tokenizer-no-eos"
+    assert raised.value.code == "tokenizer-no-eos"
 
 
 def test_a_model_with_an_adapter_is_rejected() -> None:
     wrapped = get_peft_model(tiny_model(), PeftLoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         EditableModel.from_transformers(wrapped, tiny_tokenizer())
-    assert caught.value.code == "model-edited"
+    assert raised.value.code == "model-edited"
 
 
 def test_the_fingerprint_depends_on_the_weights_and_not_on_an_adapter() -> None:

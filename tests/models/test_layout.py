@@ -32,19 +32,19 @@ def test_the_layout_of_a_wrapped_model_is_the_same() -> None:
 def test_a_model_without_a_matching_list_is_not_supported() -> None:
     editable = tiny_editable()
     editable.model.config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match=r"7 blocks.*layers \(4\)") as caught:
+    with pytest.raises(ModelError, match=r"7 blocks.*layers \(4\)") as raised:
         find_layout(editable.model)
-    assert caught.value.code == "architecture-unsupported"
+    assert raised.value.code == "architecture-unsupported"
 
 
 def test_missing_modules_and_layers_are_errors_that_name_those_there_are() -> None:
     editable = tiny_editable()
-    with pytest.raises(ModelError, match="q_proj") as caught:
+    with pytest.raises(ModelError, match="q_proj") as raised:
         attach(editable, 1, modules=("nowhere",))
-    assert caught.value.code == "module-missing"
-    with pytest.raises(ModelError, match=r"Layer 9 .* layers 0 to 3") as caught:
+    assert raised.value.code == "module-missing"
+    with pytest.raises(ModelError, match=r"Layer 9 .* layers 0 to 3") as raised:
         attach(editable, 9)
-    assert caught.value.code == "layer-missing"
+    assert raised.value.code == "layer-missing"
 
 
 def test_a_new_adapter_changes_nothing_and_base_model_switches_it_off() -> None:

@@ -37,9 +37,9 @@ def test_a_local_folder_is_loaded_frozen(folder: Path) -> None:
 
 
 def test_a_missing_model_is_an_error_that_names_the_alternatives(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere.*Give `pocket`") as caught:
+    with pytest.raises(ModelError, match=r"nowhere.*Give `pocket`") as raised:
         load(str(tmp_path / "nowhere"))
-    assert caught.value.code == "model-unreadable"
+    assert raised.value.code == "model-unreadable"
 
 
 @pytest.mark.parametrize(
@@ -57,37 +57,37 @@ def test_an_impossible_configuration_is_an_error_with_its_reason(
 ) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | value))
-    with pytest.raises(ModelError, match=reason) as caught:
+    with pytest.raises(ModelError, match=reason) as raised:
         load(str(folder))
-    assert caught.value.code == "model-unreadable"
+    assert raised.value.code == "model-unreadable"
 
 
 def test_pickled_weights_are_rejected(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="safetensors") as caught:
+    with pytest.raises(ModelError, match="safetensors") as raised:
         load(str(folder))
-    assert caught.value.code == "model-unreadable"
+    assert raised.value.code == "model-unreadable"
 
 
 def test_a_missing_device_is_an_error(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"nonsense.*`cpu`") as caught:
+    with pytest.raises(ModelError, match=r"nonsense.*`cpu`") as raised:
         load(str(folder), LoadConfig(device="nonsense"))
-    assert caught.value.code == "device-missing"
+    assert raised.value.code == "device-missing"
 
 
 def test_a_folder_without_an_adapter_is_an_error(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"adapter_config\.json") as caught:
+    with pytest.raises(ModelError, match=r"adapter_config\.json") as raised:
         load(str(folder), adapter=tmp_path)
-    assert caught.value.code == "adapter-missing"
+    assert raised.value.code == "adapter-missing"
 
 
 def test_an_adapter_of_another_model_is_an_error(folder: Path, tmp_path: Path) -> None:
     wide = tiny_editable(hidden_size=64)
     adapters.attach(wide, [1], LORA, 0)
     adapters.save(wide, tmp_path / "wide")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         load(str(folder), adapter=tmp_path / "wide")
-    assert caught.value.code == "adapter-mismatch"
+    assert raised.value.code == "adapter-mismatch"
 
 
 def test_a_saved_adapter_of_pocket_has_no_path_of_this_machine(tmp_path: Path) -> None:
@@ -153,15 +153,15 @@ def test_a_model_that_generates_no_text_is_rejected(tmp_path: Path) -> None:
     )
     CLIPVisionModel(vision).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         load(str(tmp_path))
-    assert caught.value.code == "architecture-unsupported"
+    assert raised.value.code == "architecture-unsupported"
 
 
 def test_a_tokenizer_without_an_end_token_is_rejected(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ModelError, match="eos_token") as caught:
+    with pytest.raises(ModelError, match="eos_token") as raised:
         load(str(folder))
-    assert caught.value.code == "tokenizer-no-eos"
+    assert raised.value.code == "tokenizer-no-eos"

@@ -76,9 +76,9 @@ def test_the_adapter_of_an_offloaded_model_is_saved_and_loaded(
     streamed = load_with_limit(folder, 6 * LAYER, tmp_path / "adapter")
     assert torch.equal(streamed.model(input_ids=IDS).logits, edited)
     assert 3 in layers_on_device(streamed)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         adapters.merged(offloaded)
-    assert caught.value.code == "model-offloaded"
+    assert raised.value.code == "model-offloaded"
 
 
 def test_a_limit_reduces_the_micro_batch_size(folder: Path) -> None:
@@ -99,14 +99,14 @@ def test_a_model_within_the_limit_is_loaded_whole(folder: Path) -> None:
 
 
 def test_a_limit_that_is_too_low_is_an_error_with_the_lowest_possible(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"9.8 KiB is too low.*at least 102 KiB") as caught:
+    with pytest.raises(ModelError, match=r"9.8 KiB is too low.*at least 102 KiB") as raised:
         load_with_limit(folder, 10_000)
-    assert caught.value.code == "device-limit-too-low"
+    assert raised.value.code == "device-limit-too-low"
     editable = load_with_limit(folder, 6 * LAYER)
     wide = {"lora.layers_to_transform": (2, 10), "discriminator.layers": (10,)}
-    with pytest.raises(ModelError, match=r"9 trained layers.*fewer layers") as caught:
+    with pytest.raises(ModelError, match=r"9 trained layers.*fewer layers") as raised:
         build_training(editable, tiny_config(wide))
-    assert caught.value.code == "device-limit-too-low"
+    assert raised.value.code == "device-limit-too-low"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_a_limit_that_is_too_low_is_an_error_with_the_lowest_possible(folder: Pa
     ],
 )
 def test_ways_to_save_memory_exclude_each_other(folder: Path, config: LoadConfig) -> None:
-    with pytest.raises(ConfigError, match="cannot be combined") as caught:
+    with pytest.raises(ConfigError, match="cannot be combined") as raised:
         load(str(folder), config)
-    assert caught.value.code == "options-exclusive"
+    assert raised.value.code == "options-exclusive"

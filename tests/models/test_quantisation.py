@@ -112,9 +112,9 @@ def test_an_adapter_is_not_merged_into_quantised_weights(
     editable.merged_copy()  # nothing to merge
     attach_random(editable)
     for merge in (lambda: adapters.merged(editable), editable.merged_copy):
-        with pytest.raises(ModelError, match=r"cannot be merged.*unquantised") as caught:
+        with pytest.raises(ModelError, match=r"cannot be merged.*unquantised") as raised:
             merge()
-        assert caught.value.code == "model-quantised"
+        assert raised.value.code == "model-quantised"
     # The hint works.
     adapters.save(editable, tmp_path)
     whole = load_on_cpu(folder, adapter=tmp_path)
@@ -126,13 +126,13 @@ def test_without_bitsandbytes_the_error_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"bitsandbytes.*retouch\[quantized\]") as caught:
+    with pytest.raises(ModelError, match=r"bitsandbytes.*retouch\[quantized\]") as raised:
         load_on_cpu(folder, "4bit")
-    assert caught.value.code == "library-missing"
+    assert raised.value.code == "library-missing"
     assert not load_on_cpu(folder).quantised
 
 
 def test_an_unknown_quantisation_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="none, 8bit, 4bit, got '2bit'") as caught:
+    with pytest.raises(ModelError, match="none, 8bit, 4bit, got '2bit'") as raised:
         weights.bitsandbytes_config("2bit", torch.float32)  # type: ignore[arg-type]
-    assert caught.value.code == "quantization-unsupported"
+    assert raised.value.code == "quantization-unsupported"

@@ -76,9 +76,9 @@ def skip_editable(skip: str) -> EditableModel:
 @pytest.mark.parametrize("skip", ["first-output", "stale"])
 def test_a_model_that_passes_on_more_than_the_hidden_state_is_rejected(skip: str) -> None:
     editable = skip_editable(skip)
-    with pytest.raises(ModelError, match=r"\(layers 0 to 2\)") as caught:
+    with pytest.raises(ModelError, match=r"\(layers 0 to 2\)") as raised:
         Segment(editable, 0, 2).check(IDS)
-    assert caught.value.code == "architecture-unsupported"
+    assert raised.value.code == "architecture-unsupported"
     assert all(not block._forward_hooks for block in editable.blocks)
 
 
@@ -91,9 +91,9 @@ def test_blocks_may_receive_what_no_edit_changes() -> None:
 def test_hidden_states_of_another_shape_are_rejected() -> None:
     editable = skip_editable("zeros")
     editable.model.embed.register_forward_hook(lambda *args: args[2][None])
-    with pytest.raises(ModelError, match=r"states are \[1, 4, 10, 8\]") as caught:
+    with pytest.raises(ModelError, match=r"states are \[1, 4, 10, 8\]") as raised:
         Segment(editable, 0, 2).check(IDS)
-    assert caught.value.code == "architecture-unsupported"
+    assert raised.value.code == "architecture-unsupported"
 
 
 def test_the_segment_is_checked_before_an_adapter_is_attached(
@@ -102,9 +102,9 @@ def test_the_segment_is_checked_before_an_adapter_is_attached(
     editable, forward = tiny_editable(), Segment.forward
     wrong = lambda *args: {i: states + 1 for i, states in forward(*args).items()}  # noqa: E731
     monkeypatch.setattr(Segment, "forward", wrong)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         build_training(editable, tiny_config())
-    assert caught.value.code == "architecture-unsupported"
+    assert raised.value.code == "architecture-unsupported"
     assert not editable.adapted
 
 

@@ -99,9 +99,9 @@ def test_a_wrong_option_is_a_usage_error() -> None:
 
 def test_both_tables_fit_a_terminal(folder: Path) -> None:
     console = Console(width=80, highlight=False)
-    with console.capture() as shown:
+    with console.capture() as capture:
         console.print(doctor._estimate_tables(estimate_of(preflight(folder))))
-    lines = shown.get().splitlines()
+    lines = capture.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert any("weights" in line and "base responses" in line for line in lines)
 

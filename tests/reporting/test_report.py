@@ -158,8 +158,8 @@ def test_chosen_pairs_are_of_every_metric_and_differ_where_possible() -> None:
             samples += responses(metric, number, "Sure.", "Sure." if same else "No.")
     pairs = choose_pairs(samples)
     assert len(pairs) == MAX_PAIRS
-    assert {pair.metric for pair in pairs} == {"a", "b", "c"}
-    assert all(pair.differs for pair in pairs)
+    assert {pair.edited.metric for pair in pairs} == {"a", "b", "c"}
+    assert all(pair.base.response != pair.edited.response for pair in pairs)
 
 
 def test_the_headline_is_measured_on_source_examples() -> None:

@@ -24,16 +24,18 @@ from retouch.cli import (
     robustness,
     tune,
 )
-from retouch.cli.options import Command, flags_of
+from retouch.cli.options import FLAGS, Command, flags_of
 from retouch.core.errors import RetouchError
 from retouch.core.launch import launched_rank
-from retouch.core.options import OPTIONS, RENAMED
+from retouch.core.options import RENAMED
 
-INTERRUPTED = 130
-USAGE = 2
-
-# Options of single commands that were renamed; those of the configuration are in `RENAMED`.
-_RENAMED_OPTIONS = {"--questions": "--attacks", "--keep": "--save", "--once": "--prompt"}
+EPILOG = "Options override --config, which overrides the concept's tuned settings."
+_RENAMED_FLAGS = {
+    **{f"--{old.replace('_', '-')}": FLAGS[path] for old, path in RENAMED.items()},
+    "--questions": "--attacks",
+    "--keep": "--save",
+    "--once": "--prompt",
+}
 
 
 class Commands(TyperGroup):
@@ -49,9 +51,9 @@ class Commands(TyperGroup):
                 command = self.get_command(ctx, ctx.invoked_subcommand)
                 typer.echo(f"Error: {_with_flags(error, getattr(command, 'params', ()))}", err=True)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            typer.echo(str(error) or "Interrupted.", err=True)
+            raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output has closed it; the interpreter's last flush must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,15 +63,12 @@ class Commands(TyperGroup):
             if renamed is None:
                 raise
             typer.echo(f"Error: {renamed}", err=True)
-            raise typer.Exit(USAGE) from None
+            raise typer.Exit(2) from None
         return result
 
 
 def _with_flags(error: RetouchError, parameters: Any) -> str:
-    """The error's text with the command's flags in place of the names of fields.
-
-    A configuration file's error keeps its keys.
-    """
+    """The error's text with flags in place of the fields; a configuration file's keeps its keys."""
     text = str(error)
     if text.startswith("In ") and not text.startswith("In the options"):
         return text
@@ -77,18 +76,13 @@ def _with_flags(error: RetouchError, parameters: Any) -> str:
     return re.sub(r"`([\w.]+)`", lambda match: f"`{flags.get(match[1], match[1])}`", text)
 
 
-def _renamed(error: Exception) -> str | None:
-    """The message for an option of an earlier version; None for any other usage error."""
-    old = str(getattr(error, "option_name", "")).replace("_", "-")
-    path = RENAMED.get(old.removeprefix("--").replace("-", "_"))
-    flags = {option.path: option.flag for option in OPTIONS}
-    new = flags[path] if path else _RENAMED_OPTIONS.get(old)
-    context: Any = getattr(error, "ctx", None)
-    if new is None or new == old or context is None:
-        return None
-    if new not in [flag for parameter in context.command.params for flag in parameter.opts]:
-        return None
-    return f"`{old}` was renamed: use `{new}`."
+def _renamed(error: Any) -> str | None:
+    """The message for an option of an earlier version; None for any other error."""
+    old = getattr(error, "option_name", "").replace("_", "-")
+    new = _RENAMED_FLAGS.get(old)
+    if new and any(new in parameter.opts for parameter in error.ctx.command.params):
+        return f"`{old}` was renamed: use `{new}`."
+    return None
 
 
 app = typer.Typer(
@@ -120,7 +114,7 @@ def _add(function: Any, short_help: str, *, bare_help: bool = True, epilog: str 
 
 
 _add(demo.demo, "Edit the built-in model from end to end.", bare_help=False)
-_add(edit.edit, "Raise or lower one concept inside a model.", epilog=edit.EPILOG)
+_add(edit.edit, "Raise or lower one concept inside a model.", epilog=EPILOG)
 _add(doctor.doctor, "Check an edit and estimate its memory and time before it runs.")
 _add(evaluate.evaluate, "Measure a model, or an edit against its base.", bare_help=False)
 _add(robustness.robustness, "Run robustness attacks against an edited model.", bare_help=False)

@@ -8,27 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retouch.cli import edit, output
 from retouch.cli.options import out_dir
 from retouch.concepts.concept import Concept
+from retouch.concepts.registry import load_concept
 from retouch.core.errors import RunError
+from retouch.core.run_dir import next_free
 
 if TYPE_CHECKING:
     from retouch.core.types import Sample
     from retouch.reporting.report import Pair
 
-DEFAULT = Path("runs/demo")
-MAX_PAIRS = 3  # pairs of responses
 
-
-def demo(
-    output_dir: Annotated[Path, out_dir("the run directory")] = DEFAULT,
-) -> None:
+def demo(output_dir: Annotated[Path, out_dir("the run directory")] = Path("runs/demo")) -> None:
     """Train the built-in model to refuse under attack, and show what the edit changed."""
-    from rich.console import Console
-
-    from retouch.cli import edit, tables
-
-    console = Console(highlight=False)
     renamed = move_aside(output_dir)
     if renamed is not None:
         typer.echo(f"The earlier demo was moved to {renamed}.")
@@ -39,20 +32,16 @@ def demo(
     )
     settings = {"model": "pocket", "concept": "safety", "direction": "raise"}
     result = edit.run(settings, output_dir=output_dir, next_steps=False)
-
-    from retouch.concepts.registry import load_concept
-
     pairs = attacked_pairs(load_concept("safety"), result.samples)
     if pairs:
         typer.echo("\nAttacks of families that the training has not seen:")
+    console = output.console()
     for pair in pairs:
         console.print()
-        console.print(tables.turns(pair.prompt))
-        console.print(tables.side_by_side(pair.base.response, pair.edited.response))
-    typer.echo(f"The run: {result.path}")
-    typer.echo("Next:")
-    tables.commands(
-        console,
+        console.print(output.turns(pair.edited.prompt))
+        console.print(output.side_by_side(pair.base.response, pair.edited.response))
+    output.print_next_steps(
+        result.path,
         [
             (f"open {result.path / 'report.html'}", "the whole report, in any browser"),
             (f"retouch chat --adapter {result.path}", "chat with both models, side by side"),
@@ -68,8 +57,6 @@ def move_aside(path: Path) -> Path | None:
     Raises:
         RunError: the directory is not a run, or cannot be renamed.
     """
-    from retouch.core.run_dir import next_free
-
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / "config.yaml").is_file():
@@ -98,7 +85,8 @@ def attacked_pairs(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
     metrics = {(m.suite, m.metric) for m in concept.metrics if set(m.labels) <= source}
     by_family: dict[str, Pair] = {}
     for pair in pair_samples(samples):
-        if (pair.suite, pair.metric) in metrics and not pair.prefill:
+        sample = pair.edited
+        if (sample.suite, sample.metric) in metrics and not sample.prefill:
             # The first of each family, whatever the edited model responded: no cherry-picking.
-            by_family.setdefault(pair.edited.group, pair)
-    return list(by_family.values())[:MAX_PAIRS]
+            by_family.setdefault(sample.group, pair)
+    return list(by_family.values())[:3]

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retouch.cli.options import CONFIG, ConfigFile, configured, out_dir, require_model
-from retouch.core.config_file import resolve
+from retouch.cli import output
+from retouch.cli.loading import quiet_libraries, resolve_with_model
+from retouch.cli.options import CONFIG, FLAGS, ConfigFile, configured, option, out_dir
+from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError
 from retouch.core.launch import launched_rank
-from retouch.core.options import OPTIONS, flatten
-from retouch.core.types import Event
+from retouch.core.options import flatten
+from retouch.core.serialization import to_json, to_plain
+from retouch.core.types import Event, StageEvent
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from retouch.result import EditResult
-
-EPILOG = "Options override --config, which overrides the concept's tuned settings."
 
 
 @configured(*CONFIG)
@@ -29,9 +28,7 @@ def edit(
     output_dir: Annotated[
         Path | None, out_dir("the run directory (default: runs/CONCEPT-DIRECTION-NUMBER)")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="continue a run that was interrupted")
-    ] = None,
+    resume: Annotated[Path | None, option("RUN", "continue a run that was interrupted")] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="print only the path of the run")
     ] = False,
@@ -43,8 +40,7 @@ def edit(
     if quiet and as_json:
         raise ConfigError("`quiet` and `as_json` exclude each other.", code="options-exclusive")
     if resume is not None:
-        flags = {option.path: option.flag for option in OPTIONS} | {"model": "MODEL"}
-        extra = [flags[path] for path in flatten(settings)]
+        extra = ["MODEL" if path == "model" else FLAGS[path] for path in flatten(settings)]
         extra += [f"--{name}" for name, value in (("config", config), ("out", output_dir)) if value]
         if extra:
             raise ConfigError(
@@ -53,8 +49,9 @@ def edit(
                 code="options-exclusive",
             )
     else:
-        hint = "For example: retouch edit pocket --concept safety, or retouch edit --resume RUN."
-        require_model(settings, config, hint)
+        # Errors in the options are reported before the seconds that importing the libraries takes.
+        example = "retouch edit pocket --concept safety, or retouch edit --resume RUN"
+        resolve_with_model(settings, example, config)
     run(settings, config, output_dir, resume, quiet=quiet, as_json=as_json)
 
 
@@ -69,27 +66,21 @@ def run(
     next_steps: bool = True,
 ) -> EditResult:
     """Make or resume an edit and show its progress and its result."""
-    from rich.console import Console
-
-    from retouch.cli.loading import quiet_libraries
     from retouch.cli.progress import EditProgress
-    from retouch.core import serialization
 
     silent = launched_rank() > 0
-    console = Console(quiet=quiet or as_json or silent, highlight=False)
+    console = output.console(quiet=quiet or as_json or silent)
     progress = EditProgress(console)
 
     def on_event(event: Event) -> None:
         if as_json and not silent:
-            typer.echo(serialization.to_json(serialization.plain_event(event)))
+            kind = "stage" if isinstance(event, StageEvent) else "round"
+            typer.echo(to_json({"event": kind, **to_plain(event)}))
         else:
             progress(event)
 
-    # Errors in the options are reported before the seconds that importing the libraries takes.
-    resolve(settings, where="the options")
     quiet_libraries()
     from retouch import pipeline
-    from retouch.concepts.registry import load_concept
 
     path = resume
     try:
@@ -102,42 +93,28 @@ def run(
                 concept = load_concept(resolved.concept)
                 result = pipeline.run_edit(resolved, concept, path, on_event=on_event)
     except KeyboardInterrupt:
-        typer.echo(_interrupted(path), err=True)
-        raise typer.Exit(130) from None
-    if silent:
-        return result
-    if as_json:
-        metrics = [serialization.to_plain(record) for record in result.metrics]
-        typer.echo(serialization.to_json({"run": str(result.path), "metrics": metrics}))
-    elif quiet:
+        message = "Interrupted before anything was written."
+        if path is not None and (path / "config.yaml").exists():
+            message = f"Interrupted. Continue with: retouch edit --resume {path}"
+        raise KeyboardInterrupt(message) from None
+    if as_json and not silent:
+        typer.echo(to_json(to_plain({"run": result.path, "metrics": result.metrics})))
+    elif quiet and not silent:
         typer.echo(str(result.path))
-    else:
-        _show(result, console, next_steps)
+    elif not silent:
+        console.print()
+        if result.metrics:
+            console.print(output.scores(result.metrics))
+        if next_steps:
+            output.print_next_steps(result.path, _next_steps(result))
     return result
 
 
-def _show(result: EditResult, console: Console, next_steps: bool) -> None:
-    from retouch.cli import tables
-
-    console.print()
-    if result.metrics:
-        console.print(tables.scores(result.metrics))
-    if next_steps:
-        path = result.path
-        typer.echo(f"The run: {path}")
-        typer.echo("Next:")
-        lines = [
-            (
-                f"retouch chat {result.config.model} --adapter {path}",
-                "chat with both models, side by side",
-            ),
-            (f"open {path / 'report.html'}", "the report, in any browser"),
-            (f"retouch export {path} --out {path.name}-adapter", "the adapter for PEFT"),
-        ]
-        tables.commands(console, lines)
-
-
-def _interrupted(path: Path | None) -> str:
-    if path is not None and (path / "config.yaml").exists():
-        return f"Interrupted. Continue with: retouch edit --resume {path}"
-    return "Interrupted before anything was written."
+def _next_steps(result: EditResult) -> list[tuple[str, str]]:
+    path = result.path
+    chat = f"retouch chat {result.config.model} --adapter {path}"
+    return [
+        (chat, "chat with both models, side by side"),
+        (f"open {path / 'report.html'}", "the report, in any browser"),
+        (f"retouch export {path} --out {path.name}-adapter", "the adapter for PEFT"),
+    ]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
-import typer
-
-from retouch.cli.loading import quiet_libraries, resolve_base
-from retouch.cli.options import LOAD, Adapter, AsJson, OutFile, configured
+from retouch.cli import output
+from retouch.cli.loading import resolve_base
+from retouch.cli.options import LOAD, Adapter, AsJson, MaxNewTokens, OutFile, configured, option
 from retouch.core.errors import ConfigError
 from retouch.core.types import SPLITS, Split
 
@@ -18,39 +17,23 @@ def evaluate(
     adapter: Adapter = None,
     concept: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE", help="a concept; may be repeated (default: all built-in concepts)"
-        ),
+        option("NAME|FILE", "a concept; may be repeated (default: all built-in concepts)"),
     ] = None,
-    split: Annotated[
-        str, typer.Option(metavar="test|validation", help="the split to measure on")
-    ] = "test",
+    split: Annotated[str, option("test|validation", "the split to measure on")] = "test",
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="maximum number of examples per metric")
+        int | None, option("N", "maximum number of examples per metric", min=1)
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="maximum length of a response, in tokens")
-    ] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     as_json: AsJson = False,
     output_file: OutFile = None,
 ) -> None:
     """Measure refusals under attack, over-refusal, truthfulness, bias, tone and drift."""
-    from rich.console import Console
-
-    from retouch.cli import tables
-    from retouch.cli.progress import EditProgress
-    from retouch.core import serialization
-    from retouch.core.atomic import atomic_write
-
     if split not in SPLITS or split == "train":
         raise ConfigError(
             f"`split` must be test or validation, got {split!r}.", code="split-unknown"
         )
     folder, config = resolve_base(settings, adapter)
-    quiet_libraries()
-    # Progress goes to stderr, so that the table or the JSON can be redirected.
-    progress = EditProgress(Console(stderr=True, quiet=as_json, highlight=False))
-    with progress:
+    with output.show_progress(quiet=as_json) as progress:
         from retouch import pipeline
 
         result = pipeline.evaluate(
@@ -63,12 +46,7 @@ def evaluate(
             load_config=config.load,
             on_event=progress,
         )
-    records = [serialization.to_plain(record) for record in result.metrics]
-    text = serialization.to_json(records, indent=2)
-    if output_file is not None:
-        atomic_write(output_file, text + "\n")
-    if as_json:
-        typer.echo(text)
-    else:
+    output.write_json(result.metrics, as_json=as_json, file=output_file)
+    if not as_json:
         title = config.model + (f" with {adapter}" if adapter else "")
-        Console(highlight=False).print(tables.scores(result.metrics, title=title))
+        output.console().print(output.scores(result.metrics, title=title))

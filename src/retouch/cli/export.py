@@ -7,22 +7,20 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from retouch.cli.options import out_dir
+from retouch.cli.loading import quiet_libraries
+from retouch.cli.options import option, out_dir
+from retouch.core.run_dir import RunDir
+from retouch.reporting.export import export as export_run
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
     output_dir: Annotated[Path, out_dir("a new folder")],
     format: Annotated[
-        str,
-        typer.Option(metavar="peft|merged", help="the adapter, or a whole model with it merged in"),
+        str, option("peft|merged", "the adapter, or a whole model with it merged in")
     ] = "peft",
 ) -> None:
     """Write a run's adapter, or its model with the adapter merged in, with the model card."""
-    from retouch.cli.loading import quiet_libraries
-    from retouch.core.run_dir import RunDir
-    from retouch.reporting.export import export as export_run
-
     if format == "merged":
         quiet_libraries()
     path = export_run(RunDir.open(run), cast(Any, format), output_dir)

@@ -1,4 +1,4 @@
-"""The base model of an adapter, and the log levels of the libraries."""
+"""The configuration of a command from its options, and the log levels of the libraries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from typing import Any
 
 from retouch.core.config import EditConfig
 from retouch.core.config_file import resolve
+from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, find_adapter
 
 # The load options of a run that other commands reuse; device and dtype may differ.
 REUSED = ("revision", "trust_remote_code", "chat_template", "quantize", "max_device_memory")
+
+
+def resolve_with_model(
+    settings: Mapping[str, Any], example: str, config: Path | None = None
+) -> EditConfig:
+    """The configuration of the options, which name a model unless there is a configuration file.
+
+    Raises:
+        ConfigError: there is neither, with the command of `example` as its hint, or an option has
+            a wrong value.
+    """
+    if "model" not in settings and config is None:
+        raise ConfigError("MODEL is missing.", f"For example: {example}.", code="model-missing")
+    return resolve(settings, where="the options")
 
 
 def resolve_base(
@@ -21,10 +36,7 @@ def resolve_base(
 ) -> tuple[Path | None, EditConfig]:
     """The folder of the adapter, and a configuration with the base model and its load options.
 
-    Args:
-        settings: the options that were given, as nested values.
-        adapter: a run directory or an adapter folder.
-        reused: the load options that are taken from the run where no model is given.
+    Where no model is given, the model and the load options in `reused` are those of the run.
 
     Raises:
         RunError: `adapter` is neither an adapter nor a run that has one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,10 +18,10 @@ from rich.text import Text
 
 from retouch.core.types import Event, RoundEvent, StageEvent
 
-HEADER = f"{'round':>7} {'discriminator':>14} {'validation':>10} {'drift':>9}"
+HEADER = f"{'':11}{'round':>7} {'discriminator':>14} {'validation':>10} {'drift':>9}"
 
 
-class EditProgress:
+class EditProgress(Progress):
     """Shows events; a context manager, and the `on_event` of an edit.
 
     On a terminal a bar shows the progress of the current stage with the time that remains;
@@ -30,79 +29,57 @@ class EditProgress:
     """
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=None, visible=False)
-        self._printed = ("", "")
-        self._measured = ("", "")
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar = self.add_task("", total=None, visible=False)
+        self._printed = self._measured = ("", "")
         self._has_header = False
-        self._started = time.monotonic()
-
-    def __enter__(self) -> EditProgress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._start_time = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, RoundEvent):
-            self._show_round(event)
+            self._print_round(event)
+            self._update_bar(("train", "rounds"), event.round, event.rounds)
         else:
-            self._show_stage(event)
+            self._print_stage(event)
+            self._update_bar((event.stage, event.detail), event.done, event.total)
 
-    def _show_stage(self, event: StageEvent) -> None:
+    def _print_stage(self, event: StageEvent) -> None:
         # A stage that counts repeats its detail at every step: it is one line, then a bar.
-        if event.detail and (event.stage, event.detail) != self._printed:
-            self._printed = (event.stage, event.detail)
-            self._has_header = False
-            line = Text(f"{event.stage:>9}  ", style="cyan")
-            line.append(event.detail, style="default")
-            line.append(f"  {time.monotonic() - self._started:.0f} s", style="dim")
-            self.console.print(line, soft_wrap=not self.console.is_terminal)
-        self._update_bar((event.stage, event.detail), event.done, event.total)
+        if not event.detail or (event.stage, event.detail) == self._printed:
+            return
+        self._printed = (event.stage, event.detail)
+        self._has_header = False
+        seconds = f"  {time.monotonic() - self._start_time:.0f} s"
+        line = Text.assemble((f"{event.stage:>9}  ", "cyan"), event.detail, (seconds, "dim"))
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
-    def _show_round(self, event: RoundEvent) -> None:
+    def _print_round(self, event: RoundEvent) -> None:
         if not self._has_header:
             self._has_header = True
-            self.console.print(Text(f"{'':11}{HEADER}", style="dim"))
-        accuracy = 100 * event.discriminator_accuracy
-        line = Text(
-            f"{'':11}{event.round:>3}/{event.rounds:<3} {accuracy:>12.1f} %"
-            f" {event.validation_score:>10.3f} {event.drift:>9.4f}"
+            self.console.print(Text(HEADER, style="dim"))
+        line = (
+            f"{'':11}{event.round:>3}/{event.rounds:<3} {100 * event.discriminator_accuracy:>12.1f}"
+            f" % {event.validation_score:>10.3f} {event.drift:>9.4f}"
         )
-        if event.best:
-            line.append("  best", style="green")
-        self.console.print(line)
-        self._update_bar(("train", "rounds"), event.round, event.rounds)
+        self.console.print(Text.assemble(line, ("  best" if event.best else "", "green")))
 
     def _update_bar(self, key: tuple[str, str], done: int, total: int) -> None:
-        if self._bar is None:
-            return
         if key != self._measured:
             # The remaining time is estimated from the speed of this stage alone.
             self._measured = key
-            self._bar.reset(self._task, total=total or None)
-        self._bar.update(
-            self._task,
+            self.reset(self._bar, total=total or None)
+        self.update(
+            self._bar,
             description=escape(key[0]),
             completed=done,
             total=total or None,

@@ -12,24 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retouch.comparison import parallel, ray_backend
 from retouch.comparison.grid import (
     Grid,
     GridPoint,
     MetricSet,
-    as_concept,
     check_integer,
+    import_library,
     make_grid,
+    unedited_model,
 )
 from retouch.comparison.objective import Objective, metric_key
+from retouch.comparison.parallel import ProcessPool
 from retouch.comparison.plot import render_plot
-from retouch.comparison.ray_cluster import Cluster, make_cluster
+from retouch.comparison.ray_backend import Cluster, RayPool, connect, import_ray
 from retouch.comparison.report import render_markdown
-from retouch.comparison.result import Result, final_score, read_result, write_result
+from retouch.comparison.result import Result, final_score, read_saved
 from retouch.comparison.runner import Runner
 from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
 from retouch.comparison.table import Table, html, main_columns, make_table
@@ -43,7 +45,7 @@ from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent
 from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
-from retouch.models.load import as_editable, load, loaded_already
+from retouch.models.load import load
 
 if TYPE_CHECKING:
     import pandas
@@ -56,18 +58,27 @@ class Comparison:
     Attributes:
         path: its folder.
         grid: the methods, numbers of examples and seeds, with all settings.
-        objective: the effect and the drift.
         results: the result of each point, in the grid's order.
-        rows: their summary over the seeds.
-        tests: Retouch against the other methods; empty where it is not among the methods.
     """
 
     path: Path
     grid: Grid
-    objective: Objective
     results: tuple[Result, ...]
-    rows: tuple[SummaryRow, ...]
-    tests: tuple[PairedTest, ...]
+
+    @property
+    def objective(self) -> Objective:
+        """The effect and the drift."""
+        return self.grid.objective()
+
+    @cached_property
+    def rows(self) -> tuple[SummaryRow, ...]:
+        """The summary of the results over the seeds."""
+        return tuple(summarize(self.results))
+
+    @cached_property
+    def tests(self) -> tuple[PairedTest, ...]:
+        """Retouch against the other methods; empty where it is not among the methods."""
+        return tuple(paired_tests(self.objective, self.results))
 
     @property
     def titles(self) -> dict[str, str]:
@@ -96,13 +107,9 @@ class Comparison:
         Raises:
             ConfigError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "`to_pandas` needs pandas.", "pip install pandas", code="library-missing"
-            ) from None
-        return pandas.DataFrame(_score_rows(self.results))
+        library = import_library("pandas", "`to_pandas`", "pandas")
+        table: pandas.DataFrame = library.DataFrame(_score_rows(self.results))
+        return table
 
     def _repr_html_(self) -> str:
         concept, direction = self.grid.concept.name, DIRECTION_DONE[self.grid.direction]
@@ -175,46 +182,40 @@ def compare(
             point a failed one, and the comparison continues.
     """
     check_integer("jobs", jobs, 1)
-    editable = as_editable(model, tokenizer)
-    if editable is not None:
-        if load_config is not None:
-            raise loaded_already("load_config")
-        if jobs > 1 or ray is not None:
-            argument = "jobs" if ray is None else "ray"
-            raise ConfigError(
-                f"`{argument}`: other processes cannot share a loaded model.",
-                "Give the model by its name.",
-                code="model-not-named",
-            )
-    load_config = load_config or LoadConfig()
-    if ray is None and (cpus_per_job is not None or gpus_per_job is not None):
-        argument = "gpus_per_job" if cpus_per_job is None else "cpus_per_job"
-        raise ConfigError(f"`{argument}` needs `ray`.", "Set `ray`, or leave it out.")
+    editable = unedited_model(model, tokenizer, load_config)
+    if editable is not None and (jobs > 1 or ray is not None):
+        raise ConfigError(
+            f"`{'jobs' if ray is None else 'ray'}`: other processes cannot share a loaded model.",
+            "Give the model by its name.",
+            code="model-not-named",
+        )
     backend: Cluster | int = jobs
     if ray is not None:
-        backend = make_cluster(ray, jobs, cpus_per_job, gpus_per_job, load_config.device)
+        device = (load_config or LoadConfig()).device
+        backend = Cluster(ray, jobs, cpus_per_job, gpus_per_job, device)
+        import_ray()  # raises if it is not installed
+    elif cpus_per_job is not None or gpus_per_job is not None:
+        argument = "gpus_per_job" if cpus_per_job is None else "cpus_per_job"
+        raise ConfigError(f"`{argument}` needs `ray`.", "Set `ray`, or leave it out.")
     grid = make_grid(
-        str(model) if editable is None else editable.name,
-        as_concept(concept),
+        editable or str(model),
+        concept,
         direction,
         registry.method_ids() if methods is None else methods,
         seeds,
         [num_examples] if isinstance(num_examples, int) else num_examples,
-        tuned=None if tuned is None else Path(tuned),
+        tuned=tuned,
         metrics=metrics,
         limit=limit,
         attacks=attacks,
         allow_weakening=allow_weakening,
         source_filter=source_filter,
         load_config=load_config,
-        editable=editable,
     )
     path = Path(output_dir or f"runs/compare-{grid.concept.name}-{direction}")
     with displayed(on_event, "The same call continues with the points that are left.") as events:
         results = _run_grid(grid, path / "results", editable, backend, events)
-        objective = grid.objective()
-        rows, tests = summarize(results), paired_tests(objective, results)
-        comparison = Comparison(path, grid, objective, tuple(results), tuple(rows), tuple(tests))
+        comparison = Comparison(path, grid, tuple(results))
         events(StageEvent("write", "writing the tables and the plot"))
         _write(comparison)
     return comparison
@@ -230,7 +231,11 @@ def _run_grid(
     """Run the points without a result file; returns all results in the grid's order."""
     points = grid.points()
     identities = {point: grid.identity(point) for point in points}
-    results = {point: read_result(folder, point, identities[point]) for point in points}
+    files = {point: folder / f"{point.name}.json" for point in points}
+    results = {
+        point: read_saved(file, "result", Result, identities[point], "result-broken")
+        for point, file in files.items()
+    }
     missing = [point for point in points if results[point] is None]
     finished = len(points) - len(missing)
     on_event(StageEvent("settings", f"settings of the methods: {grid.settings_origin}"))
@@ -238,10 +243,11 @@ def _run_grid(
         on_event(StageEvent("points", f"{finished} of {len(points)} are finished already"))
     for result in _run_points(grid, missing, editable, backend, on_event):
         finished += 1
-        write_result(folder, result, identities[result.point])
-        results[result.point] = result
-        outcome = _describe(grid.objective(), result)
-        message = f"{finished}/{len(points)}: {result.point}: {outcome}"
+        point = result.point
+        saved = {"identity": identities[point], "result": to_plain(result)}
+        atomic_write(files[point], to_json(saved) + "\n")
+        results[point] = result
+        message = f"{finished}/{len(points)}: {point}: {_describe(grid.objective(), result)}"
         on_event(StageEvent("points", message, finished, len(points)))
     return [result for result in results.values() if result is not None]
 
@@ -257,19 +263,15 @@ def _run_points(
     if not points:
         return
     if isinstance(backend, Cluster):
-        yield from ray_backend.run_points(grid, points, backend, on_event)
-        return
-    if backend > 1:
-        message = f"loading {grid.model}, once for each of {backend} processes"
-        on_event(StageEvent("load", message))
-        yield from parallel.run_points(grid, points, backend)
-        return
-    if editable is None:
-        on_event(StageEvent("load", f"loading {grid.model}"))
-        editable = load(grid.model, grid.load_config)
-    runner = Runner(editable, grid)
-    for point in points:
-        yield runner.run(point)
+        with connect(backend) as allocation:
+            yield from RayPool(grid, allocation).run(points, on_event)
+    elif backend > 1:
+        yield from ProcessPool(grid, backend).run(points, on_event)
+    else:
+        if editable is None:
+            on_event(StageEvent("load", f"loading {grid.model}"))
+            editable = load(grid.model, grid.load_config)
+        yield from map(Runner(editable, grid).run, points)
 
 
 def _describe(objective: Objective, result: Result) -> str:
@@ -299,8 +301,8 @@ def _score_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _write(comparison: Comparison) -> None:
     """Write `compare.json`, `compare.md` and `compare.png`."""
-    grid, objective, path = comparison.grid, comparison.objective, comparison.path
-    results, rows, tests = comparison.results, comparison.rows, comparison.tests
+    path, grid, results = comparison.path, comparison.grid, comparison.results
+    objective = comparison.objective
     methods = {id: registry.get_method(id) for id in grid.methods}
     values = {
         "model": grid.model,
@@ -324,10 +326,10 @@ def _write(comparison: Comparison) -> None:
             for result in results
             if result.state == "failed"
         ],
-        "tests": [to_plain(test) for test in tests],
+        "tests": to_plain(comparison.tests),
     }
     titles = comparison.titles
-    page = render_markdown(grid, objective, results, rows, tests, titles)
+    page = render_markdown(grid, results, comparison.rows, comparison.tests, titles)
     atomic_write(path / "compare.json", to_json(values, indent=2) + "\n")
     atomic_write(path / "compare.md", page)
-    atomic_write(path / "compare.png", render_plot(objective, rows, titles))
+    atomic_write(path / "compare.png", render_plot(objective, comparison.rows, titles))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from retouch.comparison.objective import Objective, find_objective
 from retouch.comparison.tuned_settings import find_tuned, make_settings
 from retouch.concepts.concept import Concept, content_hash
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.config import DataConfig, LoadConfig
-from retouch.core.errors import ConfigError
+from retouch.core.errors import ConfigError, ModelError
 from retouch.core.options import flatten
 from retouch.core.types import DIRECTIONS, Direction
 from retouch.evaluation.robustness import check_attacks
 from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
+from retouch.models.load import as_editable, loaded_already
 from retouch.reporting.safety_gate import check_weakening
 
 MetricSet = Literal["concept", "all"]
@@ -32,13 +33,7 @@ LOAD_OPTIONS = {"revision", "dtype", "quantize", "chat_template"}
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One method, trained on a number of examples with one seed.
-
-    Attributes:
-        method: the id of the method.
-        num_examples: labelled source examples, and as many target examples.
-        seed: the random seed.
-    """
+    """One method, trained on a number of examples with one seed."""
 
     method: str
     num_examples: int
@@ -67,7 +62,7 @@ class Grid:
         methods: the ids of the methods, in the order of the tables.
         num_examples: the numbers of examples.
         seeds: the seeds.
-        settings: for each method, all of its settings as nested plain values.
+        settings: for each method, its settings as nested plain values.
         settings_origin: where the settings come from, in words.
         limit: maximum number of examples per metric.
         attacks: robustness attacks that every method is evaluated against.
@@ -85,9 +80,9 @@ class Grid:
     seeds: tuple[int, ...]
     settings: Mapping[str, Mapping[str, Any]]
     settings_origin: str
-    limit: int | None = None
-    attacks: tuple[str, ...] = ()
-    source_filter: str | None = None
+    limit: int | None
+    attacks: tuple[str, ...]
+    source_filter: str | None
 
     def points(self) -> list[GridPoint]:
         """The points; those with the same examples follow one another."""
@@ -103,8 +98,13 @@ class Grid:
         return find_objective(self.concept, self.direction)
 
     def data(self, num_examples: int) -> DataConfig:
-        """The data settings of a task, the same for every method."""
-        return data_config(self.concept, self.direction, num_examples, self.source_filter)
+        """The data settings of a task, the same for every method: those tuned for the concept."""
+        tuned = self.concept.settings.get(self.direction, {}).get("data", {})
+        return DataConfig(
+            **{key: tuned[key] for key in TUNED_DATA if key in tuned},
+            num_examples=num_examples,
+            source_filter=self.source_filter,
+        )
 
     def identity(self, point: GridPoint) -> dict[str, Any]:
         """Everything that decides the result of a point, as plain values.
@@ -123,34 +123,33 @@ class Grid:
 
 
 def make_grid(
-    model: str,
-    concept: Concept,
+    model: EditableModel | str,
+    concept: Concept | str,
     direction: Direction,
     methods: Sequence[str],
     seeds: int,
     num_examples: Sequence[int],
     *,
-    tuned: Path | None = None,
+    tuned: Path | str | None = None,
     metrics: MetricSet = "concept",
     limit: int | None = None,
     attacks: Sequence[str] = (),
     allow_weakening: str | None = None,
     source_filter: str | None = None,
     load_config: LoadConfig | None = None,
-    editable: EditableModel | None = None,
 ) -> Grid:
     """Make the grid of a comparison and check its settings before a model is loaded.
 
-    The arguments are those of `compare`; a model that is loaded already is `editable`, and `model`
-    its name.
+    The arguments are those of `compare`.
 
     Raises:
         ConfigError: a value is wrong, or a method's library is missing; names the argument.
         DataError: the concept lacks the direction or declares no effect for it.
         RefusedError: the direction weakens safety, and no reason was given.
     """
-    check_direction(direction)
-    if metrics not in ("concept", "all"):
+    if direction not in DIRECTIONS:
+        raise ConfigError(f"`direction` must be `raise` or `lower`, got {direction!r}.")
+    if metrics not in get_args(MetricSet):
         raise ConfigError(f"`metrics` must be `concept` or `all`, got {metrics!r}.")
     check_integer("seeds", seeds, 1)
     if limit is not None:
@@ -161,25 +160,26 @@ def make_grid(
         if not values:
             raise ConfigError(f"`{argument}` is empty.", "Give one value at least.")
     check_attacks(attacks)
-    for id in methods:
-        if id not in registry.method_ids():
-            raise ConfigError(
-                f"`methods`: there is no method `{id}`.",
-                f"The methods are: {', '.join(registry.method_ids())}.",
-                code="method-unknown",
-            )
+    if isinstance(concept, str):
+        concept = load_concept(concept)
+    else:  # its examples may have been replaced, without a new hash
+        concept = replace(concept, hash=content_hash(concept))
     check_weakening(direction, allow_weakening, concept)
-    settings, origin = _settings(concept, direction, methods, tuned)
+    tuned_values, origin = find_tuned(concept, direction, None if tuned is None else Path(tuned))
+    settings = {}
+    for method in map(registry.get_method, dict.fromkeys(methods)):
+        given = flatten(method.defaults(concept, direction)) | tuned_values.get(method.id, {})
+        settings[method.id] = make_settings(method, given, origin).model_dump(mode="json")
     others = builtin_names() if metrics == "all" else []
     load_config = load_config or LoadConfig()
     grid = Grid(
-        model=model,
-        model_identity=model_identity(model, load_config, editable),
+        model=model if isinstance(model, str) else model.name,
+        model_identity=_model_identity(model, load_config),
         load_config=load_config,
         concept=concept,
         measured=(concept, *(load_concept(name) for name in others if name != concept.name)),
         direction=direction,
-        methods=tuple(dict.fromkeys(methods)),
+        methods=tuple(settings),
         num_examples=tuple(dict.fromkeys(num_examples)),
         seeds=tuple(range(seeds)),
         settings=settings,
@@ -192,75 +192,40 @@ def make_grid(
     return grid
 
 
-def _settings(
-    concept: Concept, direction: Direction, methods: Sequence[str], tuned: Path | None
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """The settings of the methods as plain values, and where they come from."""
-    values, origin = find_tuned(concept, direction, tuned)
-    settings = {}
-    for id in methods:
-        method = registry.get_method(id)
-        given = flatten(method.defaults(concept, direction)) | values.get(id, {})
-        settings[id] = make_settings(method, given, origin).model_dump(mode="json")
-    return settings, origin
-
-
-def data_config(
-    concept: Concept, direction: Direction, num_examples: int, source_filter: str | None = None
-) -> DataConfig:
-    """The data settings that every method gets: those tuned for the concept, with these values."""
-    tuned = concept.settings.get(direction, {}).get("data", {})
-    return DataConfig(
-        **{key: tuned[key] for key in TUNED_DATA if key in tuned},
-        num_examples=num_examples,
-        source_filter=source_filter,
-    )
-
-
-def as_concept(concept: Concept | str) -> Concept:
-    """The concept of a name or a path; a `Concept` object with its hash brought up to date.
-
-    Raises:
-        DataError: the concept does not exist or its files are wrong.
-    """
-    if isinstance(concept, str):
-        return load_concept(concept)
-    return dataclasses.replace(concept, hash=content_hash(concept))
-
-
-def model_identity(
-    name: str, load_config: LoadConfig, editable: EditableModel | None
-) -> dict[str, Any]:
+def _model_identity(model: EditableModel | str, load_config: LoadConfig) -> dict[str, Any]:
     """The facts that decide a model's outputs, as plain values.
 
-    Args:
-        name: the name of the model.
-        load_config: how it is loaded, where it is given by its name.
-        editable: the model, where it is loaded already.
+    The fingerprint is the SHA-256 of the weights and the chat template of a loaded model.
     """
-    options = load_config if editable is None else editable.load_config
-    return {
-        "model": name,
-        **options.model_dump(mode="json", include=LOAD_OPTIONS),
-        "fingerprint": None if editable is None else _fingerprint(editable),
-    }
+    name, options, fingerprint = str(model), load_config, None
+    if not isinstance(model, str):
+        name, options = model.name, model.load_config
+        weights = "" if model.sharded else model.fingerprint
+        template = getattr(model.tokenizer, "chat_template", None)
+        fingerprint = hashlib.sha256(f"{weights}{template}".encode()).hexdigest()
+    facts = options.model_dump(mode="json", include=LOAD_OPTIONS)
+    return {"model": name, **facts, "fingerprint": fingerprint}
 
 
-def _fingerprint(editable: EditableModel) -> str:
-    """SHA-256 of the weights and the chat template of a loaded model, in hexadecimal."""
-    weights = "" if editable.sharded else editable.fingerprint
-    template = getattr(editable.tokenizer, "chat_template", None)
-    return hashlib.sha256(f"{weights}{template}".encode()).hexdigest()
-
-
-def check_direction(direction: str) -> None:
-    """Check the name of a direction.
+def unedited_model(
+    model: Any, tokenizer: Any, load_config: LoadConfig | None
+) -> EditableModel | None:
+    """The model of a comparison or a study if it is loaded already; None if it is a name.
 
     Raises:
-        ConfigError: there is no such direction.
+        ConfigError: there are load options beside a loaded model, or its tokenizer is missing.
+        ModelError: an adapter or an intervention acts on it.
     """
-    if direction not in DIRECTIONS:
-        raise ConfigError(f"`direction` must be `raise` or `lower`, got {direction!r}.")
+    editable = as_editable(model, tokenizer)
+    if editable is not None and load_config is not None:
+        raise loaded_already("load_config")
+    if editable is not None and editable.edited:
+        raise ModelError(
+            f"{editable.name} is edited already.",
+            "Compare methods on the base model.",
+            code="model-edited",
+        )
+    return editable
 
 
 def check_integer(argument: str, value: object, minimum: int) -> None:
@@ -271,3 +236,17 @@ def check_integer(argument: str, value: object, minimum: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"`{argument}` must be an integer of at least {minimum}, got {value!r}.")
+
+
+def import_library(name: str, user: str, install: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        ConfigError: it is not installed; names its user and `pip install`'s argument.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{user} needs the library {name}.", f"pip install {install}", code="library-missing"
+        ) from None

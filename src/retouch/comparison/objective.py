@@ -47,30 +47,27 @@ def find_objective(concept: Concept, direction: Direction) -> Objective:
         DataError: the concept lacks the direction, its effect or the drift metric.
     """
     spec = find_direction(concept, direction)
-    effect = next((one for one in concept.metrics if one.metric == spec.effect), None)
-    if effect is None:
+    metrics = {one.metric: one for one in reversed(concept.metrics)}  # the first of a name
+    if spec.effect not in metrics:
         raise DataError(
             f"The concept {concept.name} declares no metric for the effect of the direction "
             f"`{direction}`.",
             f"Set `directions.{direction}.effect` in the pack's concept.yaml.",
             code="effect-missing",
         )
-    drift = next((one for one in concept.metrics if one.metric == DRIFT), None)
-    if drift is None:
+    if DRIFT not in metrics:
         raise DataError(
             f"The concept {concept.name} has no metric `{DRIFT}`.",
             "Add `uses: [capability]` to its concept.yaml.",
             code="drift-metric-missing",
         )
-    return Objective(effect, spec.effect_better, drift)
+    return Objective(metrics[spec.effect], spec.effect_better, metrics[DRIFT])
 
 
 def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, float]]) -> list[T]:
     """The items on the Pareto front, in the order of their drift.
 
-    Args:
-        items: the items.
-        point: drift and effect of an item: less drift and more effect are better.
+    `point` gives drift and effect of an item: less drift and more effect are better.
     """
     best, front = float("-inf"), []
     for item in sorted(items, key=lambda item: (point(item)[0], -point(item)[1])):

@@ -1,4 +1,4 @@
-"""Run grid points in several processes, each with its own model."""
+"""Run grid points in several workers, each with its own model; workers that die are replaced."""
 
 from __future__ import annotations
 
@@ -7,109 +7,40 @@ import os
 import signal
 import traceback
 import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from logging import ERROR, getLogger
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
+import retouch
 from retouch.comparison.grid import Grid, GridPoint
 from retouch.comparison.result import Result
 from retouch.comparison.runner import Runner
 from retouch.core.errors import RetouchError, RunError
+from retouch.core.types import OnEvent, StageEvent, ignore_event
 from retouch.models.load import load
 
+MAX_DEATHS = 3  # workers that may die running the same point
 JOIN_SECONDS = 5.0  # time that a process has to end
 
 # A result, an error that the user can fix, or the traceback of any other exception.
 Outcome = Result | RetouchError | str
 
 
-def run_points(grid: Grid, points: Sequence[GridPoint], jobs: int) -> Iterator[Result]:
-    """Run points in `jobs` processes and yield the results as they arrive.
-
-    The CPU cores are divided among the processes. All processes are terminated when the iteration
-    ends, also by an error or Ctrl-C; points that are running then are lost.
-
-    Raises:
-        RetouchError: a process cannot load the model or build a task.
-        RunError: a process was killed, as the system does when memory runs out.
-        RuntimeError: any other exception in a process, with its traceback.
-    """
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    left = list(reversed(points))
-    processes: list[BaseProcess] = []
-    running: dict[Connection, tuple[BaseProcess, GridPoint]] = {}
-    try:
-        for _ in range(min(jobs, len(points))):
-            parent_end, child_end = context.Pipe()
-            process: BaseProcess = context.Process(
-                target=_serve, args=(child_end, grid, threads), daemon=True
-            )
-            process.start()
-            processes.append(process)
-            child_end.close()  # otherwise the pipe would not end when the process dies
-            running[parent_end] = (process, left.pop())
-            _send(parent_end, running[parent_end][1])
-        while running:
-            for pipe in wait(list(running)):
-                assert isinstance(pipe, Connection)
-                process, point = running.pop(pipe)
-                result = _receive(pipe, process, point)
-                if left:
-                    running[pipe] = (process, left.pop())
-                    _send(pipe, running[pipe][1])
-                else:
-                    pipe.close()
-                yield result
-    finally:
-        for pipe in running:
-            pipe.close()
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(JOIN_SECONDS)
-
-
-def _send(pipe: Connection, point: GridPoint) -> None:
-    with suppress(BrokenPipeError, ConnectionError):  # `_receive` reports a dead process
-        pipe.send(point)
-
-
-def _receive(pipe: Connection, process: BaseProcess, point: GridPoint) -> Result:
-    try:
-        outcome: Outcome = pipe.recv()
-    except (EOFError, ConnectionError):
-        process.join(JOIN_SECONDS)
-        raise RunError(
-            f"The process that ran {point} was killed (exit code {process.exitcode}).",
-            "If memory ran out, use fewer jobs. The same call continues the comparison.",
-            code="worker-killed",
-        ) from None
-    return unwrap(outcome, point)
-
-
-def _serve(pipe: Connection, grid: Grid, threads: int) -> None:
-    """The main loop of a process: receive a point, run it, send the outcome."""
-    # Ctrl-C reaches the whole process group; the parent terminates the processes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = Worker(grid, threads)
-    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent has closed the pipe
-        while True:
-            pipe.send(worker.run(pipe.recv()))
-
-
 class Worker:
-    """Runs points in a process of its own, on this machine or another one."""
+    """Runs points in a process of its own, on this machine or another one.
+
+    Args:
+        grid: the comparison; the model is loaded for the first point.
+        threads: number of CPU threads.
+    """
 
     def __init__(self, grid: Grid, threads: int) -> None:
-        """Configure the process; the model is loaded for the first point.
-
-        Args:
-            grid: the comparison.
-            threads: number of CPU threads.
-        """
         import torch
         from transformers.utils import logging
 
@@ -120,6 +51,10 @@ class Worker:
         torch.set_num_threads(threads)
         self._grid = grid
         self._runner: Runner | None = None
+
+    def version(self) -> str:
+        """The version of Retouch in the process; returns once the worker is running."""
+        return retouch.__version__
 
     def run(self, point: GridPoint) -> Outcome:
         """Run a point; exceptions are part of the outcome."""
@@ -145,3 +80,187 @@ def unwrap(outcome: Outcome, point: GridPoint) -> Result:
     if isinstance(outcome, str):
         raise RuntimeError(f"A worker failed while running {point}:\n{outcome}")
     return outcome
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The number of workers, and the CPUs and GPUs of each."""
+
+    workers: int
+    cpus: int
+    gpus: float = 0.0
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.workers} at once, {self.cpus} CPU{gpus} each"
+
+
+class WorkerDiedError(Exception):
+    """A worker died, or the machine that it ran on."""
+
+
+class Pool(ABC):
+    """Workers that run the points of a grid; a subclass decides where.
+
+    Args:
+        grid: the comparison.
+        allocation: the number of workers and their resources.
+    """
+
+    def __init__(self, grid: Grid, allocation: Allocation) -> None:
+        self.grid, self.allocation = grid, allocation
+
+    def run(
+        self, points: Sequence[GridPoint], on_event: OnEvent = ignore_event
+    ) -> Iterator[Result]:
+        """Run points and yield the results as they arrive.
+
+        If a worker dies, another one runs its point again. All workers are stopped when the
+        iteration ends, also by an error or Ctrl-C; points that are running then are lost.
+
+        Args:
+            points: the points.
+            on_event: receives the workers' resources, and each death of a worker.
+
+        Raises:
+            RetouchError: a worker cannot load the model or build a task.
+            RunError: workers cannot start, or die repeatedly while running the same point.
+            RuntimeError: any other exception in a worker, with its traceback.
+        """
+        message = f"loading {self.grid.model}, once for each worker: {self.allocation}"
+        on_event(StageEvent("workers", message))
+        left = list(reversed(points))
+        running: dict[Any, GridPoint | None] = {}  # None for a worker that is starting
+        deaths: Counter[GridPoint | None] = Counter()
+        try:
+            for _ in range(min(self.allocation.workers, len(left))):
+                running[self._start()] = None
+            # Workers that are still starting are not awaited at the end: they may be queued for
+            # longer than all points take.
+            while left or any(running.values()):
+                worker = self._wait(list(running))
+                point = running[worker]
+                try:
+                    answer = self._receive(worker)
+                except WorkerDiedError as error:
+                    deaths[point] += 1
+                    on_event(StageEvent("workers", self._explain(error, point, deaths[point])))
+                    self._stop(worker)
+                    del running[worker]
+                    left += [point] if point else []
+                    if left:
+                        running[self._start()] = None
+                    continue
+                if left:
+                    running[worker] = following = left.pop()
+                    self._send(worker, following)
+                else:
+                    self._stop(worker)
+                    del running[worker]
+                if point:
+                    yield unwrap(answer, point)
+                else:
+                    deaths[None] = 0
+                    _check_version(answer)
+        finally:
+            for worker in running:
+                self._stop(worker)
+
+    def _explain(self, error: WorkerDiedError, point: GridPoint | None, deaths: int) -> str:
+        """The message about a death; raises RunError if too many workers have died."""
+        task = f"running {point}" if point else "starting"
+        # A dead node kills several workers at once, and new ones until its death is noticed.
+        limit = MAX_DEATHS if point else MAX_DEATHS * self.allocation.workers
+        if deaths >= limit:
+            raise RunError(
+                f"Workers died {limit} times while {task} ({error}).",
+                "If memory ran out, use fewer jobs. The same call continues the comparison.",
+                code="worker-killed",
+            )
+        return f"a worker died while {task} ({error}); another one replaces it"
+
+    @abstractmethod
+    def _start(self) -> Any:
+        """Start a worker, whose first answer is its version."""
+
+    @abstractmethod
+    def _send(self, worker: Any, point: GridPoint) -> None:
+        """Give a worker its next point."""
+
+    @abstractmethod
+    def _wait(self, workers: list[Any]) -> Any:
+        """The first of the workers with an answer."""
+
+    @abstractmethod
+    def _receive(self, worker: Any) -> Any:
+        """The answer of a worker; raises WorkerDiedError."""
+
+    @abstractmethod
+    def _stop(self, worker: Any) -> None:
+        """Stop a worker and free its resources; it may be dead."""
+
+
+def _check_version(version: str) -> None:
+    if version != retouch.__version__:
+        raise RunError(
+            f"A node of the cluster has Retouch {version}, this one {retouch.__version__}.",
+            "Install the same version on all nodes.",
+            code="version-mismatch",
+        )
+
+
+class ProcessPool(Pool):
+    """Processes on this machine, among which the CPU cores are divided."""
+
+    def __init__(self, grid: Grid, jobs: int) -> None:
+        super().__init__(grid, Allocation(jobs, max(1, (os.cpu_count() or 1) // jobs)))
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[Connection, BaseProcess] = {}
+
+    def _start(self) -> Connection:
+        parent_end, child_end = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(child_end, self.grid, self.allocation.cpus), daemon=True
+        )
+        process.start()
+        child_end.close()  # otherwise the pipe would not end when the process dies
+        self._processes[parent_end] = process
+        return parent_end
+
+    def _send(self, worker: Connection, point: GridPoint) -> None:
+        with suppress(BrokenPipeError, ConnectionError):  # `_receive` reports a dead process
+            worker.send(point)
+
+    def _wait(self, workers: list[Any]) -> Any:
+        return wait(workers)[0]
+
+    def _receive(self, worker: Connection) -> Any:
+        try:
+            return worker.recv()
+        except (EOFError, ConnectionError):
+            process = self._processes[worker]
+            process.join(JOIN_SECONDS)
+            if (process.exitcode or 0) >= 0:  # no signal killed it
+                raise RunError(
+                    f"A worker process ended with exit code {process.exitcode}.",
+                    "Its traceback is on the standard error. A script that uses `jobs` needs "
+                    "`if __name__ == '__main__':`.",
+                    code="worker-not-started",
+                ) from None
+            raise WorkerDiedError(f"exit code {process.exitcode}") from None
+
+    def _stop(self, worker: Connection) -> None:
+        worker.close()
+        self._processes[worker].terminate()
+        self._processes[worker].join(JOIN_SECONDS)
+
+
+def _serve(pipe: Connection, grid: Grid, threads: int) -> None:
+    """The main loop of a process: receive a point, run it, send the outcome."""
+    # Ctrl-C reaches the whole process group; the parent terminates the processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = Worker(grid, threads)
+    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent has closed the pipe
+        pipe.send(worker.version())
+        while True:
+            pipe.send(worker.run(pipe.recv()))

@@ -12,17 +12,9 @@ from retouch.comparison.summary import REFERENCE, SeedStats, SummaryRow
 from retouch.core.formatting import words
 
 INK, SOFT, GRID, MARK = "#24323d", "#9aa8b2", "#e6eaed", "#c2571a"
-# Dark enough for text on white. Further methods repeat the colours with another marker.
+# Further methods repeat the colours with another marker.
 COLOURS = ("#2f6f8f", "#5b8c2a", "#7a4f9e", "#a8325e", "#1f8a70", "#8a6d1f", "#4a5a9e", "#6b6b6b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
-# Offsets of a label from its point, in typographic points, the nearest first. They are diagonal,
-# so that labels do not cover the error bars.
-OFFSETS = tuple(
-    (radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle)))
-    for radius in (13, 20, 28, 38, 52, 68, 86, 106, 130)
-    for angle in (45, -45, 135, -135, 70, -70, 20, -20)
-)
-FAR = 24  # distance in typographic points from which a line connects a label to its point
 
 
 def render_plot(
@@ -36,46 +28,33 @@ def render_plot(
     Args:
         objective: the effect and the drift.
         rows: the summary of the methods.
-        titles: the titles of the methods by id.
+        titles: the titles of the methods by id, for the legend.
     """
     # Not pyplot, which keeps global state and needs a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = list(dict.fromkeys(row.num_examples for row in rows))
-    figure = Figure(figsize=(10, 5.4 * len(counts)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # the canvas measures the labels
+    numbers = {id: i for i, id in enumerate(dict.fromkeys(row.method for row in rows), start=1)}
+    measured = [row for row in rows if row.metrics]
+    figure = Figure(figsize=(11, 5.4 * len(counts)), dpi=150, layout="constrained")
     axes = figure.subplots(len(counts), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-    styles = _styles(list(dict.fromkeys(row.method for row in rows)))
-    panels = [
-        (axis, [row for row in rows if row.num_examples == count and row.metrics])
-        for axis, count in zip(axes, counts, strict=True)
-    ]
-    for (axis, panel_rows), count in zip(panels, counts, strict=True):
-        _draw_axes(axis, objective, panel_rows)
+    legend: dict[str, Any] = {}
+    for axis, count in zip(axes, counts, strict=True):
+        panel = [row for row in measured if row.num_examples == count]
+        _draw_axis(axis, objective, measured)
         axis.set_title(f"{count} examples", fontsize=11, color=INK, loc="left")
-        for row in panel_rows:
-            _draw_point(axis, objective, row, styles[row.method])
-    for axis, panel_rows in panels:  # after all points, which may have widened the shared axis
-        _draw_front(axis, objective, panel_rows)
+        for row in panel:
+            number = numbers[row.method]
+            label = f"{number}  {titles.get(row.method, row.method)}"
+            legend[label] = _draw_point(axis, *_stats(objective, row), row.method, number)
+        legend.setdefault("Pareto front", _draw_front(axis, objective, panel))
     axes[-1].set_xlabel("drift: KL to the base, nats a token", fontsize=11, color=INK)
-    figure.draw_without_rendering()  # labels are placed by the positions of the final layout
-    figure.set_layout_engine("none")
-    for axis, panel_rows in panels:
-        _draw_labels(figure, axis, objective, panel_rows, styles, titles)
+    legend["Pareto front"] = legend.pop("Pareto front")  # the last entry
+    figure.legend(legend.values(), legend, loc="outside right upper", labelcolor=INK, frameon=False)
     buffer = io.BytesIO()
     # Without the version of matplotlib, so that equal results give equal files.
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method."""
-    styles = {
-        method: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        for i, method in enumerate(methods)
-    }
-    return {**styles, REFERENCE: (MARK, "*")}
 
 
 def _stats(objective: Objective, row: SummaryRow) -> tuple[SeedStats, SeedStats]:
@@ -83,12 +62,8 @@ def _stats(objective: Objective, row: SummaryRow) -> tuple[SeedStats, SeedStats]
     return row.metrics[metric_key(objective.drift)], row.metrics[metric_key(objective.effect)]
 
 
-def _means(objective: Objective, row: SummaryRow) -> tuple[float, float]:
-    drift, effect = _stats(objective, row)
-    return drift.mean, effect.mean
-
-
-def _draw_axes(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> None:
+def _draw_axis(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> None:
+    """Draw an axis with limits for the rows of all panels, which share them."""
     drifts = [_stats(objective, row)[0] for row in rows]
     positive = [value for drift in drifts for value in (drift.mean, drift.high) if value > 0]
     # Logarithmic down to the lowest decade and linear from there to 0, where the base model is.
@@ -100,100 +75,53 @@ def _draw_axes(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> N
     )
     if objective.effect.unit in ("rate", "probability"):
         axis.set_ylim(-0.06, 1.1)
-    if objective.better == "lower":
-        axis.yaxis.set_inverted(True)
+    axis.yaxis.set_inverted(objective.better == "lower")
     axis.tick_params(labelsize=10, colors=INK, length=3)
     axis.grid(color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(SOFT)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(SOFT)
 
 
-def _draw_point(axis: Any, objective: Objective, row: SummaryRow, style: tuple[str, str]) -> None:
-    drift, effect = _stats(objective, row)
-    axis.errorbar(
+def _draw_point(axis: Any, drift: SeedStats, effect: SeedStats, method: str, number: int) -> Any:
+    """Draw a method with its number and its error bars; returns the marker for the legend."""
+    reference = method == REFERENCE
+    colour = MARK if reference else COLOURS[(number - 1) % len(COLOURS)]
+    bars = axis.errorbar(
         [drift.mean],
         [effect.mean],
         xerr=[[drift.mean - drift.low], [drift.high - drift.mean]],
         yerr=[[effect.mean - effect.low], [effect.high - effect.mean]],
-        color=style[0],
-        fmt=style[1],
-        markersize=14 if row.method == REFERENCE else 7,
+        color=colour,
+        fmt="*" if reference else MARKERS[(number - 1) % len(MARKERS)],
+        markersize=14 if reference else 7,
         elinewidth=1.1,
         capsize=2.5,
         alpha=0.95,
-        zorder=4 if row.method == REFERENCE else 3,
+        zorder=4 if reference else 3,
     )
-
-
-def _draw_front(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> None:
-    means = [_means(objective, row) for row in rows]
-    front = pareto_front(means, lambda mean: (mean[0], objective.gain(mean[1])))
-    if not front:
-        return
-    front.append((axis.get_xlim()[1], front[-1][1]))
-    drifts, effects = zip(*front, strict=True)
-    axis.plot(drifts, effects, color=SOFT, linewidth=1.2, drawstyle="steps-post", zorder=1)
+    # In one of four directions, so that the numbers of equal points do not cover each other.
+    x, y = (1 if number % 4 < 2 else -1), (1 if number % 2 else -1)
     axis.annotate(
-        "Pareto front",
-        front[-1],
-        (-4, -4),
+        str(number),
+        (drift.mean, effect.mean),
+        (6 * x, 8 * y),
         textcoords="offset points",
+        color=colour,
         fontsize=9,
-        color=SOFT,
-        horizontalalignment="right",
-        verticalalignment="top",
+        horizontalalignment="left" if x > 0 else "right",
+        verticalalignment="center",
     )
+    return bars.lines[0]
 
 
-def _draw_labels(
-    figure: Any,
-    axis: Any,
-    objective: Objective,
-    rows: Sequence[SummaryRow],
-    styles: Mapping[str, tuple[str, str]],
-    titles: Mapping[str, str],
-) -> None:
-    """Label each point at the first offset where the label covers neither a point nor a label."""
-    from matplotlib.patheffects import Normal, Stroke
-    from matplotlib.transforms import Bbox
-
-    renderer, panel = figure.canvas.get_renderer(), axis.get_window_extent()
-    at = {row.method: axis.transData.transform(_means(objective, row)) for row in rows}
-    occupied = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in at.values()]
-    for method in sorted(at, key=lambda id: (-at[id][1], -at[id][0])):  # from the top right
-        colour = styles[method][0]
-        label = axis.annotate(
-            titles.get(method, method),
-            at[method],
-            OFFSETS[0],
-            xycoords="figure pixels",
-            textcoords="offset points",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6},
-            path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
-            fontsize=10.5,
-            fontweight="bold" if method == REFERENCE else "normal",
-            color=colour,
-            verticalalignment="center",
-            zorder=5,
-        )
-        for offset in OFFSETS:
-            label.set_position(offset)
-            label.set_horizontalalignment("left" if offset[0] >= 0 else "right")
-            box = _text_box(label, renderer)
-            inside = box.x0 >= panel.x0 and box.x1 <= panel.x1
-            inside = inside and box.y0 >= panel.y0 and box.y1 <= panel.y1
-            if inside and not any(box.overlaps(other) for other in occupied):
-                break
-        occupied.append(box)
-        label.arrow_patch.set_visible(math.hypot(*offset) > FAR)
-
-
-def _text_box(label: Any, renderer: Any) -> Any:
-    """The extent of a label without the line to its point."""
-    from matplotlib.text import Text
-
-    label.update_positions(renderer)
-    return Text.get_window_extent(label, renderer).padded(2)
+def _draw_front(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> Any:
+    """Draw the Pareto front of the means up to the edge of the panel; returns the line."""
+    means = [(drift.mean, effect.mean) for drift, effect in (_stats(objective, r) for r in rows)]
+    front = pareto_front(means, lambda mean: (mean[0], objective.gain(mean[1])))
+    drifts = [drift for drift, _ in front] + [axis.get_xlim()[1]] * bool(front)
+    effects = [effect for _, effect in front] + [effect for _, effect in front[-1:]]
+    (line,) = axis.plot(
+        drifts, effects, color=SOFT, linewidth=1.2, drawstyle="steps-post", zorder=1
+    )
+    return line

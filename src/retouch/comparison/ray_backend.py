@@ -1,167 +1,274 @@
-"""Run grid points on a Ray cluster; workers that die are replaced."""
+"""Run grid points on a Ray cluster: the connection, the resources of the workers, and the pool."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-import retouch
-from retouch.comparison.grid import Grid, GridPoint
-from retouch.comparison.parallel import Outcome, Worker, unwrap
-from retouch.comparison.ray_cluster import Allocation, Cluster, connect, import_ray
-from retouch.comparison.result import Result
-from retouch.core.errors import RunError
-from retouch.core.types import OnEvent, StageEvent, ignore_event
+from retouch.comparison.grid import Grid, GridPoint, check_integer, import_library
+from retouch.comparison.parallel import Allocation, Pool, Worker, WorkerDiedError
+from retouch.core.errors import ConfigError, RunError
 
-MAX_DEATHS = 3  # workers that may die running the same point
+LOCAL, AUTO = "local", "auto"
+CONNECT_SECONDS = 5.0  # time that a cluster's address has to answer
+
+# Ray reads these when it is imported. The first restricts a cluster on this machine to the loopback
+# interface; the second keeps Ray's messages about dead workers off the standard output, since the
+# pool reports them.
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|marked dead",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
-def run_points(
-    grid: Grid,
-    points: Sequence[GridPoint],
-    cluster: Cluster,
-    on_event: OnEvent = ignore_event,
-) -> Iterator[Result]:
-    """Run points on a cluster and yield the results as they arrive.
+@dataclass(frozen=True)
+class Cluster:
+    """The options of a cluster, which are checked without a connection to it.
 
-    If a worker dies, or its node does, another one runs its point again. All workers are stopped
-    when the iteration ends, also by an error or Ctrl-C; points that are running then are lost.
+    Attributes:
+        address: `local` starts a cluster on this machine, `auto` connects to the one that runs here
+            or that RAY_ADDRESS names, HOST:PORT connects to that one.
+        jobs: maximum number of workers.
+        cpus: CPUs per worker; None divides those of the cluster.
+        gpus: GPUs per worker, may be a fraction; None decides by the device.
+        device: the device of the models, as in `LoadConfig`.
+    """
 
-    Args:
-        grid: the comparison.
-        points: the points to run.
-        cluster: the cluster.
-        on_event: receives the resources that are reserved, and each death of a worker.
+    address: str
+    jobs: int = 1
+    cpus: int | None = None
+    gpus: float | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.address or "://" in self.address:
+            raise ConfigError(
+                f"`ray` must be `local`, `auto` or HOST:PORT, got {self.address!r}.",
+                "To use a cluster from outside of it, submit the command with `ray job submit`.",
+            )
+        if self.cpus is not None:
+            check_integer("cpus_per_job", self.cpus, 1)
+        gpus = self.gpus or 0
+        if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+            raise ConfigError(
+                f"`gpus_per_job` must be 0, a fraction of 1, or an integer, got {gpus}."
+            )
+        if self.device.startswith("cuda:"):
+            raise ConfigError(
+                f"`device` is {self.device}, but the cluster assigns every worker its GPU.",
+                "Set the device to `cuda`.",
+            )
+        if self.device == "cuda" and self.gpus == 0:
+            raise ConfigError(
+                "`gpus_per_job` is 0, and the device `cuda` needs a GPU.",
+                "Leave out one of them.",
+                code="options-exclusive",
+            )
+
+
+def import_ray() -> Any:
+    """Import the library Ray.
 
     Raises:
-        ConfigError: there is no such cluster, or it has too few resources.
-        RetouchError: a worker cannot load the model or build a task.
-        RunError: workers cannot start, or die repeatedly while running the same point.
-        RuntimeError: any other exception in a worker, with its traceback.
+        ConfigError: it is not installed.
     """
-    with connect(cluster) as allocation:
-        on_event(StageEvent("workers", f"loading {grid.model}, once for each worker: {allocation}"))
-        yield from _ActorPool(grid, points, allocation, on_event).results()
+    with _environment():
+        return import_library("ray", "A comparison on a cluster", "'retouch[ray]'")
 
 
-class _Actor:
-    """A `Worker` as a Ray actor."""
+class RayPool(Pool):
+    """Workers on a cluster that this process is connected to."""
 
-    def __init__(self, grid: Grid, threads: int) -> None:
-        self._worker = Worker(grid, threads)
-
-    def version(self) -> str:
-        """The version of Retouch on the worker's node; returns once the actor is running."""
-        return retouch.__version__
-
-    def run(self, point: GridPoint) -> Outcome:
-        """Run a point."""
-        return self._worker.run(point)
-
-
-class _ActorPool:
-    """The workers, the point that each of them runs, and the points that are left."""
-
-    def __init__(
-        self,
-        grid: Grid,
-        points: Sequence[GridPoint],
-        allocation: Allocation,
-        on_event: OnEvent,
-    ) -> None:
+    def __init__(self, grid: Grid, allocation: Allocation) -> None:
         if not allocation.gpus:
             # A worker without a GPU must not use those that it can see.
             cpu = grid.load_config.model_copy(update={"device": "cpu"})
             grid = replace(grid, load_config=cpu)
-        self._grid, self._allocation, self._on_event = grid, allocation, on_event
-        self._left = list(reversed(points))
+        super().__init__(grid, allocation)
         self._ray = import_ray()
-        # Pending calls: the worker and its point, None for a worker that is starting.
-        self._pending: dict[Any, tuple[Any, GridPoint | None]] = {}
-        self._deaths: Counter[GridPoint | None] = Counter()
+        self._calls: dict[Any, Any] = {}  # the pending call of each worker
 
-    def results(self) -> Iterator[Result]:
-        """Run all points."""
-        try:
-            for _ in range(min(self._allocation.workers, len(self._left))):
-                self._start_worker()
-            # Workers that are still starting are not awaited at the end: they may be queued for
-            # longer than all points take.
-            while self._left or any(point for _, point in self._pending.values()):
-                call = self._ray.wait(list(self._pending), num_returns=1)[0][0]
-                actor, point = self._pending.pop(call)
-                try:
-                    returned = self._ray.get(call)
-                except self._ray.exceptions.RayError as error:
-                    self._replace_worker(actor, point, error)
-                    continue
-                self._assign(actor)
-                if point is None:
-                    self._check_version(returned)
-                else:
-                    yield unwrap(returned, point)
-        finally:
-            for actor, _ in self._pending.values():
-                self._stop(actor)
+    def _start(self) -> Any:
+        cpus, gpus = self.allocation.cpus, self.allocation.gpus
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
+        actor = self._ray.remote(Worker).options(**options).remote(self.grid, cpus)
+        self._calls[actor] = actor.version.remote()
+        return actor
 
-    def _start_worker(self) -> None:
-        reserved = self._allocation
-        options = {"num_cpus": reserved.cpus, "num_gpus": reserved.gpus, "max_restarts": 0}
-        actor = self._ray.remote(_Actor).options(**options).remote(self._grid, reserved.cpus)
-        self._pending[actor.version.remote()] = (actor, None)
+    def _send(self, worker: Any, point: GridPoint) -> None:
+        self._calls[worker] = worker.run.remote(point)
 
-    def _assign(self, actor: Any) -> None:
-        """Give a worker its next point, or stop it and free its resources."""
-        if self._left:
-            point = self._left.pop()
-            self._pending[actor.run.remote(point)] = (actor, point)
-        else:
-            self._stop(actor)
+    def _wait(self, workers: list[Any]) -> Any:
+        by_call = {self._calls[worker]: worker for worker in workers}
+        ready, _ = self._ray.wait(list(by_call), num_returns=1)
+        return by_call[ready[0]]
 
-    def _replace_worker(self, actor: Any, point: GridPoint | None, error: Any) -> None:
-        """Start another worker in place of one that died, and put its point back.
-
-        Raises:
-            RunError: the worker cannot start, or too many have died.
-        """
+    def _receive(self, worker: Any) -> Any:
         errors = self._ray.exceptions
-        if isinstance(error, errors.RayTaskError) or getattr(error, "actor_init_failed", False):
-            reason = str(error).strip().splitlines()[-1]
-            raise RunError(
-                f"A worker cannot start on the cluster: {reason}",
-                "Every node needs the same Retouch and libraries as this one.",
-                code="worker-not-started",
-            )
-        self._stop(actor)
-        self._deaths[point] += 1
-        task = "starting" if point is None else f"running {point}"
-        # A dead node kills several workers at once, and new ones until Ray notices its death.
-        limit = MAX_DEATHS if point is not None else MAX_DEATHS * self._allocation.workers
-        if self._deaths[point] >= limit:
-            raise RunError(
-                f"Workers died {limit} times while {task}.",
-                "If memory ran out, use fewer jobs. The same call continues the comparison.",
-                code="worker-killed",
-            )
-        message = f"a worker died while {task}; another one replaces it"
-        self._on_event(StageEvent("workers", message))
-        if point is not None:
-            self._left.append(point)
-        if self._left:
-            self._start_worker()
+        try:
+            return self._ray.get(self._calls[worker])
+        except errors.RayError as error:
+            if isinstance(error, errors.RayTaskError) or getattr(error, "actor_init_failed", False):
+                raise RunError(
+                    f"A worker cannot start on the cluster: {str(error).strip().splitlines()[-1]}",
+                    "Every node needs the same Retouch and libraries as this one.",
+                    code="worker-not-started",
+                ) from None
+            raise WorkerDiedError(type(error).__name__) from None
 
-    def _check_version(self, version: str) -> None:
-        self._deaths[None] = 0
-        if version != retouch.__version__:
-            raise RunError(
-                f"A node of the cluster has Retouch {version}, this one {retouch.__version__}.",
-                "Install the same version on all nodes.",
-                code="version-mismatch",
-            )
-
-    def _stop(self, actor: Any) -> None:
+    def _stop(self, worker: Any) -> None:
         with suppress(self._ray.exceptions.RayError):  # it is dead already
-            self._ray.kill(actor)
+            self._ray.kill(worker)
+
+
+@contextmanager
+def connect(cluster: Cluster) -> Iterator[Allocation]:
+    """Connect to a cluster inside the context, and allocate its resources.
+
+    A program that has called `ray.init` itself keeps its connection. Otherwise the connection ends
+    with the context, and so does a cluster that was started for it.
+
+    Raises:
+        ConfigError: there is no cluster at the address, or its resources do not suffice for one
+            worker.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield _allocate_alive(ray, cluster)
+        return
+    # Not the system's temporary folder: Ray puts sockets there, and their paths must be short.
+    folder = tempfile.mkdtemp(prefix="retouch-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
+    try:
+        with _interrupts_blocked():
+            if cluster.address == LOCAL:
+                _start_cluster(ray, cluster, folder)
+            else:
+                _join_cluster(ray, cluster.address)
+        yield _allocate_alive(ray, cluster)
+    finally:
+        ray.shutdown()
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)  # Ray has installed its own
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def allocate(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Allocation:
+    """Decide how many workers run at once, and what is reserved for each.
+
+    A worker runs on one node. Without `cpus`, it gets as many as still allow the maximum number of
+    workers to run at once.
+
+    Args:
+        cluster: the options.
+        nodes: the resources of each node, by Ray's names for them.
+
+    Raises:
+        ConfigError: no node has the resources for a worker.
+    """
+    gpus = cluster.gpus
+    if gpus is None:
+        any_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+        gpus = float(cluster.device == "cuda" or (cluster.device == "auto" and any_gpu))
+
+    def capacity(cpus: int) -> int:
+        return sum(_workers_on(node, cpus, gpus) for node in nodes)
+
+    cpus = cluster.cpus
+    if cpus is None:
+        most = int(max((node.get("CPU", 0) for node in nodes), default=0))
+        workers = min(cluster.jobs, capacity(1))
+        cpus = next((n for n in range(most, 0, -1) if capacity(n) >= workers), 1)
+    workers = min(capacity(cpus), cluster.jobs)
+    if not workers:
+        needed = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        raise ConfigError(
+            f"No node of the cluster has the {needed} that a worker needs.",
+            "Lower `cpus_per_job` or `gpus_per_job`.",
+            code="resources-missing",
+        )
+    return Allocation(workers, cpus, gpus)
+
+
+def _workers_on(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """The number of workers that a node has the resources for."""
+    by_cpu = int(node.get("CPU", 0) // cpus)
+    # The added term is for rounding: ten workers with 0.1 GPU each fit on one GPU.
+    return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
+
+
+def _allocate_alive(ray: Any, cluster: Cluster) -> Allocation:
+    return allocate(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def _start_cluster(ray: Any, cluster: Cluster, folder: str) -> None:
+    """Start a cluster on this machine; its workers import from the same paths as this process."""
+    cores = max(os.cpu_count() or 1, cluster.jobs * (cluster.cpus or 1))
+    paths = os.pathsep.join(path for path in sys.path if path)
+    with _environment(PYTHONPATH=paths):
+        ray.init(
+            address=LOCAL,
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+
+
+def _join_cluster(ray: Any, address: str) -> None:
+    """Connect to a cluster that is running; raises ConfigError if there is none."""
+    host, _, port = address.rpartition(":")
+    try:
+        if address != AUTO:
+            # Checked first, since Ray would retry for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"`ray`: there is no cluster at {address}: {lines[0]}",
+            "Start one with `ray start --head`, or use `local`. If the cluster requires a token, "
+            "set RAY_AUTH_MODE=token.",
+            code="cluster-missing",
+        ) from None
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the context: a partly started cluster cannot be shut down."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables inside the context, and those for Ray that are unset."""
+    changed = {k: v for k, v in RAY_ENVIRONMENT.items() if k not in os.environ} | values
+    before = {name: os.environ[name] for name in changed if name in os.environ}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name in changed:
+            os.environ.pop(name, None)
+        os.environ.update(before)

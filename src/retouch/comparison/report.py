@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from retouch.comparison.grid import Grid
-from retouch.comparison.objective import Objective
 from retouch.comparison.result import Result
 from retouch.comparison.summary import PairedTest, SummaryRow
 from retouch.comparison.table import main_columns, make_table, markdown, other_columns
@@ -14,30 +13,32 @@ from retouch.core.formatting import DIRECTION_DONE, words
 
 def render_markdown(
     grid: Grid,
-    objective: Objective,
     results: Sequence[Result],
     rows: Sequence[SummaryRow],
     tests: Sequence[PairedTest],
     titles: Mapping[str, str],
 ) -> str:
-    """Render the page: for each number of examples the main table, and the other metrics.
-
-    Args:
-        grid: the comparison.
-        objective: the effect and the drift.
-        results: all results.
-        rows: their summary.
-        tests: Retouch against the other methods.
-        titles: the titles of the methods by id.
-    """
-    concept = grid.concept
+    """Render the page: for each number of examples the main table, and the other metrics."""
+    concept, objective = grid.concept, grid.objective()
     columns = main_columns(objective, concept, grid.direction)
     others = other_columns(results, columns)
+    seeds = f"{len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
+    limit = "" if grid.limit is None else f" ({grid.limit} examples per metric)"
     parts = [
         f"# {concept.title}, {DIRECTION_DONE[grid.direction]}: methods compared on {grid.model}\n",
-        _explanation(grid, objective, bool(tests)),
-        "![Effect against drift](compare.png)\n",
+        f"Means over {seeds} on the test split{limit}. The effect is "
+        f"{words(objective.effect.metric)}, {objective.better} is better. Every method was trained "
+        "on the same examples: as many source examples as the heading says, and as many target "
+        f"examples. Settings: {grid.settings_origin}. Seconds are the time of the method, without "
+        "the evaluation. The best value of each column is bold; the unedited model is left out.\n",
     ]
+    if tests:
+        parts.append(
+            "p is the two-sided p-value of the difference from Retouch in effect and in drift: a "
+            "paired bootstrap over examples and seeds, adjusted by Holm's method for the methods "
+            "in the table.\n"
+        )
+    parts.append("![Effect against drift](compare.png)\n")
     for count in grid.num_examples:
         parts.append(f"## {count} examples\n")
         parts.append(markdown(make_table(count, rows, columns, tests, titles)))
@@ -45,22 +46,3 @@ def render_markdown(
             parts.append(f"### The other metrics, {count} examples\n")
             parts.append(markdown(make_table(count, rows, others, (), titles, seconds=False)))
     return "\n".join(parts)
-
-
-def _explanation(grid: Grid, objective: Objective, tested: bool) -> str:
-    seeds = f"{len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
-    limit = "" if grid.limit is None else f" ({grid.limit} examples per metric)"
-    text = (
-        f"Means over {seeds} on the test split{limit}. The effect is "
-        f"{words(objective.effect.metric)}, {objective.better} is better. Every method was trained "
-        "on the same examples: as many source examples as the heading says, and as many target "
-        f"examples. Settings: {grid.settings_origin}. Seconds are the time of the method, without "
-        "the evaluation. The best value of each column is bold; the unedited model is left out.\n"
-    )
-    if tested:
-        text += (
-            "\np is the two-sided p-value of the difference from Retouch in effect and in drift: a "
-            "paired bootstrap over examples and seeds, adjusted by Holm's method for the methods "
-            "in the table.\n"
-        )
-    return text

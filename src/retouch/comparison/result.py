@@ -1,4 +1,4 @@
-"""The result of a grid point, and its file, from which a comparison continues."""
+"""The result of a grid point, and the reading of files from which a call continues."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from retouch.comparison.grid import GridPoint
 from retouch.comparison.objective import metric_key
-from retouch.comparison.study import check_identity
-from retouch.core.atomic import atomic_write
 from retouch.core.errors import RunError
-from retouch.core.serialization import from_plain, to_json, to_plain
+from retouch.core.serialization import from_plain
 from retouch.core.types import Record, Score
 from retouch.evaluation.statistics import ExampleValues
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,33 +50,35 @@ def final_score(record: Record) -> Score:
     return record.after or record.before
 
 
-def write_result(folder: Path, result: Result, identity: Mapping[str, Any]) -> None:
-    """Write the result file of a point, atomically.
+def read_saved(
+    file: Path, key: str, kind: type[T], identity: Mapping[str, Any], code: str
+) -> T | None:
+    """Read an object from a file of a comparison or a study; None if the file does not exist.
+
+    Args:
+        file: the JSON file, which has the keys `identity` and `key`.
+        key: the key of the object.
+        kind: the type of the object.
+        identity: the identity that the file must have.
+        code: the code of the error of a broken file.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file is broken, or has another identity; names the first difference.
     """
-    values = {"identity": dict(identity), "result": to_plain(result)}
-    atomic_write(folder / f"{result.point.name}.json", to_json(values) + "\n")
-
-
-def read_result(folder: Path, point: GridPoint, identity: Mapping[str, Any]) -> Result | None:
-    """Read the result file of a point; None if it does not exist.
-
-    Raises:
-        RunError: the file is broken, or was made with other settings.
-    """
-    file = folder / f"{point.name}.json"
     if not file.exists():
         return None
     try:
-        values = json.loads(file.read_text("utf-8"))
-        found, result = values["identity"], from_plain(Result, values["result"])
+        saved = json.loads(file.read_text("utf-8"))
+        found, value = saved["identity"], from_plain(kind, saved[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{file} is broken: {error}.",
-            "Remove it; the next comparison makes it again.",
-            code="result-broken",
-        ) from None
-    check_identity(file, found, identity)
-    return result
+        hint = "Remove it, which repeats its runs, or set another `output_dir`."
+        raise RunError(f"{file} is broken: {error}.", hint, code=code) from None
+    for name in sorted({*found, *identity}):
+        if found.get(name) != identity.get(name):
+            raise RunError(
+                f"{file} was made with other settings: `{name}` is {found.get(name)!r} there and "
+                f"{identity.get(name)!r} here.",
+                "Set another `output_dir`.",
+                code="identity-mismatch",
+            )
+    return value

@@ -1,76 +1,142 @@
-"""Run grid points on a loaded model, and share between them what they have in common."""
+"""Run grid points on a loaded model: apply the method, evaluate, and remove it again."""
 
 from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
 from retouch.comparison.grid import Grid, GridPoint
-from retouch.comparison.method_run import check_unedited, run_method
 from retouch.comparison.objective import metric_key
 from retouch.comparison.result import Result
 from retouch.comparison.tuned_settings import make_settings
-from retouch.core.errors import RetouchError
+from retouch.core.errors import DivergedError, RetouchError
 from retouch.core.options import flatten
-from retouch.evaluation.evaluate import PromptKey
+from retouch.core.types import OnEvent, Progress, Record, Split, ignore_event, no_progress
+from retouch.evaluation.evaluate import PromptKey, evaluate
+from retouch.evaluation.robustness import applicable_attacks, run_robustness
 from retouch.methods import registry
+from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
 from retouch.task.task import EditTask, build_task
 
 
 class Runner:
-    """Runs points one after the other; caches the base model's responses and the last task."""
+    """Runs points one after the other; caches the base model's responses and the last task.
 
-    def __init__(self, editable: EditableModel, grid: Grid) -> None:
-        """Take a base model.
+    Args:
+        editable: the base model.
+        grid: the comparison.
+        split: the split to measure on.
+        on_event: receives the stages of building a task.
+    """
 
-        Raises:
-            ModelError: it is edited already.
-        """
-        check_unedited(editable)
-        self._editable, self._grid, self._objective = editable, grid, grid.objective()
+    def __init__(
+        self,
+        editable: EditableModel,
+        grid: Grid,
+        split: Split = "test",
+        on_event: OnEvent = ignore_event,
+    ) -> None:
+        self._editable, self._grid, self._split, self._on_event = editable, grid, split, on_event
         self._base_responses: dict[PromptKey, str] = {}
         self._task: tuple[tuple[int, int], EditTask] | None = None
 
-    def run(self, point: GridPoint) -> Result:
+    def build_task(self, point: GridPoint) -> EditTask:
+        """The task of the point's examples and seed, the same for all methods.
+
+        Raises:
+            RetouchError: it cannot be built.
+        """
+        key = point.num_examples, point.seed
+        if self._task is None or self._task[0] != key:
+            grid, data = self._grid, self._grid.data(point.num_examples)
+            task = build_task(
+                self._editable,
+                grid.concept,
+                grid.direction,
+                point.seed,
+                data,
+                on_event=self._on_event,
+            )
+            self._task = key, task
+        return self._task[1]
+
+    def run(
+        self,
+        point: GridPoint,
+        overrides: Mapping[str, Any] | None = None,
+        progress: Progress = no_progress,
+    ) -> Result:
         """Run a point; an error of its method makes it a failed result.
+
+        Args:
+            point: the point.
+            overrides: settings by dotted path that replace those of the grid.
+            progress: receives the progress of the method.
 
         Raises:
             RetouchError: the task cannot be built, which concerns all methods.
         """
-        task, threads = self._build_task(point), torch.get_num_threads()
+        task, threads = self.build_task(point), torch.get_num_threads()
         grid, method = self._grid, registry.get_method(point.method)
-        settings = make_settings(method, flatten(grid.settings[point.method]), grid.settings_origin)
+        values = {**flatten(grid.settings[point.method]), **(overrides or {})}
         try:
-            run = run_method(
+            settings = make_settings(method, values, grid.settings_origin)
+            began = time.monotonic()
+            method.apply(self._editable, task, settings, progress)
+            seconds = time.monotonic() - began
+            evaluation = evaluate(
                 self._editable,
-                method,
-                settings,
-                task,
                 grid.measured,
-                split="test",
+                split=self._split,
                 limit=grid.limit,
-                base_responses=self._base_responses,
-                attacks=grid.attacks,
+                known=self._base_responses,
+                max_new_tokens=task.data.max_new_tokens,
             )
+            records = [*evaluation.metrics, *self._attack(task)]
+            for record in records:
+                if record.after is not None and not math.isfinite(record.after.value):
+                    raise DivergedError(
+                        f"The metric {metric_key(record)} is not finite.", code="metric-not-finite"
+                    )
         except RetouchError as error:
             return Result(point, "failed", str(error), threads=threads)
+        finally:
+            adapters.detach(self._editable)
+        objective = grid.objective()
         return Result(
             point,
             "done",
-            seconds=round(run.seconds, 3),
+            seconds=round(seconds, 3),
             threads=threads,
-            records=tuple(run.records),
+            records=tuple(records),
             values={
-                metric_key(spec): run.values[spec.suite, spec.metric]
-                for spec in (self._objective.effect, self._objective.drift)
+                metric_key(spec): evaluation.values[spec.suite, spec.metric]
+                for spec in (objective.effect, objective.drift)
             },
         )
 
-    def _build_task(self, point: GridPoint) -> EditTask:
-        """The task of the point's examples and seed, the same for all methods."""
-        key = point.num_examples, point.seed
-        if self._task is None or self._task[0] != key:
-            grid, data = self._grid, self._grid.data(point.num_examples)
-            task = build_task(self._editable, grid.concept, grid.direction, point.seed, data)
-            self._task = key, task
-        return self._task[1]
+    def _attack(self, task: EditTask) -> Iterator[Record]:
+        """The metrics of those of the attacks that apply to the model with the method applied."""
+        if not self._grid.attacks:
+            return
+        applicable = applicable_attacks(self._editable, task.concept)
+        report = run_robustness(
+            self._editable,
+            task.concept,
+            [name for name in applicable if name in self._grid.attacks],
+            limit=self._grid.limit,
+            seed=task.seed,
+            direction=task.direction,
+            layer=task.layers.adapted[0],  # latent attacks act on the same layer for all methods
+        )
+        yield from report.records
+        for curve in report.curves:
+            for x, score in curve.points:
+                # A curve has no base scores, so its scores are recorded as `before`.
+                name = f"{curve.metric}_{curve.along}_{x:g}"
+                yield Record(curve.suite, name, curve.unit, curve.better, score)

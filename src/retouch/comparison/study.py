@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from retouch.comparison.objective import pareto_front
+from retouch.comparison.result import read_saved
 from retouch.core.atomic import atomic_write
-from retouch.core.errors import RunError
-from retouch.core.serialization import from_plain, to_json, to_plain
+from retouch.core.serialization import to_json, to_plain
 
 MAX_DRIFT = 0.01  # nats a token
 TOLERANCE = 0.01  # effects that differ by no more than this count as equal
@@ -66,11 +65,6 @@ class Study:
     trials: list[Trial] = field(default_factory=list)
 
     @property
-    def file(self) -> Path:
-        """The file that holds the whole study."""
-        return self.path / "study.json"
-
-    @property
     def best_trial(self) -> Trial | None:
         """The trial that `select_trial` selects; None while no trial has completed."""
         return select_trial(self.trials, self.max_drift)
@@ -88,10 +82,8 @@ class Study:
     @property
     def budget_spent(self) -> bool:
         """Whether no further trial may begin; a study has one trial at least."""
-        if not self.trials:
-            return False
         late = self.seconds >= 60 * self.budget["minutes"]
-        return late or len(self.trials) >= self.budget["trials"]
+        return bool(self.trials) and (late or len(self.trials) >= self.budget["trials"])
 
     def cost(self) -> str:
         """The cost of the study in words, for the comments of a settings file."""
@@ -101,41 +93,29 @@ class Study:
         )
 
     def write(self) -> None:
-        """Write the study's file.
+        """Write `study.json`.
 
         Raises:
             RunError: it cannot be written.
         """
-        best = self.best_trial
         values = {
             "identity": self.identity,
             "budget": {**self.budget, "spent_seconds": round(self.seconds, 3)},
             "max_drift": self.max_drift,
-            "trials": [to_plain(trial) for trial in self.trials],
-            "best_trial": None if best is None else to_plain(best),
+            "trials": to_plain(self.trials),
+            "best_trial": to_plain(self.best_trial),
         }
-        atomic_write(self.file, to_json(values, indent=2) + "\n")
+        atomic_write(self.path / "study.json", to_json(values, indent=2) + "\n")
 
     def read(self) -> None:
-        """Read the trials of the study's file, if it exists.
+        """Read the trials of `study.json`, if it exists.
 
         Raises:
             RunError: the file is broken, or is of another study.
         """
-        if not self.file.exists():
-            return
-        try:
-            values = json.loads(self.file.read_text("utf-8"))
-            trials = [from_plain(Trial, trial) for trial in values["trials"]]
-            identity = values["identity"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{self.file} is broken: {error}.",
-                "Remove it, or set another `output_dir`.",
-                code="study-broken",
-            ) from None
-        check_identity(self.file, identity, self.identity)
-        self.trials = trials
+        file = self.path / "study.json"
+        trials = read_saved(file, "trials", list[Trial], self.identity, "study-broken")
+        self.trials = trials or []
 
 
 def select_trial(trials: Sequence[Trial], max_drift: float = MAX_DRIFT) -> Trial | None:
@@ -166,21 +146,5 @@ def select_trial(trials: Sequence[Trial], max_drift: float = MAX_DRIFT) -> Trial
     return min(close, key=lambda trial: trial.point[0])
 
 
-def check_identity(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that a file belongs to this study or comparison.
-
-    Raises:
-        RunError: they differ; names the first difference.
-    """
-    for key in sorted({*found, *expected}):
-        if found.get(key) != expected.get(key):
-            raise RunError(
-                f"{file} was made with other settings: `{key}` is {found.get(key)!r} there and "
-                f"{expected.get(key)!r} here.",
-                "Set another `output_dir`.",
-                code="identity-mismatch",
-            )
-
-
 def _completed(trials: Sequence[Trial]) -> list[Trial]:
-    return [one for one in trials if one.effect is not None and one.drift is not None]
+    return [trial for trial in trials if trial.state == "complete"]

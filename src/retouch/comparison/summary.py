@@ -72,54 +72,43 @@ class PairedTest:
 
 def summarize(results: Sequence[Result]) -> list[SummaryRow]:
     """One row for each method and number of examples, in the order of the results."""
-    groups: dict[tuple[int, str], list[Result]] = {}
+    groups: dict[tuple[str, int], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.point.num_examples, result.point.method), []).append(result)
-    return [_summary_row(method, count, group) for (count, method), group in groups.items()]
-
-
-def _summary_row(method: str, num_examples: int, group: Sequence[Result]) -> SummaryRow:
-    done = [result for result in group if result.state == "done"]
-    scores = [result.scores() for result in done]
-    metrics = {}
-    for key in scores[0] if scores else ():
-        values = [one[key].value for one in scores]
-        metrics[key] = SeedStats(fmean(values), min(values), max(values))
-    seconds = fmean(result.seconds for result in done) if done else None
-    failures = {one.point.seed: one.reason for one in group if one.state == "failed"}
-    return SummaryRow(method, num_examples, metrics, seconds, failures)
+        groups.setdefault((result.point.method, result.point.num_examples), []).append(result)
+    rows = []
+    for (method, num_examples), group in groups.items():
+        done = [result for result in group if result.state == "done"]
+        scores = [result.scores() for result in done]
+        metrics = {}
+        for key in scores[0] if scores else ():
+            values = [one[key].value for one in scores]
+            metrics[key] = SeedStats(fmean(values), min(values), max(values))
+        seconds = fmean(result.seconds for result in done) if done else None
+        failures = {one.point.seed: one.reason for one in group if one.state == "failed"}
+        rows.append(SummaryRow(method, num_examples, metrics, seconds, failures))
+    return rows
 
 
 def paired_tests(objective: Objective, results: Sequence[Result]) -> list[PairedTest]:
     """Test Retouch against every other method, in effect and drift, at each number of examples."""
     tests = []
     for num_examples in dict.fromkeys(one.point.num_examples for one in results):
-        done: dict[str, dict[int, Result]] = {}
+        done: dict[str, dict[int, Result]] = {}  # by method and seed
         for result in results:
             if result.point.num_examples == num_examples and result.state == "done":
                 done.setdefault(result.point.method, {})[result.point.seed] = result
         reference = done.pop(REFERENCE, {})
-        for spec in (objective.effect, objective.drift):
-            tests += _tests(num_examples, metric_key(spec), reference, done)
+        for key in (metric_key(objective.effect), metric_key(objective.drift)):
+            found = []
+            for method, other in done.items():
+                seeds = [seed for seed in reference if seed in other]
+                if seeds:
+                    values = [reference[seed].values[key] for seed in seeds]
+                    other_values = [other[seed].values[key] for seed in seeds]
+                    found.append((method, len(seeds), *paired_bootstrap(values, other_values)))
+            adjusted = holm([p for *_, p in found])
+            tests += [
+                PairedTest(method, num_examples, key, seeds_done, difference, p, p_holm)
+                for (method, seeds_done, difference, p), p_holm in zip(found, adjusted, strict=True)
+            ]
     return tests
-
-
-def _tests(
-    num_examples: int,
-    key: str,
-    reference: Mapping[int, Result],
-    others: Mapping[str, Mapping[int, Result]],
-) -> list[PairedTest]:
-    """The tests of one metric; results by seed."""
-    found = []
-    for method, other in others.items():
-        seeds = [seed for seed in reference if seed in other]
-        if seeds:
-            values = [reference[seed].values[key] for seed in seeds]
-            other_values = [other[seed].values[key] for seed in seeds]
-            found.append((method, len(seeds), *paired_bootstrap(values, other_values)))
-    adjusted = holm([p for *_, p in found])
-    return [
-        PairedTest(method, num_examples, key, seeds, difference, p, p_holm)
-        for (method, seeds, difference, p), p_holm in zip(found, adjusted, strict=True)
-    ]

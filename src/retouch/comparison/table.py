@@ -8,10 +8,10 @@ from html import escape
 
 from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.result import Result
-from retouch.comparison.summary import UNEDITED, PairedTest, SeedStats, SummaryRow
-from retouch.concepts.concept import Concept, MetricSpec
+from retouch.comparison.summary import UNEDITED, PairedTest, SummaryRow
+from retouch.concepts.concept import Concept
 from retouch.core.formatting import show_value, words
-from retouch.core.types import Better, Direction, Record
+from retouch.core.types import Better, Direction
 
 MISSING = "–"
 MIN_P = 0.0001  # smaller p-values are shown as `< 0.0001`
@@ -76,16 +76,11 @@ def main_columns(objective: Objective, concept: Concept, direction: Direction) -
 
 def other_columns(results: Sequence[Result], columns: Sequence[Column]) -> list[Column]:
     """The columns of every metric that was measured and is not among `columns`."""
-    excluded = {column.key for column in columns}
-    others: dict[str, Column] = {}
+    found = {column.key: column for column in columns}
     for record in (record for result in results for record in result.records):
-        if metric_key(record) not in excluded:
-            others.setdefault(metric_key(record), _column(record))
-    return list(others.values())
-
-
-def _column(metric: Record | MetricSpec) -> Column:
-    return Column(metric_key(metric), words(metric.metric), metric.unit, metric.better)
+        key = metric_key(record)
+        found.setdefault(key, Column(key, words(record.metric), record.unit, record.better))
+    return list(found.values())[len(columns) :]
 
 
 def make_table(
@@ -112,19 +107,20 @@ def make_table(
     rows = [row for row in rows if row.num_examples == num_examples]
     p = {(one.metric, one.method): one.p_holm for one in tests if one.num_examples == num_examples}
     tested = [column for column in columns if any(key == column.key for key, _ in p)]
+    best = {column.key: _best(column, rows) for column in columns}
     head = ["method", *(column.title for column in columns)]
     head += ["seconds"] if seconds else []
     head += [f"p, {'effect' if column.worst else 'drift'}" for column in tested]
     notes: list[str] = []
-    entries = []
+    lines = []
     for row in rows:
         line = [Entry((titles or {}).get(row.method, row.method) + _note_marks(row, notes))]
-        line += [_entry(row, column, rows) for column in columns]
+        line += [_entry(row, column, best[column.key]) for column in columns]
         if seconds:
             line.append(Entry(MISSING if row.seconds is None else f"{row.seconds:.1f}"))
         line += [Entry(_show_p(p.get((column.key, row.method)))) for column in tested]
-        entries.append(tuple(line))
-    return Table(num_examples, tuple(head), tuple(entries), tuple(notes))
+        lines.append(tuple(line))
+    return Table(num_examples, tuple(head), tuple(lines), tuple(notes))
 
 
 def markdown(table: Table) -> str:
@@ -138,8 +134,8 @@ def markdown(table: Table) -> str:
         line([f"**{entry.text}**" if entry.best else entry.text for entry in row])
         for row in table.rows
     ]
-    notes = [f"{note}  " for note in _numbered(table.notes)]
-    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    lines += ["", *(f"{note}  " for note in _numbered(table.notes))] if table.notes else []
+    return "\n".join(lines) + "\n"
 
 
 def html(table: Table) -> str:
@@ -153,11 +149,10 @@ def html(table: Table) -> str:
 
 
 def _numbered(notes: Sequence[str]) -> Iterator[str]:
-    return (f"{superscript(number)} {note}" for number, note in enumerate(notes, start=1))
+    return (f"{_superscript(number)} {note}" for number, note in enumerate(notes, start=1))
 
 
-def superscript(number: int) -> str:
-    """The mark of a footnote."""
+def _superscript(number: int) -> str:
     return str(number).translate(_SUPERSCRIPT)
 
 
@@ -170,37 +165,30 @@ def _note_marks(row: SummaryRow, notes: list[str]) -> str:
     for reason, seeds in seeds_by_reason.items():
         named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         notes.append(f"{row.method}, {named}: {reason}")
-        marks += f" {superscript(len(notes))}"
+        marks += f" {_superscript(len(notes))}"
     return marks
 
 
-def _entry(row: SummaryRow, column: Column, rows: Sequence[SummaryRow]) -> Entry:
+def _best(column: Column, rows: Sequence[SummaryRow]) -> str:
+    """The best mean of the methods as it is shown; empty if there is none."""
+    means = [
+        row.metrics[column.key].mean
+        for row in rows
+        if row.method != UNEDITED and column.key in row.metrics
+    ]
+    if not means or column.better == "none":
+        return ""
+    return show_value(min(means) if column.better == "lower" else max(means), column.unit)
+
+
+def _entry(row: SummaryRow, column: Column, best: str) -> Entry:
+    """The mean, which is marked if no other method's is better to the digits that are shown."""
     stats = row.metrics.get(column.key)
     if stats is None:
         return Entry(MISSING)
-    return Entry(_show(stats, column), _is_best(row, column, rows))
-
-
-def _is_best(row: SummaryRow, column: Column, rows: Sequence[SummaryRow]) -> bool:
-    """Whether no other method's mean is better, to the digits that are shown."""
-    if column.better == "none" or row.method == UNEDITED:
-        return False
-    sign = -1 if column.better == "lower" else 1
-    means = [
-        one.metrics[column.key].mean
-        for one in rows
-        if one.method != UNEDITED and column.key in one.metrics
-    ]
-    best = max(means, key=lambda value: sign * value)
-    mean = row.metrics[column.key].mean
-    return show_value(mean, column.unit) == show_value(best, column.unit)
-
-
-def _show(stats: SeedStats, column: Column) -> str:
-    mean = show_value(stats.mean, column.unit)
-    if not column.worst or stats.low == stats.high:
-        return mean
-    return f"{mean} ({show_value(stats.worst(column.better), column.unit)})"
+    mean, worst = (show_value(v, column.unit) for v in (stats.mean, stats.worst(column.better)))
+    text = f"{mean} ({worst})" if column.worst and stats.low != stats.high else mean
+    return Entry(text, row.method != UNEDITED and mean == best)
 
 
 def _show_p(p: float | None) -> str:

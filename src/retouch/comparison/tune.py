@@ -7,38 +7,24 @@ that was interrupted is run again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retouch.comparison.grid import (
-    as_concept,
-    check_direction,
-    check_integer,
-    data_config,
-    model_identity,
-)
-from retouch.comparison.method_run import check_unedited, run_method
-from retouch.comparison.objective import Objective, find_objective, metric_key
-from retouch.comparison.result import final_score
-from retouch.comparison.sampler import check_optuna, suggest
-from retouch.comparison.search_space import SearchSpace, build_search_space
+from retouch.comparison.grid import Grid, check_integer, make_grid, unedited_model
+from retouch.comparison.objective import metric_key
+from retouch.comparison.runner import Runner
+from retouch.comparison.search_space import Dimension, build_search_space, suggest
 from retouch.comparison.study import MAX_DRIFT, Study, Trial
-from retouch.comparison.tuned_settings import make_settings
 from retouch.concepts.concept import Concept
 from retouch.core.config import LoadConfig
-from retouch.core.errors import ConfigError, RetouchError
+from retouch.core.errors import ConfigError
 from retouch.core.options import flatten
 from retouch.core.progress import displayed
 from retouch.core.types import Direction, OnEvent, StageEvent
-from retouch.evaluation.evaluate import PromptKey
 from retouch.methods import registry
-from retouch.methods.method import Method
-from retouch.models.editable_model import EditableModel
-from retouch.models.load import as_editable, load, loaded_already
-from retouch.reporting.safety_gate import check_weakening
-from retouch.task.task import EditTask, build_task
+from retouch.models.load import load
 
 
 def tune(
@@ -62,8 +48,8 @@ def tune(
     """Search a method's settings for a large effect and little drift on the validation split.
 
     Args:
-        model: a name, a transformers model with its `tokenizer`, or an `EditableModel`.
-        concept: the name of a built-in concept, the path of a file or a pack, or a `Concept`.
+        model: as for `compare`.
+        concept: as for `compare`.
         direction: `raise` or `lower`.
         method: the id of a method.
         tokenizer: the tokenizer of a transformers model.
@@ -78,8 +64,7 @@ def tune(
             `runs/tune-CONCEPT-DIRECTION-METHOD`).
         load_config: how a model that is given by its name is loaded.
         allow_weakening: the reason for tuning an edit that weakens safety.
-        on_event: receives the events (default: progress bars, and messages to the logger
-            `retouch`).
+        on_event: receives the events, as for `compare`.
 
     Returns:
         The study: its trials, and as `best_trial` the selected one.
@@ -88,125 +73,87 @@ def tune(
         RetouchError: any of its kinds; completed trials stay on disk. An error of a method makes
             its trial a failed one, and the study continues.
     """
-    check_direction(direction)
     check_integer("trials", trials, 1)
-    check_integer("num_examples", num_examples, 2)
-    if limit is not None:
-        check_integer("limit", limit, 1)
     for argument, value in (("minutes", minutes), ("max_drift", max_drift)):
         if not value > 0:
             raise ConfigError(f"`{argument}` must be positive, got {value}.")
-    check_optuna()
-    tuned_method, concept = registry.get_method(method), as_concept(concept)
-    check_weakening(direction, allow_weakening, concept)
-    objective = find_objective(concept, direction)
-    data = data_config(concept, direction, num_examples)
+    editable = unedited_model(model, tokenizer, load_config)
+    grid = make_grid(
+        editable or str(model),
+        concept,
+        direction,
+        [method],
+        1,
+        [num_examples],
+        limit=limit,
+        allow_weakening=allow_weakening,
+        load_config=load_config,
+    )
+    objective, tuned_method = grid.objective(), registry.get_method(method)
+    fixed = tuned_method.defaults(grid.concept, direction)
+    space = build_search_space(tuned_method.settings, flatten(fixed))
+    grid = replace(
+        grid,
+        seeds=(seed,),
+        settings={method: fixed},
+        settings_origin="the trial",
+        measured=(replace(grid.concept, metrics=(objective.effect, objective.drift)),),
+    )
+    identity = {
+        **grid.model_identity,
+        "method": method,
+        "concept": {grid.concept.name: grid.concept.hash},
+        "direction": direction,
+        "num_examples": num_examples,
+        "data": grid.data(num_examples).model_dump(mode="json"),
+        "seed": seed,
+        "limit": limit,
+    }
+    path = Path(output_dir or f"runs/tune-{grid.concept.name}-{direction}-{method}")
+    study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift)
+    study.read()
+    if study.budget_spent or suggest(space, study.trials, seed) is None:
+        study.write()  # its budget and maximum drift may have changed
+        return study
     with displayed(on_event, "The same call continues after the last completed trial.") as events:
-        editable = as_editable(model, tokenizer)
-        if editable is not None and load_config is not None:
-            raise loaded_already("load_config")
-        load_config = load_config or LoadConfig()
-        name = str(model) if editable is None else editable.name
-        identity = {
-            **model_identity(name, load_config, editable),
-            "method": method,
-            "concept": {concept.name: concept.hash},
-            "direction": direction,
-            "num_examples": num_examples,
-            "data": data.model_dump(mode="json"),
-            "seed": seed,
-            "limit": limit,
-        }
-        path = Path(output_dir or f"runs/tune-{concept.name}-{direction}-{method}")
-        study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift)
-        study.read()
-        fixed = flatten(tuned_method.defaults(concept, direction))
-        space = build_search_space(tuned_method.settings, fixed)
-        if study.budget_spent or suggest(space, study.trials, seed) is None:
-            study.write()  # its budget and maximum drift may have changed
-            return study
         if editable is None:
-            events(StageEvent("load", f"loading {name}"))
-            editable = load(name, load_config)
-        check_unedited(editable)
-        task = build_task(editable, concept, direction, seed, data, on_event=events)
-        runner = _TrialRunner(editable, tuned_method, task, objective, limit, fixed)
-        _run_trials(study, runner, space, seed, events)
+            events(StageEvent("load", f"loading {model}"))
+            editable = load(grid.model, grid.load_config)
+        runner = Runner(editable, grid, "validation", events)
+        _run_trials(study, runner, grid, space, events)
     return study
 
 
-@dataclass
-class _TrialRunner:
-    """What all trials of a study share.
-
-    Attributes:
-        editable: the base model.
-        method: the method.
-        task: the examples, and the validator.
-        objective: the effect and the drift.
-        limit: maximum number of examples per metric.
-        fixed: settings by dotted path that differ from the method's defaults.
-        base_responses: the base model's responses to the validation prompts.
-    """
-
-    editable: EditableModel
-    method: Method
-    task: EditTask
-    objective: Objective
-    limit: int | None
-    fixed: Mapping[str, Any]
-    base_responses: dict[PromptKey, str] = field(default_factory=dict)
-
-    def run(self, number: int, values: dict[str, Any], on_event: OnEvent) -> Trial:
-        """Run a trial; an error of the method makes it a failed one."""
-        effect, drift = self.objective.effect, self.objective.drift
-        measured = replace(self.task.concept, metrics=(effect, drift))
-        began = time.monotonic()
-
-        def report(description: str, done: int, total: int) -> None:
-            on_event(StageEvent("trial", "", done, total))
-
-        try:
-            run = run_method(
-                self.editable,
-                self.method,
-                make_settings(self.method, {**self.fixed, **values}, f"trial {number}"),
-                self.task,
-                [measured],
-                split="validation",
-                limit=self.limit,
-                base_responses=self.base_responses,
-                progress=report,
-            )
-        except RetouchError as error:
-            seconds = round(time.monotonic() - began, 3)
-            return Trial(number, values, None, None, seconds, "failed", str(error))
-        scores = {metric_key(record): final_score(record).value for record in run.records}
-        return Trial(
-            number,
-            values,
-            effect=self.objective.gain(scores[metric_key(effect)]),
-            drift=scores[metric_key(drift)],
-            seconds=round(time.monotonic() - began, 3),
-        )
-
-
 def _run_trials(
-    study: Study, runner: _TrialRunner, space: SearchSpace, seed: int, on_event: OnEvent
+    study: Study, runner: Runner, grid: Grid, space: Sequence[Dimension], on_event: OnEvent
 ) -> None:
     """Run trials until the budget is spent or every point of the space has been tried."""
-    total = int(study.budget["trials"])
+    (point,), objective = grid.points(), grid.objective()
+    runner.build_task(point)  # before the time of the first trial begins
+
+    def report(description: str, done: int, total: int) -> None:
+        on_event(StageEvent("trial", "", done, total))
+
     while not study.budget_spent:
-        values = suggest(space, study.trials, seed)
+        number = len(study.trials)
+        values = suggest(space, study.trials, point.seed)
         if values is None:
             on_event(StageEvent("trial", "every combination of settings has been tried"))
             return
-        trial = runner.run(len(study.trials), values, on_event)
+        began = time.monotonic()
+        result = runner.run(point, values, report)
+        seconds = round(time.monotonic() - began, 3)
+        if result.state == "failed":
+            trial = Trial(number, values, None, None, seconds, "failed", result.reason)
+            message = f"failed: {trial.reason}"
+        else:
+            scores = result.scores()
+            effect = objective.gain(scores[metric_key(objective.effect)].value)
+            drift = scores[metric_key(objective.drift)].value
+            trial = Trial(number, values, effect, drift, seconds)
+            message = f"effect {effect:.3f}, drift {drift:.4f}, {seconds:.0f} s"
         study.trials.append(trial)
         study.write()
-        message = f"failed: {trial.reason}"
-        if trial.state == "complete":
-            message = f"effect {trial.effect:.3f}, drift {trial.drift:.4f}, {trial.seconds:.0f} s"
-            if study.best_trial is trial:
-                message += ", the best so far"
-        on_event(StageEvent("trial", f"{trial.number + 1}/{total}: {message}"))
+        if study.best_trial is trial:
+            message += ", the best so far"
+        on_event(StageEvent("trial", f"{number + 1}/{study.budget['trials']}: {message}"))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.atomic import atomic_write
-from retouch.core.config_file import invalid
+from retouch.core.config_file import invalid, read_config_file
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten, list_options, nest
 from retouch.core.types import Direction
@@ -54,10 +53,11 @@ def find_tuned(
     if file is not None:
         return _read(file), str(file)
     name = concept.name
-    shipped = resources.files("retouch.comparison").joinpath("tuned", f"{name}-{direction}.yaml")
+    shipped = resources.files("retouch.comparison") / "tuned" / f"{name}-{direction}.yaml"
     builtin = name in builtin_names() and load_concept(name).hash == concept.hash
     if builtin and shipped.is_file():
-        return _read(shipped), f"shipped for {name}, {direction}"
+        with resources.as_file(shipped) as path:
+            return _read(path), f"shipped for {name}, {direction}"
     return {}, "the defaults"
 
 
@@ -104,24 +104,19 @@ def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: 
     atomic_write(file, "".join(parts))
 
 
-def _read(file: Path | Traversable) -> dict[str, Settings]:
+def _read(file: Path) -> dict[str, Settings]:
     """The settings by method and dotted path."""
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"The file of tuned settings {file} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}.", "Save it as UTF-8 YAML.") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(one, dict) for one in values.values()):
-        raise ConfigError(
-            f"{file} does not map methods to settings.", "Write `METHOD: {setting: value}` lines."
-        )
-    unknown = [id for id in values if id not in method_ids()]
-    if unknown:
-        raise ConfigError(
-            f"{file}: there is no method `{unknown[0]}`.",
-            f"The methods are: {', '.join(method_ids())}.",
-            code="method-unknown",
-        )
+    values = read_config_file(file)
+    for id, settings in values.items():
+        if id not in method_ids():
+            raise ConfigError(
+                f"{file}: there is no method `{id}`.",
+                f"The methods are: {', '.join(method_ids())}.",
+                code="method-unknown",
+            )
+        if not isinstance(settings, dict):
+            raise ConfigError(
+                f"{file} does not map the method `{id}` to settings.",
+                "Write `METHOD: {setting: value}` lines.",
+            )
     return {id: flatten(settings) for id, settings in values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from retouch.core.serialization import to_plain
 from retouch.core.types import Better, Direction, Message, Split
 
 
@@ -63,11 +63,8 @@ class MetricSpec:
     """A metric as a pack declares it.
 
     Attributes:
-        suite: the family of metrics, such as `safety`.
-        metric: its name, such as `attack_refusal`.
         labels: labels of the examples that it is measured on.
         scorer: the name of a scorer in `evaluation.scorers`.
-        unit: the unit of its values.
         better: which way is better for a model whose concept is raised.
         choices: the two continuations of `group_gap` and `choice_bias`.
         groups: the two groups of `group_gap`.
@@ -93,11 +90,8 @@ class Concept:
         name: short name, as in `--concept NAME`.
         title: one line.
         description: one or two sentences.
-        examples: the examples of each split.
-        directions: for each direction the source, target and retain sets.
         weakens: the direction that weakens a model's safety and needs a written reason.
         settings: configuration values tuned for each direction, as nested mappings.
-        metrics: the metrics that are measured on the validation and the test split.
         source: the pack or the file that it was read from.
         hash: SHA-256 of everything above but `source`, in hexadecimal; computed if it is empty.
     """
@@ -179,21 +173,9 @@ class Concept:
 
 def content_hash(concept: Concept) -> str:
     """SHA-256, in hexadecimal, of everything that a concept contains but `source` and `hash`."""
-    content = _fields(concept)
+    content = to_plain(concept)
     del content["source"], content["hash"]
-    content["settings"] = _with_floats(concept.settings)
-    text = json.dumps(content, default=_fields, sort_keys=True, separators=(",", ":"))
+    # Integers count as floats: a setting of 1 is the same as one of 1.0.
+    content["settings"] = json.loads(json.dumps(content["settings"]), parse_int=float)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _with_floats(value: Any) -> Any:
-    """The value with integers as floats: a setting of 1 is the same as one of 1.0."""
-    if isinstance(value, Mapping):
-        return {key: _with_floats(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_floats(entry) for entry in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

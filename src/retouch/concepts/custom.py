@@ -7,10 +7,11 @@ on their order.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,9 @@ from retouch.concepts.examples import (
     parse_row,
     read_located_examples,
 )
-from retouch.concepts.readers import (
-    SourceLocation,
-    check_columns,
-    code_list,
-    describe_type,
-    did_you_mean,
-)
+from retouch.concepts.readers import REQUIRED, SourceLocation, check_columns, describe_type
 from retouch.concepts.registry import add_concepts
-from retouch.core.errors import DataError
+from retouch.core.errors import DataError, choices
 from retouch.core.types import SPLITS, Split
 
 CAPABILITY = "capability"  # the built-in concept that is measured with every custom one
@@ -79,25 +74,28 @@ def concept_from_pairs(
     Raises:
         DataError: the lists differ in length, are too short, or have a wrong entry.
     """
-    sources = _parse_entries("source", source)
-    targets = _parse_entries("target", target)
-    retained = _parse_entries("retain", retain)
+    sources, targets, retained = (
+        list(_parse_rows(argument, entries, PAIR_COLUMNS, LABEL_OF[argument]))
+        for argument, entries in (("source", source), ("target", target), ("retain", retain))
+    )
     if len(sources) != len(targets):
         raise DataError(
             f"`source` has {len(sources)} entries and `target` has {len(targets)}.",
             "Give equally many: they are paired index by index.",
             code="length-mismatch",
         )
-    for index, (one, other) in enumerate(zip(sources, targets, strict=True)):
-        pair = _pair_id(one.example, other.example)
-        sources[index], targets[index] = _with_pair(one, pair), _with_pair(other, pair)
-    examples = [*sources, *targets, *retained]
-    check_consistent(examples)
+    for index, both in enumerate(zip(sources, targets, strict=True)):
+        # It depends on the prompts alone, so that the order of the pairs is free.
+        prompts = [[one.example.prefill, *_turns(one.example)] for one in both]
+        pair = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+        sources[index], targets[index] = (
+            replace(one, example=replace(one.example, pair=pair)) for one in both
+        )
     return _build(
-        examples,
-        name=_check_text("name", name),
+        [*sources, *targets, *retained],
+        name=name,
         title=f"{name}, from {len(sources)} pairs of prompts",
-        description=_check_text("description", description or f"{len(examples)} examples."),
+        description=description,
         source="lists of prompts",
         describe=lambda label: f"`{ARGUMENT_OF[label]}`",
     )
@@ -109,48 +107,14 @@ def concept_from_dataset(dataset: Any, *, name: str = "custom", description: str
     Raises:
         DataError: a row is wrong, or there are too few examples of a label.
     """
-    examples = list(_parse_dataset(dataset))
-    check_consistent(examples)
     return _build(
-        examples,
-        name=_check_text("name", name),
+        list(_parse_dataset(dataset)),
+        name=name,
         title=f"{name}, from a dataset",
-        description=_check_text("description", description or f"{len(examples)} examples."),
+        description=description,
         source="a dataset",
         describe=lambda label: f"`dataset`, label `{label}`",
     )
-
-
-def _parse_entries(argument: str, entries: Any) -> list[LocatedExample]:
-    """The entries of a list of prompts as examples, without pairs."""
-    if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
-        raise DataError(
-            f"`{argument}` must be a list of prompts, got {describe_type(entries)}.",
-            "Give texts, or mappings with `prompt`.",
-            code="argument-type",
-        )
-    examples = []
-    for index, entry in enumerate(entries):
-        location = SourceLocation(argument, index, "index")
-        values = {"prompt": entry} if isinstance(entry, str) else entry
-        if not isinstance(values, Mapping):
-            message = f"this is {describe_type(values)}, not a text or a mapping."
-            hint = 'Write several turns as {"prompt": [{"role": ..., "content": ...}, ...]}.'
-            raise location.error("value-type", message, hint)
-        check_columns(location, values, PAIR_COLUMNS, required=("prompt",))
-        row = {**values, "label": LABEL_OF[argument]}
-        examples.append(parse_row(location, row, custom=True))
-    return examples
-
-
-def _pair_id(source: Example, target: Example) -> str:
-    """An identifier of a pair that depends on its prompts alone, so that their order is free."""
-    prompts = [[one.prefill, *_turns(one)] for one in (source, target)]
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
-
-
-def _with_pair(located: LocatedExample, pair: str) -> LocatedExample:
-    return dataclasses.replace(located, example=dataclasses.replace(located.example, pair=pair))
 
 
 def _parse_dataset(dataset: Any) -> Iterator[LocatedExample]:
@@ -160,49 +124,50 @@ def _parse_dataset(dataset: Any) -> Iterator[LocatedExample]:
         return
     for split, rows in dataset.items():
         if split not in SPLITS:
-            raise DataError(
-                f"`dataset` has the unknown split `{split}`.",
-                f"{did_you_mean(str(split), SPLITS)} The splits are {code_list(SPLITS)}.".strip(),
-                code="split-unknown",
-            )
+            message = f"`dataset` has the unknown split `{split}`."
+            raise DataError(message, choices(str(split), "splits", SPLITS), code="split-unknown")
         for one in _parse_rows(f'dataset["{split}"]', rows, COLUMNS):
-            yield dataclasses.replace(one, split=split)
+            yield replace(one, split=split)
 
 
-def _parse_rows(source: str, rows: Any, known: tuple[str, ...]) -> Iterator[LocatedExample]:
+def _parse_rows(
+    argument: str, rows: Any, known: tuple[str, ...], label: str = ""
+) -> Iterator[LocatedExample]:
+    """The rows of a dataset, or the prompts of a list whose examples have the label."""
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        expected = "a list of prompts" if label else "a dataset"
+        hint = "Give a `datasets.Dataset`, or a `DatasetDict` with a dataset for each split."
         raise DataError(
-            f"`{source}` must be a dataset, got {describe_type(rows)}.",
-            "Give a `datasets.Dataset`, or a `DatasetDict` with a dataset for each split.",
+            f"`{argument}` must be {expected}, got {describe_type(rows)}.",
+            "Give texts, or mappings with `prompt`." if label else hint,
             code="argument-type",
         )
     # A label that `datasets` stores as a ClassLabel is an integer, with its name in the features.
     features = getattr(rows, "features", None) or {}
     label_name = getattr(features.get("label"), "int2str", None)
     for index, entry in enumerate(rows):
-        location = SourceLocation(source, index, "index")
-        if not isinstance(entry, Mapping):
-            message = f"this is {describe_type(entry)}, not a row of columns."
-            raise location.error("value-type", message, "Give rows as mappings.")
-        check_columns(location, entry, known)
-        row = dict(entry)
-        number = row["label"]
-        if label_name is not None and isinstance(number, int) and number >= 0:
-            row["label"] = label_name(number)
+        location = SourceLocation(argument, index, "index")
+        row = {"prompt": entry} if isinstance(entry, str) else entry
+        if not isinstance(row, Mapping):
+            message = f"this is {describe_type(row)}, not a text or a mapping of columns."
+            hint = 'Write several turns as {"prompt": [{"role": ..., "content": ...}, ...]}.'
+            raise location.error("value-type", message, hint)
+        check_columns(location, row, known, ("prompt",) if label else REQUIRED)
+        row = {"label": label, **row}
+        if label_name is not None and isinstance(row["label"], int) and row["label"] >= 0:
+            row["label"] = label_name(row["label"])
         yield parse_row(location, row, custom=True)
 
 
-def _check_text(argument: str, value: str) -> str:
-    """A name or a description that can be written to a file."""
+def _check_text(argument: str, value: str) -> None:
+    """Check that a name or a description can be written to a file."""
     try:
-        if value.strip():
-            value.encode()
-            return value
+        if value.strip() and value.encode():
+            return
     except (AttributeError, UnicodeEncodeError):
         pass
-    raise DataError(
-        f"`{argument}` must be a text, got {value!r}.", "Give some words.", code="argument-type"
-    )
+    message = f"`{argument}` must be a text, got {value!r}."
+    raise DataError(message, "Give some words.", code="argument-type")
 
 
 def _build(
@@ -214,16 +179,11 @@ def _build(
     source: str,
     describe: Callable[[str], str],
 ) -> Concept:
-    """The concept of a user's examples, with the capability examples.
-
-    Args:
-        examples: the examples, labelled `negative`, `positive` and `retain`.
-        name: the name of the concept and of its suite.
-        title: one line.
-        description: one or two sentences.
-        source: where the examples come from.
-        describe: names a label's examples in an error.
-    """
+    """The concept of a user's examples; `describe` names a label's examples in an error."""
+    description = description or f"{len(examples)} examples."
+    _check_text("name", name)
+    _check_text("description", description)
+    check_consistent(examples)
     splits = split_examples(examples)
     _check_splits(examples, splits, describe)
     given = any(one.example.label == "retain" for one in examples)
@@ -237,33 +197,37 @@ def _build(
             "raise": DirectionSpec(source=("negative",), target=("positive",), retain=retain),
             "lower": DirectionSpec(source=("positive",), target=("negative",), retain=retain),
         },
-        metrics=_metrics(name, [one.example for one in examples]),
+        metrics=_metrics(name, examples),
         source=source,
     )
     return add_concepts(concept, (CAPABILITY,))
 
 
-def split_examples(examples: Iterable[LocatedExample]) -> dict[Split, tuple[Example, ...]]:
+def split_examples(examples: Sequence[LocatedExample]) -> dict[Split, tuple[Example, ...]]:
     """Split examples as their rows say, or by a stable hash.
 
     Examples that share an entity, a pair or a prompt form a unit that stays together. Units with
     the same labels are ordered by their hashes and cut at 60 % and 80 %, so that five units are
     enough for every split to get some.
     """
-    examples = list(examples)
+    units = _units([one.example for one in examples])
+    labels: dict[_Key, set[str]] = defaultdict(set)
+    for one, unit in zip(examples, units, strict=True):
+        labels[unit].add(one.example.label)
+    strata: dict[frozenset[str], list[_Key]] = defaultdict(list)
+    for unit, names in labels.items():
+        strata[frozenset(names)].append(unit)
     split_of: dict[_Key, Split] = {}
-    units = _units(examples)
-    for keys in _by_labels(units).values():
-        ordered = sorted(keys, key=lambda key: hashlib.sha256(":".join(key).encode()).digest())
-        for index, key in enumerate(ordered):
-            position = (index + 0.5) / len(ordered)
-            split_of[key] = (
+    for stratum in strata.values():
+        stratum.sort(key=lambda unit: hashlib.sha256(":".join(unit).encode()).digest())
+        for index, unit in enumerate(stratum):
+            position = (index + 0.5) / len(stratum)
+            split_of[unit] = (
                 "train" if position < 0.6 else "validation" if position < 0.8 else "test"
             )
-    hashed = {id(one): split_of[key] for key, unit in units.items() for one in unit}
     splits: dict[Split, list[Example]] = {split: [] for split in SPLITS}
-    for one in examples:
-        splits[one.split or hashed[id(one)]].append(one.example)
+    for one, unit in zip(examples, units, strict=True):
+        splits[one.split or split_of[unit]].append(one.example)
     return {split: tuple(chosen) for split, chosen in splits.items()}
 
 
@@ -271,15 +235,8 @@ def _turns(example: Example) -> list[tuple[str, str]]:
     return [(turn.role, turn.content) for turn in example.prompt]
 
 
-def _keys(example: Example) -> list[_Key]:
-    """What ties an example to others; the prompt is always among them."""
-    prompt = json.dumps(_turns(example))
-    keys = [("entity", example.entity), ("pair", example.pair or ""), ("prompt", prompt)]
-    return [(kind, text) for kind, text in keys if text]
-
-
-def _units(examples: Sequence[LocatedExample]) -> dict[_Key, list[LocatedExample]]:
-    """Examples that share a key, directly or through others, by the least of their keys."""
+def _units(examples: Sequence[Example]) -> list[_Key]:
+    """For each example the least key of those that it shares, directly or through others."""
     parent: dict[_Key, _Key] = {}  # union-find
 
     def root(key: _Key) -> _Key:
@@ -288,22 +245,14 @@ def _units(examples: Sequence[LocatedExample]) -> dict[_Key, list[LocatedExample
             key = above
         return key
 
-    for one in examples:
-        roots = [root(key) for key in _keys(one.example)]
+    prompts: list[_Key] = []
+    for example in examples:
+        prompts.append(("prompt", json.dumps(_turns(example))))
+        keys = [("entity", example.entity), ("pair", example.pair or ""), prompts[-1]]
+        roots = [root(key) for key in keys if key[1]]
         for each in roots:
             parent[each] = min(roots)
-    units: dict[_Key, list[LocatedExample]] = {}
-    for one in examples:
-        units.setdefault(root(_keys(one.example)[0]), []).append(one)
-    return units
-
-
-def _by_labels(units: Mapping[_Key, Sequence[LocatedExample]]) -> dict[tuple[str, ...], list[_Key]]:
-    """The units by the labels of their examples."""
-    strata: dict[tuple[str, ...], list[_Key]] = {}
-    for key, unit in units.items():
-        strata.setdefault(tuple(sorted({one.example.label for one in unit})), []).append(key)
-    return strata
+    return [root(prompt) for prompt in prompts]
 
 
 def _check_splits(
@@ -313,8 +262,7 @@ def _check_splits(
 ) -> None:
     """Check that every label has examples to train and to validate on."""
     given = any(one.split for one in examples)
-    labels = {"negative", "positive", *(one.example.label for one in examples)}
-    for label in sorted(labels):
+    for label in sorted({"negative", "positive", *(one.example.label for one in examples)}):
         count = sum(one.example.label == label for one in examples)
         for split in ("train", "validation"):
             if any(example.label == label for example in splits[split]):
@@ -335,7 +283,7 @@ def _check_splits(
             )
 
 
-def _metrics(suite: str, examples: Sequence[Example]) -> tuple[MetricSpec, ...]:
+def _metrics(suite: str, examples: Sequence[LocatedExample]) -> tuple[MetricSpec, ...]:
     source = ("negative",)
     metrics = [
         MetricSpec(suite, "answered", source, "answer"),
@@ -343,6 +291,6 @@ def _metrics(suite: str, examples: Sequence[Example]) -> tuple[MetricSpec, ...]:
         MetricSpec(suite, "degenerate", source, "degenerate", better="lower"),
     ]
     # An example without `accept` cannot be scored as correct, so all of them must have it.
-    if all(example.accept for example in examples if example.label == "negative"):
+    if all(one.example.accept for one in examples if one.example.label == "negative"):
         metrics.append(MetricSpec(suite, "correct", source, "correct", better="higher"))
     return tuple(metrics)

@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
 from retouch.concepts.examples import read_examples
-from retouch.concepts.readers import code_list, did_you_mean
 from retouch.core.atomic import atomic_write
-from retouch.core.config_file import explicit, resolve
-from retouch.core.errors import ConfigError, DataError
+from retouch.core.config_file import explicit, read_mapping, resolve
+from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import SPLITS, Direction, Split
 
@@ -42,10 +41,6 @@ class PackFile(BaseModel):
 
 def read_pack(folder: Folder, file_name: str = FILE_NAME) -> tuple[Concept, tuple[str, ...]]:
     """Read a pack without the packs that it uses.
-
-    Args:
-        folder: the folder of the pack.
-        file_name: the name of its YAML file.
 
     Returns:
         The concept, and the names of the concepts that it uses.
@@ -86,62 +81,34 @@ def _read_splits(folder: Folder, pack: PackFile) -> dict[Split, tuple[Example, .
 
 
 def _read_pack_file(file: Folder) -> PackFile:
+    hint = "A pack is a folder with concept.yaml and a .jsonl file for each split."
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"The file {file} does not exist.",
-            "A pack is a folder with concept.yaml and a .jsonl file for each split.",
-            code="file-missing",
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(
-            f"{file}{line}: not valid YAML ({error.problem}).",
-            "Correct the line.",
-            code="yaml-syntax",
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}.", "Save it as UTF-8 YAML.", code="file-unreadable"
-        ) from None
-    if not isinstance(values, dict):
-        raise DataError(
-            f"{file} is not a mapping.", "Write `key: value` lines.", code="yaml-syntax"
-        )
-    try:
-        pack = PackFile(**{str(key): value for key, value in values.items()})
+        pack = PackFile.model_validate(read_mapping(file, DataError, "yaml-syntax", hint))
     except ValidationError as error:
         raise _invalid(file, error) from None
-    names = [(metric.suite, metric.metric) for metric in pack.metrics]
+    names = [f"{metric.suite}.{metric.metric}" for metric in pack.metrics]
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(
-            f"{file}, key `metrics`: `{'.'.join(repeated)}` appears twice.",
-            "Remove one.",
-            code="metric-duplicate",
-        )
+        message = f"{file}, key `metrics`: `{repeated}` appears twice."
+        raise DataError(message, "Remove one.", code="metric-duplicate")
     return pack
 
 
 def _invalid(file: Folder, error: ValidationError) -> DataError:
     """The first problem of a pack's file; the others often follow from it."""
     problem = error.errors()[0]
-    *parents, last = (str(part) for part in problem["loc"] if part != "[key]")
-    where = f"{file}, key `{'.'.join([*parents, last])}`:"
+    path = [str(part) for part in problem["loc"] if part != "[key]"]
+    where = f"{file}, key `{'.'.join(path)}`:"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         kinds: dict[str, Any] = {"directions": DirectionSpec, "metrics": MetricSpec}
         known = list(PackFile.model_fields)
-        if parents:
-            known = [field.name for field in dataclasses.fields(kinds[parents[0]])]
-        hint = f"{did_you_mean(last, known)} The keys are {code_list(known)}.".strip()
-        return DataError(f"{where} unknown key `{last}`.", hint, code="key-unknown")
+        if len(path) > 1:
+            known = [field.name for field in dataclasses.fields(kinds[path[0]])]
+        hint = choices(path[-1], "keys", known)
+        return DataError(f"{where} unknown key `{path[-1]}`.", hint, code="key-unknown")
     if problem["type"] == "missing":
         return DataError(f"{where} it is missing.", "Add it.", code="key-missing")
-    return DataError(
-        f"{where} {problem['msg']}, got {problem['input']!r}.",
-        "Correct the value.",
-        code="value-invalid",
-    )
+    message = f"{where} {problem['msg']}, got {problem['input']!r}."
+    return DataError(message, "Correct the value.", code="value-invalid")
 
 
 def _settings(file: Folder, direction: Direction, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,21 +127,10 @@ def save_pack(concept: Concept, folder: Path) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
-    header = {
-        "name": concept.name,
-        "title": concept.title,
-        "description": concept.description,
-        "weakens": concept.weakens,
-        "directions": {name: to_plain(spec) for name, spec in concept.directions.items()},
-        "settings": {name: dict(values) for name, values in concept.settings.items()},
-        "metrics": [to_plain(metric) for metric in concept.metrics],
-    }
-    atomic_write(folder / FILE_NAME, yaml.safe_dump(header, sort_keys=False))
-    for split in SPLITS:
-        lines = [to_json(_plain_example(one)) + "\n" for one in concept.examples[split]]
+    values = to_plain(concept)
+    del values["source"], values["hash"]
+    for split, examples in values.pop("examples").items():
+        # Empty columns are left out.
+        lines = [to_json({key: one[key] for key in one if one[key]}) + "\n" for one in examples]
         atomic_write(folder / f"{split}.jsonl", "".join(lines))
-
-
-def _plain_example(example: Example) -> dict[str, Any]:
-    """An example as a line of a pack, without its empty columns."""
-    return {key: value for key, value in to_plain(example).items() if value}
+    atomic_write(folder / FILE_NAME, yaml.safe_dump(values, sort_keys=False))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-from retouch.core.errors import DataError
+from retouch.core.errors import DataError, choices, code_list
 
 REQUIRED = ("prompt", "label")
 
@@ -46,17 +46,12 @@ class SourceLocation:
         self, code: str, message: str, hint: str = "", column: int | str | None = None
     ) -> DataError:
         """A DataError whose message begins with the location."""
-        suffix = "" if column is None else f", column {column}"
+        name = f"`{column}`" if isinstance(column, str) else column
+        suffix = "" if column is None else f", column {name}"
         return DataError(f"{self}{suffix}: {message}", hint, code=code)
 
 
 Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question that names the known word closest to `word`; empty if none is close."""
-    close = difflib.get_close_matches(word.strip().lower(), list(known), n=1)
-    return f"Did you mean `{close[0]}`?" if close else ""
 
 
 def read_table(file: Path | Traversable, known: tuple[str, ...]) -> Rows:
@@ -82,13 +77,11 @@ def read_table(file: Path | Traversable, known: tuple[str, ...]) -> Rows:
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        raise DataError(
-            f"The file {file} does not exist.", "Check the path.", code="file-missing"
-        ) from None
+        message = f"The file {file} does not exist."
+        raise DataError(message, "Check the path.", code="file-missing") from None
     except OSError as error:
-        raise DataError(
-            f"{file} cannot be read: {error.strerror}.", code="file-unreadable"
-        ) from None
+        message = f"{file} cannot be read: {error.strerror}."
+        raise DataError(message, code="file-unreadable") from None
     empty = True
     for location, values in READERS[suffix](str(file), data, known):
         check_columns(location, values, known)
@@ -133,7 +126,8 @@ def _read_csv(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
         if not any(field.strip() for field in fields):
             continue  # blank rows, which spreadsheets write after the last row
         if not header:
-            header = _header(location, fields, known)
+            header = [field.strip() for field in fields]
+            _check_header(location, header, known)
             continue
         if len(fields) != len(header):
             hint = "Give every row one field per column, also where it is empty."
@@ -147,22 +141,26 @@ def _read_csv(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
         yield location, values
 
 
-def _header(location: SourceLocation, fields: list[str], known: tuple[str, ...]) -> list[str]:
-    names = [field.strip() for field in fields]
-    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+def _check_header(location: SourceLocation, names: list[str], known: tuple[str, ...]) -> None:
+    for separator, plural in ((";", "semicolons"), ("\t", "tabs")):
         parts = names[0].split(separator)
         if len(names) == 1 and len(parts) > 1 and set(parts) & set(known):
-            raise location.error(
-                "csv-delimiter",
-                f"the columns are separated by {name}.",
-                "Save the file with commas as separators.",
-            )
+            message = f"the columns are separated by {plural}."
+            hint = "Save the file with commas as separators."
+            raise location.error("csv-delimiter", message, hint)
     check_columns(location, names, known)
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise location.error(
-            "column-duplicate", f"the column `{repeated[0]}` appears twice.", "Remove one of them."
-        )
-    return names
+    _unique(location, [(name, None) for name in names])
+
+
+def _unique(location: SourceLocation, items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The items as a mapping."""
+    values: dict[str, Any] = {}
+    for name, value in items:
+        if name in values:
+            message = f"the column `{name}` appears twice."
+            raise location.error("column-duplicate", message, "Remove one of them.")
+        values[name] = value
+    return values
 
 
 def _read_jsonl(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
@@ -172,20 +170,8 @@ def _read_jsonl(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
         location = SourceLocation(file, number)
         if not line.strip():
             continue
-
-        def unique(
-            items: list[tuple[str, Any]], location: SourceLocation = location
-        ) -> dict[str, Any]:
-            keys = [key for key, _ in items]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise location.error(
-                        "column-duplicate", "the key appears twice.", "Remove one.", f"`{key}`"
-                    )
-            return dict(items)
-
         try:
-            values = json.loads(line, object_pairs_hook=unique)
+            values = json.loads(line, object_pairs_hook=partial(_unique, location))
         except json.JSONDecodeError as error:
             message = f"not valid JSON ({error.msg})."
             raise location.error("json-syntax", message, hint, error.colno) from None
@@ -201,19 +187,14 @@ def _read_parquet(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
     try:
         from pyarrow import ArrowException, BufferReader, parquet
     except ImportError:
-        raise DataError(
-            f"{file}: reading Parquet needs pyarrow.",
-            "pip install 'retouch[parquet]'",
-            code="library-missing",
-        ) from None
+        message = f"{file}: reading Parquet needs pyarrow."
+        hint = "pip install 'retouch[parquet]'"
+        raise DataError(message, hint, code="library-missing") from None
     try:
         table = parquet.read_table(BufferReader(data))
     except (ArrowException, OSError) as error:
-        raise DataError(
-            f"{file} is not a valid Parquet file ({error}).",
-            "Write the file again.",
-            code="parquet-syntax",
-        ) from None
+        message = f"{file} is not a valid Parquet file ({error})."
+        raise DataError(message, "Write the file again.", code="parquet-syntax") from None
     for number, values in enumerate(table.to_pylist(), start=1):
         yield SourceLocation(file, number, "row"), values
 
@@ -239,7 +220,7 @@ def check_columns(
     names = list(names)
     for name in names:
         if name not in known:
-            hint = f"{did_you_mean(str(name), known)} The columns are {code_list(known)}.".strip()
+            hint = choices(str(name), "columns", known)
             raise location.error("column-unknown", f"unknown column `{name}`.", hint)
     for name in required:
         if name not in names:
@@ -255,8 +236,3 @@ def describe_type(value: Any) -> str:
         return f"the number {value}"
     names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
     return names.get(type(value), repr(value))
-
-
-def code_list(names: Iterable[str]) -> str:
-    """Names as inline code, separated by commas."""
-    return ", ".join(f"`{name}`" for name in names)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import resources
-from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.pack import FILE_NAME, Folder, read_pack
-from retouch.concepts.readers import READERS, code_list, did_you_mean
-from retouch.core.errors import DataError
+from retouch.concepts.readers import READERS
+from retouch.core.errors import DataError, choices
+from retouch.core.plugins import find_plugins, load_plugin
 from retouch.core.types import SPLITS
 
 ENTRY_POINTS = "retouch.concepts"
@@ -26,8 +27,6 @@ def packs() -> Traversable:
 
 def builtin_names() -> list[str]:
     """The names of the built-in concepts, in alphabetical order."""
-    if not packs().is_dir():
-        return []
     return sorted(one.name for one in packs().iterdir() if (one / FILE_NAME).is_file())
 
 
@@ -36,7 +35,8 @@ def concept_names() -> list[str]:
 
     No entry point is imported.
     """
-    return [*builtin_names(), *sorted(_plugins())]
+    builtin = builtin_names()
+    return [*builtin, *sorted(find_plugins(ENTRY_POINTS, builtin))]
 
 
 def load_concept(name_or_path: str) -> Concept:
@@ -70,11 +70,10 @@ def load_concept_file(path: Path | str) -> Concept:
         return _load_pack(file.parent, file.name)
     if file.is_file() or file.suffix.lower() in READERS:
         return concept_from_file(file)
-    names = concept_names()
     raise DataError(
         f"There is no concept or file `{path}`.",
-        f"{did_you_mean(str(path), names)} The concepts are {code_list(names)}. A path must lead "
-        f"to a {', '.join(READERS)} file, a pack's folder or its YAML file.".strip(),
+        f"{choices(str(path), 'concepts', concept_names())} A path must lead to a "
+        f"{', '.join(READERS)} file, a pack's folder or its YAML file.",
         code="concept-unknown",
     )
 
@@ -101,12 +100,7 @@ def add_concepts(concept: Concept, names: Iterable[str], trail: tuple[str, ...] 
             )
         other = _load_named(name, trail)
         if other is None:
-            known = concept_names()
-            raise DataError(
-                f"{concept.source}, key `uses`: there is no concept `{name}`.",
-                f"{did_you_mean(name, known)} The concepts are {code_list(known)}.".strip(),
-                code="concept-unknown",
-            )
+            raise _unknown(concept, "uses", "concept", name, concept_names())
         for split in SPLITS:
             examples[split].update(dict.fromkeys(other.examples[split]))
         for metric in other.metrics:
@@ -117,8 +111,7 @@ def add_concepts(concept: Concept, names: Iterable[str], trail: tuple[str, ...] 
         metrics=tuple(metrics.values()),
         hash="",
     )
-    _check_labels(concept)
-    _check_effects(concept)
+    _check_references(concept)
     return concept
 
 
@@ -129,78 +122,54 @@ def _load_pack(folder: Folder, file_name: str = FILE_NAME, trail: tuple[str, ...
 
 def _load_named(name: str, trail: tuple[str, ...] = ()) -> Concept | None:
     """The concept of a name, built-in or of an entry point; None where no concept has it."""
-    if name in builtin_names():
-        return _load_pack(packs() / name, trail=trail)
-    plugin = _plugins().get(name)
-    if plugin is None:
-        return None
-    concept = _load_pack(_plugin_folder(plugin), trail=trail)
-    if concept.name != name:
-        raise _plugin_error(plugin, f"its {FILE_NAME} has the name `{concept.name}`")
-    return concept
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    """The entry points by name, without those that have the name of a built-in concept."""
     builtin = builtin_names()
-    found = entry_points(group=ENTRY_POINTS)
-    return {point.name: point for point in found if point.name not in builtin}
+    if name in builtin:
+        return _load_pack(packs() / name, trail=trail)
 
-
-def _plugin_folder(point: EntryPoint) -> Folder:
-    """The folder that an entry point names, or that its function returns."""
-    try:
-        value = point.load()
+    def convert(value: Any) -> Concept:
+        """The concept of a folder that an entry point names, or that its function returns."""
         if callable(value) and not isinstance(value, Traversable):
             value = value()
-    except Exception as error:  # importing foreign code can raise anything
-        raise _plugin_error(point, f"{type(error).__name__}: {error}") from error
-    if isinstance(value, str | os.PathLike):
-        value = Path(value)
-    if not isinstance(value, Traversable):
-        raise _plugin_error(point, f"it gives {value!r}, which is no path")
-    if not (value / FILE_NAME).is_file():
-        raise _plugin_error(point, f"there is no {FILE_NAME} in {value}")
-    return value
+        folder = Path(value) if isinstance(value, str | os.PathLike) else value
+        if not isinstance(folder, Traversable):
+            raise TypeError(f"{value!r} is no path")
+        if not (folder / FILE_NAME).is_file():
+            raise FileNotFoundError(f"there is no {FILE_NAME} in {folder}")
+        concept = _load_pack(folder, trail=trail)
+        if concept.name != name:
+            raise ValueError(f"its {FILE_NAME} has the name `{concept.name}`")
+        return concept
+
+    plugin = find_plugins(ENTRY_POINTS, builtin).get(name)
+    if plugin is None:
+        return None
+    return load_plugin(plugin, "concept", convert, DataError, "concept-not-loaded")
 
 
-def _plugin_error(point: EntryPoint, problem: str) -> DataError:
-    return DataError(
-        f"The concept `{point.name}` (entry point {point.value}) cannot be loaded: {problem}.",
-        "Update or uninstall the package that provides it.",
-        code="concept-not-loaded",
-    )
-
-
-def _check_labels(concept: Concept) -> None:
-    """Check that every label of a direction or a metric is the label of an example."""
-    labels = sorted({example.label for split in SPLITS for example in concept.examples[split]})
-    references = [
-        (f"directions.{direction}.{field}", label)
-        for direction, spec in concept.directions.items()
-        for field in ("source", "target", "retain")
-        for label in getattr(spec, field)
-    ]
-    references += [
-        (f"metrics.{metric.metric}", label) for metric in concept.metrics for label in metric.labels
-    ]
-    for key, label in references:
-        if label not in labels:
-            raise DataError(
-                f"{concept.source}, key `{key}`: no example has the label `{label}`.",
-                f"{did_you_mean(label, labels)} The labels are {code_list(labels)}.".strip(),
-                code="label-unknown",
-            )
-
-
-def _check_effects(concept: Concept) -> None:
-    """Check that the effect of every direction is a metric."""
-    known = sorted(metric.metric for metric in concept.metrics)
+def _check_references(concept: Concept) -> None:
+    """Check that every label of a direction or a metric, and every effect, exists."""
+    labels = {example.label for split in SPLITS for example in concept.examples[split]}
+    metrics = {metric.metric for metric in concept.metrics}
     for direction, spec in concept.directions.items():
-        if spec.effect and spec.effect not in known:
-            raise DataError(
-                f"{concept.source}, key `directions.{direction}.effect`: there is no metric "
-                f"`{spec.effect}`.",
-                f"{did_you_mean(spec.effect, known)} The metrics are {code_list(known)}.".strip(),
-                code="metric-unknown",
-            )
+        for field in ("source", "target", "retain"):
+            _check_labels(concept, f"directions.{direction}.{field}", getattr(spec, field), labels)
+        if spec.effect and spec.effect not in metrics:
+            key = f"directions.{direction}.effect"
+            raise _unknown(concept, key, "metric", spec.effect, metrics)
+    for metric in concept.metrics:
+        _check_labels(concept, f"metrics.{metric.metric}", metric.labels, labels)
+
+
+def _check_labels(concept: Concept, key: str, labels: Iterable[str], known: set[str]) -> None:
+    for label in labels:
+        if label not in known:
+            raise _unknown(concept, key, "label", label, known)
+
+
+def _unknown(concept: Concept, key: str, noun: str, word: str, known: Collection[str]) -> DataError:
+    """The error for a key that names a concept, a label or a metric that does not exist."""
+    return DataError(
+        f"{concept.source}, key `{key}`: there is no {noun} `{word}`.",
+        choices(word, f"{noun}s", sorted(known)),
+        code=f"{noun}-unknown",
+    )

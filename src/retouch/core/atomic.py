@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from retouch.core.errors import RunError
 
 # Safetensors writes in Rust and reports a full disk as an error of another type than OSError.
 _FULL_DISK = ("No space left", "os error 28", "Disk quota", "StorageFull")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Convert the system's errors inside the context to a RunError that names `path`.
+
+    Raises:
+        RunError: the disk is full, or the file or folder cannot be written.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        problem = getattr(error, "strerror", None) or str(error)
+        hint, code = "Choose another output folder.", "write-failed"
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in _FULL_DISK):
+            problem = "the disk is full, and its previous content is unchanged"
+            hint, code = "Free some space, then resume the run.", "disk-full"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "Change the permissions of its folder, or choose another output folder."
+            code = "no-permission"
+        elif not isinstance(error, OSError):
+            raise
+        raise RunError(f"{path} cannot be written: {problem}.", hint, code=code) from error
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
@@ -25,22 +51,16 @@ def atomic_write(path: Path, data: str | bytes) -> None:
         RunError: the disk is full or the folder cannot be written.
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
-    temporary: Path | None = None
-    try:
+    temporary = _temporary(path)
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp creates files that only their owner can read; other tools must read a run too.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        if temporary is not None:
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
@@ -54,88 +74,43 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    staged: Path | None = None
-    try:
+    staged = _temporary(path)
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(path)
-        staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
-        yield staged
-        for file in sorted(staged.rglob("*")):
-            if file.is_file():
-                # Safetensors creates files that only their owner can read, like mkstemp.
-                file.chmod(0o666 & ~_umask())
-                _sync(file)
-        staged.chmod(0o777 & ~_umask())
-        _swap_in(staged, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    except Exception as error:
-        if any(text in str(error) for text in _FULL_DISK) and not isinstance(error, RunError):
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise cannot_write(path, full) from error
-        raise
-    finally:
-        if staged is not None:
+        staged.mkdir()
+        try:
+            yield staged
+            for file in staged.rglob("*"):
+                if file.is_file():
+                    # Safetensors creates files that only their owner can read; other tools must
+                    # read a run too.
+                    file.chmod(staged.stat().st_mode & 0o666)
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            if path.exists():
+                os.replace(path, _previous(path))
+            os.replace(staged, path)
+        except OSError:
+            restore_folder(path)
+            raise
+        finally:
             shutil.rmtree(staged, ignore_errors=True)
+        restore_folder(path)
 
 
 def restore_folder(path: Path) -> None:
     """Undo a replacement by `atomic_folder` that was interrupted between its two renames."""
     previous = _previous(path)
-    if previous.exists():
-        if path.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            os.replace(previous, path)
-
-
-def cannot_write(path: Path, error: OSError) -> RunError:
-    """The error for a file or folder that the system did not write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
-            f"The disk is full: {path} was not written. Its previous content is unchanged.",
-            "Free some space, then resume the run.",
-            code="disk-full",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(
-            f"There is no permission to write {path}: {error.strerror}.",
-            "Change the permissions of its folder, or choose another output folder.",
-            code="no-permission",
-        )
-    return RunError(
-        f"{path} cannot be written: {error.strerror or error}.",
-        "Choose another output folder.",
-        code="write-failed",
-    )
-
-
-def _swap_in(staged: Path, path: Path) -> None:
-    previous = _previous(path)
     if path.exists():
-        os.replace(path, previous)
-    try:
-        os.replace(staged, path)
-    except OSError:
-        with suppress(OSError):
-            restore_folder(path)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+    elif previous.exists():
+        os.replace(previous, path)
 
 
 def _previous(path: Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")

@@ -1,14 +1,10 @@
-"""The one configuration schema, in groups: the command line, files and the run's record use it.
-
-`core.options` derives the command line's options, the search space and the reference table from
-these classes, so that a new field is written once, here.
-"""
+"""The configuration schema, from which `core.options` derives options, search space and tables."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from retouch.core.errors import ConfigError
 from retouch.core.types import Direction
@@ -58,13 +54,15 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-def _check_size(text: str | None) -> str | None:
+def _check_size(text: str) -> str:
     try:
-        if text is not None:
-            parse_size(text)
+        parse_size(text)
     except ConfigError as error:
         raise ValueError(str(error)) from None  # the exception type that pydantic reports
     return text
+
+
+Size = Annotated[str, AfterValidator(_check_size)]
 
 
 class LoadConfig(Group):
@@ -80,14 +78,12 @@ class LoadConfig(Group):
         None, "file with a Jinja chat template (default: the tokenizer's own)"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")
-    max_device_memory: str | None = option(
+    max_device_memory: Size | None = option(
         None,
         "device memory limit, such as 24GiB; the other layers are offloaded and streamed "
         "(default: the whole model stays on the device)",
     )
     fsdp: bool = option(False, "shard the frozen weights over the launched processes (FSDP2)")
-
-    _is_size = field_validator("max_device_memory")(_check_size)
 
     @property
     def max_device_bytes(self) -> int | None:
@@ -151,13 +147,11 @@ class TrainConfig(Group):
         0.01, "maximum drift of a checkpoint: KL to the base in nats a token", gt=0
     )
     patience: int = option(4, "rounds without improvement before training stops", ge=1)
-    activation_cache: str | None = option(
+    activation_cache: Size | None = option(
         None,
         "memory for cached activations, such as 8GiB; what exceeds it is memory-mapped from disk "
         "(default: half of the free memory)",
     )
-
-    _is_size = field_validator("activation_cache")(_check_size)
 
     @property
     def activation_cache_bytes(self) -> int | None:
@@ -247,23 +241,7 @@ class MethodConfig(Group):
 
 
 class EditConfig(Group):
-    """Everything that determines an edit.
-
-    Attributes:
-        model: `pocket`, a local folder or a hub id.
-        concept: a built-in concept, or the path of a file or a pack.
-        direction: whether the concept is raised or lowered.
-        seed: the random seed.
-        allow_weakening: the reason for an edit that weakens safety.
-        load: how the model is loaded.
-        data: which examples are used.
-        lora: where the adapters go.
-        train: the training loop.
-        loss: weights of the generator's loss.
-        discriminator: the discriminators.
-        adversary: further adversaries.
-        evaluation: what is measured afterwards.
-    """
+    """Everything that determines an edit."""
 
     model: str = option("pocket", "`pocket`, a local folder or a hub id")
     concept: str = option("safety", "a built-in concept, or a CSV, JSONL, Parquet or YAML file")

@@ -6,6 +6,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from retouch.core.config import EditConfig
-from retouch.core.errors import ConfigError
+from retouch.core.errors import ConfigError, RetouchError
 from retouch.core.options import OPTIONS, RENAMED
 
 
@@ -23,29 +24,38 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, does not parse, or is not a mapping.
     """
+    return read_mapping(path, ConfigError, "config-syntax")
+
+
+def read_mapping(
+    file: Path | Traversable, kind: type[RetouchError], code: str, hint: str = "Check the path."
+) -> dict[str, Any]:
+    """Read a YAML or TOML file as a mapping.
+
+    Args:
+        file: the file; an empty one is an empty mapping.
+        kind: the class of the errors.
+        code: the code of the error for a file that does not parse.
+        hint: the hint for a file that does not exist.
+
+    Raises:
+        RetouchError: the file is missing, does not parse, or is not a mapping.
+    """
+    form = "TOML" if file.name.endswith(".toml") else "YAML"
     try:
-        text = path.read_text("utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        text = file.read_text("utf-8")
+        values = tomllib.loads(text) if form == "TOML" else yaml.safe_load(text)
     except FileNotFoundError:
-        raise ConfigError(
-            f"The configuration file {path} does not exist.", "Check the path.", code="file-missing"
-        ) from None
+        raise kind(f"The file {file} does not exist.", hint, code="file-missing") from None
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        kind = "TOML" if path.suffix == ".toml" else "YAML"
-        raise ConfigError(
-            f"{path} is not valid {kind}: {error}.", "Correct the line.", code="config-syntax"
-        ) from None
+        message = f"{file} is not valid {form}: {error}."
+        raise kind(message, "Correct the line.", code=code) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}.", "Save it as UTF-8.", code="file-unreadable"
-        ) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path} is not a mapping.", "Write `key: value` lines.", code="config-syntax"
-        )
-    return values
+        message = f"{file} cannot be read: {error}."
+        raise kind(message, "Save it as UTF-8.", code="file-unreadable") from None
+    if values is not None and not isinstance(values, dict):
+        raise kind(f"{file} is not a mapping.", "Write `key: value` lines.", code=code)
+    return values or {}
 
 
 def explicit(config: EditConfig) -> dict[str, Any]:
@@ -95,12 +105,9 @@ def _suggestion(key: str) -> str:
     if key in RENAMED:
         return f"`{key}` was renamed: write `{RENAMED[key]}`."
     paths = [option.path for option in OPTIONS]
-    last = key.rpartition(".")[2]
-    same = [path for path in paths if path.rpartition(".")[2] == last]
+    same = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
     close = same or difflib.get_close_matches(key, paths, n=1)
-    if close:
-        return f"Did you mean `{close[0]}`?"
-    return f"The keys are: {', '.join(paths)}."
+    return f"Did you mean `{close[0]}`?" if close else f"The keys are: {', '.join(paths)}."
 
 
 def dump_yaml(config: EditConfig) -> str:

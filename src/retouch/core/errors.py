@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from functools import partial
+
 
 class RetouchError(Exception):
     """An error that the user can fix: shown as one message, never as a traceback.
@@ -22,11 +26,7 @@ class RetouchError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors travel between processes with their hint and code."""
-        return _rebuild, (type(self), self.message, self.hint, self.code)
-
-
-def _rebuild(kind: type[RetouchError], message: str, hint: str, code: str) -> RetouchError:
-    return kind(message, hint, code=code)
+        return partial(type(self), code=self.code), (self.message, self.hint)
 
 
 class ConfigError(RetouchError):
@@ -69,3 +69,22 @@ class RefusedError(RetouchError):
 
     exit_code = 7
     default_code = "weakening"
+
+
+def choices(word: str, plural: str, known: Iterable[str]) -> str:
+    """A hint for an unknown word: the closest of the known ones, if any is close, and all of them.
+
+    Args:
+        word: the unknown word.
+        plural: what the known words are, such as `labels`.
+        known: the known words.
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word.strip().lower(), known, n=1)
+    suggestion = f"Did you mean `{close[0]}`? " if close else ""
+    return f"{suggestion}The {plural} are {code_list(known)}."
+
+
+def code_list(names: Iterable[str]) -> str:
+    """Names as inline code, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)

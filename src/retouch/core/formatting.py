@@ -28,6 +28,23 @@ def show_interval(score: Score, unit: str) -> str:
     return f"{show_value(score.low, unit)}{to}{show_value(score.high, unit)}"
 
 
+def show_score(score: Score, unit: str) -> str:
+    """A value with its 95 % interval in brackets."""
+    return f"{show_value(score.value, unit)} ({show_interval(score, unit)})"
+
+
+def score_columns(score: Score | None, unit: str) -> tuple[str, str]:
+    """A value and its 95 % interval as columns of a table; empty where there is no score."""
+    return (
+        ("", "") if score is None else (show_value(score.value, unit), show_interval(score, unit))
+    )
+
+
+def metric_title(record: Record) -> str:
+    """A metric's name as words, with its unit unless it is a rate."""
+    return words(record.metric) + ("" if record.unit == "rate" else f" ({record.unit})")
+
+
 def change(record: Record) -> ChangeKind:
     """What the edit did to a metric: `unclear` where the two intervals overlap."""
     before, after = record.before, record.after
@@ -41,11 +58,8 @@ def change(record: Record) -> ChangeKind:
 
 
 def by_layer(scores: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Scores of blocks in the blocks' order, which JSON with sorted keys loses beyond nine."""
-    return sorted(
-        ((str(block), float(score)) for block, score in scores.items()),
-        key=lambda pair: (not pair[0].isdigit(), int(pair[0]) if pair[0].isdigit() else 0),
-    )
+    """Scores of layers in the layers' order, which JSON with sorted keys loses beyond nine."""
+    return sorted(scores.items(), key=lambda pair: int(pair[0]))
 
 
 def words(name: str) -> str:

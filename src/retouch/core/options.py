@@ -1,9 +1,4 @@
-"""The fields of the configuration as a flat list, for options, search spaces and tables.
-
-Every leaf field of `EditConfig` is one `Option`. Its flag is `--` and the field's name. The flags
-of the discriminator group begin with the group's name, since other groups have fields of the same
-names.
-"""
+"""The fields of the configuration as a flat list, for options, search spaces and tables."""
 
 from __future__ import annotations
 
@@ -17,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from retouch.core.config import EditConfig
 
-PREFIXED = ("discriminator",)  # groups whose flags begin with the group's name
+# Groups whose flags begin with the group's name, since other groups have fields of the same names.
+PREFIXED = ("discriminator",)
 
 # The keys of configurations before the groups, with their paths now, for error messages.
 RENAMED = {
@@ -76,12 +72,7 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Option:
-    """A leaf field of the configuration.
-
-    Attributes:
-        path: its dotted path, such as `train.rounds`.
-        field: pydantic's description of the field.
-    """
+    """A leaf field of the configuration, by its dotted path, such as `train.rounds`."""
 
     path: str
     field: FieldInfo

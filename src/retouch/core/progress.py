@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from retouch.core.types import Event, OnEvent, StageEvent
+from retouch.core.types import Event, OnEvent, RoundEvent
 
 logger = logging.getLogger("retouch")
 
@@ -21,20 +21,20 @@ class TqdmProgress:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._key = ("", "")
-        self._logged = ""
+        self._name = self._logged = ""
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if isinstance(event, StageEvent):
-            if event.detail and event.detail != self._logged:
-                self._logged = event.detail
-                logger.info("%s: %s", event.stage, event.detail)
-            self._show((event.stage, event.detail), event.done, event.total, "")
+        if isinstance(event, RoundEvent):
+            status = f"drift {event.drift:.4f}, validation {event.validation_score:.3f}"
+            logger.info("round %d of %d: %s", event.round, event.rounds, status)
+            self._show("train: rounds", event.round, event.rounds, status)
             return
-        status = f"drift {event.drift:.4f}, validation {event.validation_score:.3f}"
-        logger.info("round %d of %d: %s", event.round, event.rounds, status)
-        self._show(("train", "rounds"), event.round, event.rounds, status)
+        name = ": ".join(filter(None, (event.stage, event.detail)))
+        if event.detail and event.detail != self._logged:
+            self._logged = event.detail
+            logger.info(name)
+        self._show(name, event.done, event.total, "")
 
     def close(self) -> None:
         """Remove the bar."""
@@ -42,16 +42,16 @@ class TqdmProgress:
             self._bar.close()
             self._bar = None
 
-    def _show(self, key: tuple[str, str], done: int, total: int, status: str) -> None:
-        if key != self._key or not total:
+    def _show(self, name: str, done: int, total: int, status: str) -> None:
+        if name != self._name or not total:
             self.close()
-        self._key = key
+        self._name = name
         if not total:
             return
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, desc=": ".join(filter(None, key)), leave=False)
+            self._bar = tqdm(total=total, desc=name, leave=False)
         self._bar.total = total
         self._bar.set_postfix_str(status, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -63,9 +63,7 @@ class TqdmProgress:
 def displayed(on_event: OnEvent | None, resume_hint: str = "") -> Iterator[OnEvent]:
     """Provide the caller's `on_event`, or the default display, which is removed at the end.
 
-    Args:
-        on_event: the caller's; None for the default display.
-        resume_hint: how to continue the work, logged after Ctrl-C.
+    After Ctrl-C the default display logs `resume_hint`.
     """
     if on_event is not None:
         yield on_event

@@ -25,25 +25,26 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retouch.core import serialization
-from retouch.core.atomic import atomic_write, cannot_write, restore_folder
+from retouch.core.atomic import atomic_write, restore_folder, writing
 from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
+from retouch.core.serialization import from_plain, to_json, to_plain
 from retouch.core.types import Record, RoundEvent, Sample
 
 T = TypeVar("T")
 
 
 class RunDir:
-    """One run on disk. Use `create` or `open` to make an instance.
-
-    Attributes:
-        path: the folder.
-    """
+    """One run on disk, at `path`. Use `create` or `open` to make an instance."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.adapter = path / "adapter"
+        self.discriminator = path / "discriminator"
+        self.checkpoints = path / "checkpoints"
+        self.concept = path / "concept"
+        self.chat_template = path / "chat_template.jinja"
 
     @classmethod
     def create(cls, path: Path, config: EditConfig) -> RunDir:
@@ -53,10 +54,6 @@ class RunDir:
             RunError: `path` is a file or not empty, or it cannot be written.
         """
         check_free(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
         run = cls(path)
         run.write_config(config)
         return run
@@ -80,44 +77,17 @@ class RunDir:
                 code="not-a-run",
             )
         run = cls(path)
-        try:
+        with writing(path):
             for folder in (run.adapter, run.discriminator, run.checkpoints):
                 restore_folder(folder)
             for previous in run.checkpoints.glob(".*.previous"):
                 restore_folder(previous.with_name(previous.name[1 : -len(".previous")]))
-        except OSError as error:
-            raise cannot_write(path, error) from error
         return run
-
-    @property
-    def adapter(self) -> Path:
-        """The folder of the adapter."""
-        return self.path / "adapter"
-
-    @property
-    def discriminator(self) -> Path:
-        """The folder of the last discriminators."""
-        return self.path / "discriminator"
-
-    @property
-    def concept(self) -> Path:
-        """The pack of a concept that was given as an object."""
-        return self.path / "concept"
 
     @property
     def has_concept(self) -> bool:
         """Whether the concept was given as an object."""
         return (self.concept / "concept.yaml").is_file()
-
-    @property
-    def chat_template(self) -> Path:
-        """The chat template of a model that was given as an object."""
-        return self.path / "chat_template.jinja"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the state that an interrupted run resumes from."""
-        return self.path / "checkpoints"
 
     @property
     def finished(self) -> bool:
@@ -148,16 +118,12 @@ class RunDir:
             RunError: the file is broken.
         """
         file = self.path / "run.json"
-        if not file.exists():
-            return {}
-        values = _parse(file, _read(file))
-        if not isinstance(values, dict):
-            raise _broken(file, ValueError("it is not a mapping"))
-        return values
+        return _parse(file, dict[str, Any], _read(file)) if file.exists() else {}
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write `run.json`."""
-        self._write_json("run.json", dict(values), sort=True)
+        file = self.path / "run.json"
+        atomic_write(file, _dump(file, dict(values), indent=2, sort=True))
 
     def append_event(self, event: RoundEvent) -> None:
         """Append a round to `events.jsonl`.
@@ -166,18 +132,15 @@ class RunDir:
             RunError: the file cannot be written, or a value is not finite.
         """
         file = self.path / "events.jsonl"
-        line = _json_line(file, serialization.to_plain(event))
-        try:
-            with file.open("ab") as handle:
-                size = handle.tell()
-                try:
-                    handle.write(line.encode("utf-8"))
-                    handle.flush()
-                except OSError:
-                    handle.truncate(size)
-                    raise
-        except OSError as error:
-            raise cannot_write(file, error) from error
+        line = _dump(file, to_plain(event))
+        with writing(file), file.open("ab") as handle:
+            size = handle.tell()
+            try:
+                handle.write(line.encode("utf-8"))
+                handle.flush()
+            except OSError:
+                handle.truncate(size)
+                raise
 
     def events(self) -> list[RoundEvent]:
         """Read the finished rounds, without a last line that was not written completely.
@@ -185,16 +148,17 @@ class RunDir:
         Raises:
             RunError: the file is broken.
         """
-        return self._read_lines("events.jsonl", RoundEvent, allow_partial=True)
+        file = self.path / "events.jsonl"
+        return _read_lines(file, RoundEvent, allow_partial=True) if file.exists() else []
 
     def truncate_events(self, rounds: int) -> None:
         """Remove the events after the first `rounds` rounds, which a resumed run repeats."""
-        kept = [event for event in self.events() if event.round <= rounds]
-        self._write_lines("events.jsonl", map(serialization.to_plain, kept))
+        self._write_lines("events.jsonl", (one for one in self.events() if one.round <= rounds))
 
     def write_metrics(self, records: Sequence[Record]) -> None:
         """Write `metrics.json`."""
-        self._write_json("metrics.json", [serialization.to_plain(record) for record in records])
+        file = self.path / "metrics.json"
+        atomic_write(file, _dump(file, [to_plain(record) for record in records], indent=2))
 
     def metrics(self) -> list[Record]:
         """Read `metrics.json`.
@@ -203,15 +167,11 @@ class RunDir:
             RunError: the run was not measured, or the file is broken.
         """
         file = self._require("metrics.json")
-        values = _parse(file, _read(file))
-        try:
-            return [serialization.from_plain(Record, entry) for entry in values]
-        except (TypeError, ValueError) as error:
-            raise _broken(file, error) from error
+        return _parse(file, list[Record], _read(file))
 
     def write_samples(self, samples: Iterable[Sample]) -> None:
         """Write `samples.jsonl`."""
-        self._write_lines("samples.jsonl", map(serialization.to_plain, samples))
+        self._write_lines("samples.jsonl", samples)
 
     def samples(self) -> list[Sample]:
         """Read `samples.jsonl`, the generations that the scores are computed from.
@@ -219,8 +179,7 @@ class RunDir:
         Raises:
             RunError: the run was not measured, or the file is broken.
         """
-        self._require("samples.jsonl")
-        return self._read_lines("samples.jsonl", Sample)
+        return _read_lines(self._require("samples.jsonl"), Sample)
 
     def _require(self, name: str) -> Path:
         """A file that a measured run has."""
@@ -237,33 +196,9 @@ class RunDir:
             f"{file} is missing: the run is not finished.", "Resume it.", code="not-finished"
         )
 
-    def _write_json(self, name: str, value: Any, *, sort: bool = False) -> None:
-        file = self.path / name
-        try:
-            text = serialization.to_json(value, indent=2, sort=sort)
-        except ValueError as error:
-            raise _not_finite(file) from error
-        atomic_write(file, text + "\n")
-
     def _write_lines(self, name: str, values: Iterable[Any]) -> None:
         file = self.path / name
-        atomic_write(file, "".join(_json_line(file, value) for value in values))
-
-    def _read_lines(self, name: str, kind: type[T], *, allow_partial: bool = False) -> list[T]:
-        file = self.path / name
-        if not file.exists():
-            return []
-        # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
-        *lines, partial = _read(file).split("\n")
-        if partial and not allow_partial:
-            lines.append(partial)
-        values = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                values.append(serialization.from_plain(kind, _parse(file, line, number)))
-            except (TypeError, ValueError) as error:
-                raise _broken(file, error, number) from error
-        return values
+        atomic_write(file, "".join(_dump(file, to_plain(value)) for value in values))
 
 
 def check_free(path: Path) -> None:
@@ -272,16 +207,15 @@ def check_free(path: Path) -> None:
     Raises:
         RunError: it is a file, or a folder that is not empty.
     """
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file.", "Choose another output folder.", code="path-taken")
-    if path.exists() and any(path.iterdir()):
-        if (path / "config.yaml").exists():
-            raise RunError(
-                f"{path} already contains a run.",
-                "Resume that run, or choose another output folder.",
-                code="run-exists",
-            )
-        raise RunError(f"{path} is not empty.", "Choose another output folder.", code="path-taken")
+    if (path / "config.yaml").exists():
+        raise RunError(
+            f"{path} already contains a run.",
+            "Resume that run, or choose another output folder.",
+            code="run-exists",
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        problem = "is not empty" if path.is_dir() else "is a file"
+        raise RunError(f"{path} {problem}.", "Choose another output folder.", code="path-taken")
 
 
 def find_adapter(path: Path) -> Path:
@@ -322,32 +256,31 @@ def _read(file: Path) -> str:
         ) from error
 
 
-def _parse(file: Path, text: str, line: int | None = None) -> Any:
+def _parse(file: Path, kind: type[T], text: str, line: int = 0) -> T:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _broken(file, error, line) from error
-
-
-def _json_line(file: Path, value: Any) -> str:
-    try:
-        return serialization.to_json(value) + "\n"
+        return from_plain(kind, json.loads(text))
     except ValueError as error:
-        raise _not_finite(file) from error
+        raise RunError(
+            f"{file}{f', line {line},' if line else ''} is broken: {error}.",
+            "Restore the file, or start a new run.",
+            code="file-broken",
+        ) from error
 
 
-def _broken(file: Path, error: Exception, line: int | None = None) -> RunError:
-    location = f"{file}, line {line}," if line else f"{file}"
-    return RunError(
-        f"{location} is broken: {error}.",
-        "Restore the file, or start a new run.",
-        code="file-broken",
-    )
+def _read_lines(file: Path, kind: type[T], *, allow_partial: bool = False) -> list[T]:
+    # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
+    *lines, partial = _read(file).split("\n")
+    if partial and not allow_partial:
+        lines.append(partial)
+    return [_parse(file, kind, line, number) for number, line in enumerate(lines, start=1)]
 
 
-def _not_finite(file: Path) -> RunError:
-    return RunError(
-        f"A value for {file} is not finite.",
-        "The training has probably diverged: reduce `learning_rate`.",
-        code="not-finite",
-    )
+def _dump(file: Path, value: Any, *, indent: int | None = None, sort: bool = False) -> str:
+    try:
+        return to_json(value, indent=indent, sort=sort) + "\n"
+    except ValueError as error:
+        raise RunError(
+            f"A value for {file} is not finite.",
+            "The training has probably diverged: reduce `learning_rate`.",
+            code="not-finite",
+        ) from error

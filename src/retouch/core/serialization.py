@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
-
-from retouch.core.types import Event, StageEvent
+from pydantic_core import to_jsonable_python
 
 T = TypeVar("T")
 
@@ -20,8 +18,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as JSON values."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    """Dataclasses, and lists and mappings of them, as JSON values."""
+    return to_jsonable_python(value)
 
 
 def from_plain(kind: type[T], values: Any) -> T:
@@ -30,8 +28,9 @@ def from_plain(kind: type[T], values: Any) -> T:
     Raises:
         ValueError: a value is missing or has the wrong type.
     """
-    found: T = _adapter(kind).validate_python(values)
-    return found
+    # mypy does not know that a class is hashable.
+    adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
+    return adapter.validate_python(values)
 
 
 def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str:
@@ -45,11 +44,5 @@ def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str
         text.encode("utf-8")
     except UnicodeEncodeError:
         # Half of a surrogate pair, as broken data may hold, has no UTF-8 form, only an escape.
-        text = json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort)
+        return json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort)
     return text
-
-
-def plain_event(event: Event) -> Mapping[str, Any]:
-    """Any event with its kind: what `retouch edit --json` prints."""
-    kind = "stage" if isinstance(event, StageEvent) else "round"
-    return {"event": kind, **to_plain(event)}

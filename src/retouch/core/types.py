@@ -56,16 +56,9 @@ class Sample:
     """One generation that a score is computed from: a line of `samples.jsonl`.
 
     Attributes:
-        suite: the suite of the metric.
-        metric: the metric that it is scored for.
-        model: which model generated it.
-        prompt: the turns of the prompt.
-        response: the generated response.
         category: the category that the scorer assigned to it.
-        value: what it contributes to the metric.
+        value: its contribution to the metric.
         prefill: the forced beginning of the response.
-        group: the group of the example.
-        entity: the entity of the example.
     """
 
     suite: str
@@ -86,7 +79,6 @@ class RoundEvent:
 
     Attributes:
         round: rounds finished, from 1.
-        rounds: maximum number of rounds.
         losses: the terms of the generator's loss, means over the round.
         discriminator_accuracy: on held-out examples, balanced; 0.5 is chance.
         validation_score: effect on the validation split, higher is better (`task.validation`).
@@ -113,7 +105,6 @@ class StageEvent:
         stage: `load`, `responses`, `layers`, `train`, `measure` or `write`.
         detail: a sentence for the user.
         done: how much of `total` is done; both are 0 where it is unknown.
-        total: the total amount.
     """
 
     stage: str

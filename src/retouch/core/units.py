@@ -7,18 +7,9 @@ from collections.abc import Sequence
 
 from retouch.core.errors import ConfigError
 
-UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
+UNITS = {"": 1, "B": 1}
+for _power, _prefix in enumerate("KMGT", start=1):
+    UNITS |= {f"{_prefix}B": 1000**_power, f"{_prefix}IB": 1024**_power}
 HINT = "Write it like 24GiB, 512MiB or 8GB."
 BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
 

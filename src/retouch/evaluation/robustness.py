@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept
-from retouch.concepts.readers import code_list, did_you_mean
-from retouch.core.errors import ConfigError
+from retouch.core.errors import ConfigError, choices
 from retouch.core.types import Direction, Progress, Record, Sample, Score, no_progress
 from retouch.evaluation.attack_targets import AttackOutcome, AttackTarget, attack_targets
 from retouch.evaluation.curve import Curve
@@ -108,7 +107,7 @@ def check_attacks(names: Sequence[str]) -> None:
         if name not in ATTACKS:
             raise ConfigError(
                 f"There is no attack `{name}`.",
-                f"{did_you_mean(name, ATTACKS)} The attacks are: {code_list(ATTACKS)}.".strip(),
+                choices(name, "attacks", ATTACKS),
                 code="attack-unknown",
             )
 

@@ -17,8 +17,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, get_args
 
 from retouch.concepts.concept import Concept, Example, MetricSpec
-from retouch.concepts.readers import code_list, did_you_mean
-from retouch.core.errors import ConfigError, DataError
+from retouch.core.errors import ConfigError, DataError, choices
 from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
 from retouch.evaluation.scorer import (
     ResponseScorer,
@@ -130,8 +129,7 @@ class GroupGapScorer(Scorer):
             if examples and group not in groups:
                 raise DataError(
                     f"{_title(spec)} has no examples of the group {group!r}.",
-                    f"{did_you_mean(group, groups)} The groups of its examples are: "
-                    f"{code_list(sorted(groups))}.".strip(),
+                    choices(group, "groups of its examples", sorted(groups)),
                     code="metric-group",
                 )
 
@@ -215,7 +213,7 @@ def get_scorer(name: str) -> Scorer:
         names = scorer_names()
         raise ConfigError(
             f"There is no scorer `{name}`.",
-            f"{did_you_mean(name, names)} The scorers are: {code_list(names)}.".strip(),
+            choices(name, "scorers", names),
             code="scorer-unknown",
         )
     return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retouch.core.types import Score
+from retouch.core.types import Better, Score
 
 Z = 1.959963984540054  # the normal quantile that leaves 2.5 % on either side
 
@@ -38,6 +38,32 @@ class ExampleValues:
     groups: tuple[str, ...] = ()
 
 
+def each_once(values: Sequence[float], groups: tuple[str, ...] = ()) -> ExampleValues:
+    """Values with a count of 1 each."""
+    return ExampleValues(tuple(map(float, values)), (1.0,) * len(values), groups)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of a model as a function of a number.
+
+    Attributes:
+        suite: the family of metrics.
+        metric: its name.
+        unit: the unit of the scores.
+        better: which way is better.
+        along: the variable that the metric is a function of, such as `steps` or `strength`.
+        points: values of that variable in ascending order, each with the score there.
+    """
+
+    suite: str
+    metric: str
+    unit: str
+    better: Better
+    along: str
+    points: tuple[tuple[float, Score], ...]
+
+
 def wilson(successes: int, n: int) -> Score:
     """A rate with its 95 % interval after Wilson (1927), which is accurate near 0 and 1 too.
 
@@ -54,47 +80,27 @@ def wilson(successes: int, n: int) -> Score:
     return Score(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)), n)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Score:
-    """A mean with its 95 % percentile bootstrap interval.
+def bootstrap(values: ExampleValues, seed: int = 0, draws: int = 2000) -> Score:
+    """A metric with its 95 % percentile bootstrap interval, resampled by example.
+
+    The examples of a gap are resampled within their group.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: there is no example, the counts add up to 0, or `groups` does not name two.
     """
-    return bootstrap_ratio(values, [1.0] * len(values), seed, draws)
-
-
-def bootstrap_ratio(
-    sums: Sequence[float], counts: Sequence[float], seed: int = 0, draws: int = 2000
-) -> Score:
-    """Σ sums / Σ counts with its interval, resampled by example: a mean over all tokens of texts.
-
-    Raises:
-        ValueError: there is no example, or the counts add up to 0.
-    """
-    _check_not_empty(len(sums))
-    numerators, denominators = _floats(sums), _floats(counts)
-    if denominators.sum() <= 0:
-        raise ValueError("`counts` must add up to more than 0.")
-
-    sampled = _ratios(numerators, denominators, np.random.default_rng(seed), draws)
-    return _interval(float(numerators.sum() / denominators.sum()), sampled, len(numerators))
-
-
-def bootstrap_gap(
-    a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 2000
-) -> Score:
-    """|mean(a) - mean(b)| with its 95 % interval; each group is resampled by itself.
-
-    Raises:
-        ValueError: a group is empty.
-    """
-    _check_not_empty(len(a))
-    _check_not_empty(len(b))
-    first, second = _floats(a), _floats(b)
-    rng = np.random.default_rng(seed)
-    means = [_ratios(group, np.ones(len(group)), rng, draws) for group in (first, second)]
-    value = abs(float(first.mean() - second.mean()))
-    return _interval(value, np.abs(means[0] - means[1]), len(first) + len(second))
+    _check_not_empty(len(values.sums))
+    rng, ratios, sampled = np.random.default_rng(seed), [], []
+    for mask in _group_masks(values, list(dict.fromkeys(values.groups))):
+        sums, counts = np.array(values.sums)[mask], np.array(values.counts)[mask]
+        if counts.sum() <= 0:
+            raise ValueError("`counts` must add up to more than 0.")
+        blocks = []
+        for size in _block_sizes(len(sums), draws):
+            index = rng.integers(0, len(sums), size=(size, len(sums)))
+            blocks.append(_ratio(sums[index].sum(axis=1), counts[index].sum(axis=1)))
+        ratios.append(sums.sum() / counts.sum())
+        sampled.append(np.concatenate(blocks))
+    return _interval(float(_gap(ratios)), _gap(sampled), len(values.sums))
 
 
 def paired_bootstrap(
@@ -116,16 +122,22 @@ def paired_bootstrap(
     if len(a) != len(b) or len(shapes) > 1:
         raise ValueError("`a` and `b` must be of the same seeds and the same examples.")
     _check_not_empty(len(a[0].sums))
-    rng = np.random.default_rng(seed)
-    n, seeds, sampled = len(a[0].sums), len(a), []
-    uniform = np.ones((1, n))
-    value = float((_metric(a, uniform) - _metric(b, uniform)).mean())
-    for weights in _example_weights(a[0], rng, draws):
-        gaps = _metric(a, weights) - _metric(b, weights)
-        shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights)) / seeds
-        sampled.append((gaps * shares).sum(axis=1))
+    n, seeds, rng = len(a[0].sums), len(a), np.random.default_rng(seed)
+    masks, sampled = _group_masks(a[0], sorted(set(a[0].groups))), []
+
+    def difference(weights: Floats) -> Floats:
+        """The difference of each seed with weighted examples: `[draws, n]` to `[draws, seeds]`."""
+        return _weighted_metric(a, masks, weights) - _weighted_metric(b, masks, weights)
+
+    for size in _block_sizes(n, draws):
+        # How often each example and each seed is sampled.
+        counts = [rng.multinomial(int(one.sum()), one / one.sum(), size=size) for one in masks]
+        shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
+        weights = np.sum(counts, axis=0, dtype=np.float64)
+        sampled.append((difference(weights) * shares).sum(axis=1))
     differences = np.concatenate(sampled)
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    value = float(difference(np.ones((1, n))).mean())
     return _interval(value, differences, n), min(1.0, 2 * (tail + 1) / (draws + 1))
 
 
@@ -138,69 +150,45 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _metric(seeds: Sequence[ExampleValues], weights: Floats) -> Floats:
-    """The metric of each seed with weighted examples: `[draws, examples]` to `[draws, seeds]`."""
-    sums = _floats([values.sums for values in seeds])
-    counts = _floats([values.counts for values in seeds])
-
-    def mean(weights: Floats) -> Floats:
-        below = weights @ counts.T
-        ratio: Floats = (weights @ sums.T) / np.where(below > 0, below, np.inf)
-        return ratio
-
-    if not seeds[0].groups:
-        return mean(weights)
-    first, second = _group_masks(seeds[0])
-    gap: Floats = np.abs(mean(weights * first) - mean(weights * second))
-    return gap
+def _weighted_metric(
+    seeds: Sequence[ExampleValues], masks: Sequence[NDArray[np.bool_]], weights: Floats
+) -> Floats:
+    sums = np.array([values.sums for values in seeds], dtype=np.float64)
+    counts = np.array([values.counts for values in seeds], dtype=np.float64)
+    chosen = [weights * mask for mask in masks]
+    return _gap([_ratio(one @ sums.T, one @ counts.T) for one in chosen])
 
 
-def _example_weights(
-    values: ExampleValues, rng: np.random.Generator, draws: int
-) -> Iterator[Floats]:
-    """How often each example is sampled, `[draws of this block, examples]`."""
-    n = len(values.sums)
-    strata = _group_masks(values) if values.groups else [np.ones(n)]
-    block = max(1, _BLOCK // n)
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        counts = [rng.multinomial(int(one.sum()), one / one.sum(), size=size) for one in strata]
-        yield np.sum(counts, axis=0, dtype=np.float64)
+def _gap(means: Sequence[Floats]) -> Floats:
+    """The distance between two groups' means; the mean itself where there is one group."""
+    return means[0] if len(means) == 1 else np.abs(means[0] - means[1])
 
 
-def _group_masks(values: ExampleValues) -> list[Floats]:
-    """For each of the two groups 1 where an example belongs to it, else 0."""
-    names = sorted(set(values.groups))
+def _ratio(sums: Floats, counts: Floats) -> Floats:
+    """Sums over counts; 0 where the counts are 0."""
+    ratio: Floats = sums / np.where(counts > 0, counts, np.inf)
+    return ratio
+
+
+def _group_masks(values: ExampleValues, names: Sequence[str]) -> list[NDArray[np.bool_]]:
+    """Which examples belong to each of the two groups; all of them where there are no groups."""
+    if not values.groups:
+        return [np.ones(len(values.sums), dtype=np.bool_)]
     if len(names) != 2:
         raise ValueError(f"`groups` must name two groups, got {len(names)}.")
-    return [_floats([float(group == name) for group in values.groups]) for name in names]
+    return [np.array(values.groups) == name for name in names]
+
+
+def _block_sizes(n: int, draws: int) -> Iterator[int]:
+    """How many draws of `n` examples are sampled at a time."""
+    block = max(1, _BLOCK // n)
+    for start in range(0, draws, block):
+        yield min(block, draws - start)
 
 
 def _check_not_empty(n: int) -> None:
     if n == 0:
         raise ValueError("A score needs at least one sample, got 0.")
-
-
-def _floats(values: Sequence[float] | Sequence[Sequence[float]]) -> Floats:
-    return np.asarray(values, dtype=np.float64)
-
-
-def _ratios(
-    numerators: Floats, denominators: Floats, rng: np.random.Generator, draws: int
-) -> Floats:
-    """Σ numerators / Σ denominators of each draw; 0 where the denominators add up to 0."""
-    ratios: list[Floats] = []
-    for index in _indices(len(numerators), rng, draws):
-        below = denominators[index].sum(axis=1)
-        ratios.append(numerators[index].sum(axis=1) / np.where(below > 0, below, np.inf))
-    return np.concatenate(ratios)
-
-
-def _indices(n: int, rng: np.random.Generator, draws: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of examples sampled with replacement, `[draws of this block, n]`."""
-    block = max(1, _BLOCK // n)
-    for start in range(0, draws, block):
-        yield rng.integers(0, n, size=(min(block, draws - start), n))
 
 
 def _interval(value: float, sampled: Floats, n: int) -> Score:

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from retouch.core.config import LoraConfig, option
-from retouch.core.errors import DivergedError
 from retouch.core.types import Progress
+from retouch.methods.lora import check_finite
 from retouch.methods.method import Method, MethodSettings
 from retouch.models.adapters import attach, parameters
 from retouch.models.editable_model import EditableModel
@@ -24,7 +24,7 @@ from retouch.task.examples import EditExamples
 from retouch.task.task import EditTask
 
 SOURCE, TARGET = 0, 1  # main.py: `target_label = 1`
-STOP_RANGE = (0.45, 0.70)  # train.py: `if 45 < acc and acc < 70`
+STOP_RANGE = (0.45, 0.70)  # train.py, `classifier_trainer`: `if 45 < acc and acc < 70`
 
 
 class AreOriginalSettings(MethodSettings):
@@ -33,25 +33,21 @@ class AreOriginalSettings(MethodSettings):
     # main.py: 1e-4, which "should be better designed", and 50 rounds, an "empirical value".
     learning_rate: float = option(1e-4, "learning rate (Adam)", search=(1e-4, 3e-3), log=True)
     rounds: int = option(50, "maximum number of rounds", search=(3, 50), log=True)
-    epochs: int = option(2, "epochs of the generator per round")  # main.py: `generator_epoch`
-    eps: float = option(1e-2, "epsilon of the generator's Adam")  # main.py
-    target_modules: tuple[str, ...] = option(  # main.py
+    # main.py: `generator_epoch`, and the generator's Adam.
+    epochs: int = option(2, "epochs of the generator per round")
+    eps: float = option(1e-2, "epsilon of the generator's Adam")
+    # main.py; rank and alpha are PEFT's defaults.
+    target_modules: tuple[str, ...] = option(
         ("q_proj", "v_proj"), "suffixes of the names of the linear layers to adapt"
     )
-    r: int = option(8, "LoRA rank")  # PEFT's default
-    lora_alpha: float = option(8.0, "LoRA alpha")  # PEFT's default
-    discriminator_epochs: int = option(  # main.py: `discriminator_epoch`
-        30, "epochs of the discriminator"
-    )
-    discriminator_batch_size: int = option(  # main.py: `train_loader`
-        64, "batch size of the discriminator"
-    )
-    discriminator_learning_rate: float = option(  # train.py: `classifier_trainer`
-        1e-3, "learning rate of the discriminator (Adam)"
-    )
-    discriminator_eps: float = option(  # train.py: `classifier_trainer`
-        1e-3, "epsilon of the discriminator's Adam"
-    )
+    r: int = option(8, "LoRA rank")
+    lora_alpha: float = option(8.0, "LoRA alpha")
+    # main.py: `discriminator_epoch` and `train_loader`.
+    discriminator_epochs: int = option(30, "epochs of the discriminator")
+    discriminator_batch_size: int = option(64, "batch size of the discriminator")
+    # train.py: `classifier_trainer`.
+    discriminator_learning_rate: float = option(1e-3, "learning rate of the discriminator (Adam)")
+    discriminator_eps: float = option(1e-3, "epsilon of the discriminator's Adam")
     hidden_size: int = option(512, "hidden size of the discriminator")  # model.py
 
 
@@ -64,8 +60,8 @@ class AreOriginal(Method):
 
     with $h_l$ the state of the prompt's last token after layer $l$, and then a new discriminator on
     the new states of both classes. It stops when this discriminator's accuracy on test prompts is
-    within (0.45, 0.70), otherwise after the last round. There are no responses, no retain set and
-    no selection: the result is that of the last round.
+    within (0.45, 0.70), near chance, otherwise after the last round. There are no responses, no
+    retain set and no selection: the result is that of the last round.
     """
 
     id = "are-original"
@@ -88,15 +84,9 @@ class AreOriginal(Method):
         prompts, labels = labelled_prompts(task.train)
         # The repository uses its test split here; this package's is reserved for the evaluation.
         test_prompts, test_labels = labelled_prompts(task.validation)
-        lora = LoraConfig(
-            r=settings.r, lora_alpha=settings.lora_alpha, target_modules=settings.target_modules
-        )
-        attach(editable, task.layers.adapted, lora, seed)
-        trained = [
-            ids
-            for ids, label in zip(prompts, labels.tolist(), strict=True)
-            if label in self.trained
-        ]
+        lora = settings.model_dump(include={"r", "lora_alpha", "target_modules"})
+        attach(editable, task.layers.adapted, LoraConfig(**lora), seed)
+        trained = [prompts[i] for i, label in enumerate(labels) if int(label) in self.trained]
         # main.py reports the first discriminator's accuracy, but does not stop on it.
         states = last_states(editable, prompts, layers)
         discriminator = fit_discriminator(states, labels, settings, seed * 7919)
@@ -106,7 +96,7 @@ class AreOriginal(Method):
             discriminator = fit_discriminator(states, labels, settings, seed * 7919 + number)
             progress("rounds", number, settings.rounds)
             test_states = last_states(editable, test_prompts, layers)
-            if should_stop(accuracy(discriminator, test_states, test_labels)):
+            if STOP_RANGE[0] < accuracy(discriminator, test_states, test_labels) < STOP_RANGE[1]:
                 return
 
 
@@ -118,39 +108,18 @@ class AreOriginalSource(AreOriginal):
     trained = (SOURCE,)
 
 
-class OriginalDiscriminator(nn.Module):
-    """One discriminator for all read layers: `[n, layers * hidden]` to logits `[n, 2]`.
-
-    model.py: `SimpleClassifier`. The states are not standardised.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(input_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 2)
-        )
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """The logits of source and target."""
-        logits: torch.Tensor = self.body(states.float())
-        return logits
-
-
 def labelled_prompts(examples: EditExamples) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Token ids of the prompts `[1, tokens]`, the classes in turn, and their labels `[n]`."""
     # Prefill-attack examples follow the concept's own source examples and are no part of ARE.
     source = examples.source[: len(examples.source_examples) or None]
-    ids, labels = [], []
-    for pair in zip_longest(source, examples.target):
-        for label, chat in zip((SOURCE, TARGET), pair, strict=True):
-            if chat is not None:
-                ids.append(torch.tensor([chat.ids[: chat.start]]))
-                labels.append(label)
-    return ids, torch.tensor(labels)
+    pairs = zip_longest(source, examples.target)  # in the order of SOURCE and TARGET
+    found = [(label, chat) for pair in pairs for label, chat in enumerate(pair) if chat]
+    prompts = [torch.tensor([chat.ids[: chat.start]]) for _, chat in found]
+    return prompts, torch.tensor([label for label, _ in found])
 
 
 def last_state(editable: EditableModel, ids: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
-    """The last token's states after layers, concatenated: `[1, layers * hidden]`.
+    """The last token's states after layers, concatenated, in float32: `[1, layers * hidden]`.
 
     model.py: `CombinedModel.forward`. The first of transformers' hidden states is the embedding,
     and the last is after the final norm.
@@ -158,7 +127,7 @@ def last_state(editable: EditableModel, ids: torch.Tensor, layers: Sequence[int]
     states = editable.model(
         input_ids=ids.to(editable.device), output_hidden_states=True, use_cache=False
     ).hidden_states
-    return torch.cat([states[layer + 1][:, -1] for layer in layers], -1)
+    return torch.cat([states[layer + 1][:, -1] for layer in layers], -1).float()
 
 
 @torch.no_grad()
@@ -171,11 +140,18 @@ def last_states(
 
 def fit_discriminator(
     states: torch.Tensor, labels: torch.Tensor, settings: AreOriginalSettings, seed: int
-) -> OriginalDiscriminator:
-    """A new discriminator, trained on states `[n, size]` (train.py: `classifier_trainer`)."""
+) -> nn.Module:
+    """Train a new discriminator for all read layers, states `[n, size]` to logits `[n, 2]`.
+
+    model.py: `SimpleClassifier`; train.py: `classifier_trainer`. The states are not standardised.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        discriminator = OriginalDiscriminator(states.shape[-1], settings.hidden_size)
+        discriminator = nn.Sequential(
+            nn.Linear(states.shape[-1], settings.hidden_size),
+            nn.ReLU(),
+            nn.Linear(settings.hidden_size, 2),
+        )
         orders = [torch.randperm(len(states)) for _ in range(settings.discriminator_epochs)]
     discriminator.to(states.device)
     optimizer = torch.optim.Adam(
@@ -196,7 +172,7 @@ def fit_discriminator(
 def train_generator(
     editable: EditableModel,
     prompts: Sequence[torch.Tensor],
-    discriminator: OriginalDiscriminator,
+    discriminator: nn.Module,
     layers: Sequence[int],
     settings: AreOriginalSettings,
 ) -> float:
@@ -211,32 +187,19 @@ def train_generator(
     optimizer = torch.optim.Adam(
         parameters(editable).values(), lr=settings.learning_rate, eps=settings.eps
     )
-    total = 0.0
+    losses = []
     for ids in [ids for _ in range(settings.epochs) for ids in prompts]:
         logits = discriminator(last_state(editable, ids, layers))
         loss = F.cross_entropy(logits, torch.tensor([TARGET], device=logits.device))
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                "The loss of the original ARE loop is not finite.",
-                "Lower `learning_rate`.",
-                code="loss-not-finite",
-            )
+        check_finite(loss, "The loss of the original ARE loop")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        total += loss.item()
-    return total / float(settings.epochs * len(prompts))
+        losses.append(loss.item())
+    return sum(losses) / len(losses)
 
 
 @torch.no_grad()
-def accuracy(
-    discriminator: OriginalDiscriminator, states: torch.Tensor, labels: torch.Tensor
-) -> float:
+def accuracy(discriminator: nn.Module, states: torch.Tensor, labels: torch.Tensor) -> float:
     """The share of states `[n, size]` that are classified correctly."""
-    predicted = discriminator(states).argmax(-1).cpu()
-    return float((predicted == labels).float().mean())
-
-
-def should_stop(accuracy: float) -> bool:
-    """The stopping rule: a new discriminator is near chance (train.py: `classifier_trainer`)."""
-    return STOP_RANGE[0] < accuracy < STOP_RANGE[1]
+    return float((discriminator(states).argmax(-1).cpu() == labels).float().mean())

@@ -9,16 +9,14 @@ import torch
 from torch.nn import functional as F
 
 from retouch.core.config import option
-from retouch.core.errors import ConfigError
 from retouch.core.types import Progress
-from retouch.methods.lora import LoraSettings, Loss, train
+from retouch.methods.lora import LoraSettings, attach_adapter, check_pairs, train
 from retouch.methods.method import Method
-from retouch.methods.state_batches import StateBatches
+from retouch.methods.state_matching import StateBatches, reference_loss
 from retouch.models.adapters import parameters
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
 from retouch.representations.batch import PaddedBatch, shuffled_forever
-from retouch.representations.cached_states import CachedStates
 from retouch.task.task import EditTask
 
 INITIAL_STD = 0.02  # standard deviation of the initial LoRA B
@@ -66,36 +64,27 @@ class CircuitBreaker(Method):
         Raises:
             ConfigError: the examples have no source responses.
         """
+        check_pairs(task, self.title)
         examples, layers = task.train, task.layers.read
-        if not examples.rejected:
-            raise ConfigError(
-                f"Circuit breaking needs source responses, and the examples of "
-                f"{task.concept.name} have none, since they are no pairs.",
-                "Give the concept's examples a `pair`, or choose another method.",
-                code="pairs-missing",
-            )
         segment = Segment(editable, 0, max(layers))
         batches = StateBatches(editable, segment, layers, settings.batch_size)
         source = batches.cache(examples.rejected)
         retain = batches.cache(
             [*examples.retain, *examples.target], positions=PaddedBatch.token_positions
         )
+        sources = shuffled_forever(source, random.Random(f"{task.seed}:unwanted"))
+        retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))
 
-        def make_loss() -> Loss:
-            init_lora_b(editable, task.seed)
-            sources = shuffled_forever(source, random.Random(f"{task.seed}:unwanted"))
-            retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))
+        def loss(step: int) -> torch.Tensor:
+            reroute, keep = schedule(step, settings.max_steps)
+            rerouting = reference_loss(segment, next(sources), reroute_loss)
+            retaining = reference_loss(segment, next(retains), retain_loss)
+            total: torch.Tensor = settings.reroute_weight * reroute * rerouting
+            return total + settings.retain_weight * keep * retaining  # type: ignore[no-any-return]
 
-            def loss(step: int) -> torch.Tensor:
-                reroute, keep = schedule(step, settings.max_steps)
-                total: torch.Tensor = settings.reroute_weight * reroute * reroute_loss(
-                    segment, next(sources)
-                ) + settings.retain_weight * keep * retain_loss(segment, next(retains))
-                return total
-
-            return loss
-
-        train(editable, task, settings, range(segment.last + 1), make_loss, progress)
+        attach_adapter(editable, range(segment.last + 1), settings, task.seed)
+        init_lora_b(editable, task.seed)
+        train(editable, task, settings, loss, progress)
 
 
 @torch.no_grad()
@@ -117,26 +106,16 @@ def schedule(step: int, max_steps: int) -> tuple[float, float]:
     return 1 - share, share
 
 
-def reroute_loss(segment: Segment, cached: CachedStates) -> torch.Tensor:
-    """ReLU of the cosine between base states and current states, mean over the layers."""
-    base = cached.states
-    current = cached.current(segment, tuple(base))
-    losses = [
-        F.cosine_similarity(current[layer].float(), states.float(), dim=-1).relu().mean()
-        for layer, states in base.items()
-    ]
-    return torch.stack(losses).mean()
+def reroute_loss(current: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Mean ReLU of the cosine between current states and base states `[n, hidden]`."""
+    return F.cosine_similarity(current.float(), base.float(), dim=-1).relu().mean()
 
 
-def retain_loss(segment: Segment, cached: CachedStates) -> torch.Tensor:
-    """Euclidean distance to the base states relative to their mean norm, mean over the layers.
+def retain_loss(current: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Mean Euclidean distance to base states `[n, hidden]`, relative to their mean norm.
 
     Relative, unlike the paper's, so that one weight serves models of any hidden size.
     """
-    base = cached.states
-    current = cached.current(segment, tuple(base))
-    losses = [
-        (current[layer] - states).float().norm(dim=-1).mean() / states.float().norm(dim=-1).mean()
-        for layer, states in base.items()
-    ]
-    return torch.stack(losses).mean()
+    distance, norm = (current - base).float().norm(dim=-1), base.float().norm(dim=-1)
+    relative: torch.Tensor = distance.mean() / norm.mean()
+    return relative

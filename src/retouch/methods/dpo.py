@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import trl  # noqa: F401 (`get_method` reports it where it is not installed)
 
 from retouch.core.config import option
-from retouch.core.errors import ConfigError, DivergedError
 from retouch.core.types import Progress
 from retouch.methods.lora import (
     MAX_GRAD_NORM,
     LoraSettings,
     PeriodicValidation,
-    all_layers,
     attach_adapter,
+    check_finite,
+    check_pairs,
 )
 from retouch.methods.method import Method
 from retouch.models.adapters import parameters
@@ -63,38 +64,22 @@ class Dpo(Method):
             ConfigError: the examples have no source responses.
             DivergedError: the final weights are not finite.
         """
-        if not task.train.rejected:
-            raise ConfigError(
-                f"DPO needs source responses, and the examples of {task.concept.name} have none, "
-                "since they are no pairs.",
-                "Give the concept's examples a `pair`, or choose another method.",
-                code="pairs-missing",
-            )
-        attach_adapter(editable, all_layers(editable), settings, task.seed)
+        from transformers import TrainerCallback
+
+        class ValidationCallback(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+                validation.after_step(state.global_step)
+
+        check_pairs(task, self.title)
+        attach_adapter(editable, range(editable.layout.depth), settings, task.seed)
         validation = PeriodicValidation(editable, task, settings, progress)
         with base_model_preserved(editable), tempfile.TemporaryDirectory() as folder:
             trainer = build_dpo_trainer(editable, task.train, settings, task.seed, folder)
-            trainer.add_callback(_validation_callback(validation))
+            trainer.add_callback(ValidationCallback())
             trainer.train()
-        if not all(torch.isfinite(weight).all() for weight in parameters(editable).values()):
-            raise DivergedError(
-                "The final weights of DPO are not finite.",
-                "Lower `learning_rate`.",
-                code="loss-not-finite",
-            )
+        for weight in parameters(editable).values():
+            check_finite(weight, "A final weight of DPO")
         validation.restore_best()
-
-
-def preferences(examples: EditExamples) -> list[dict[str, list[int]]]:
-    """Token ids of each prompt with its chosen and its rejected response, in TRL's columns."""
-    return [
-        {
-            "prompt_ids": list(chosen.ids[: chosen.start]),
-            "chosen_ids": list(chosen.ids[chosen.start :]),
-            "rejected_ids": list(rejected.ids[rejected.start :]),
-        }
-        for chosen, rejected in zip(examples.chosen, examples.rejected, strict=True)
-    ]
 
 
 def build_dpo_trainer(
@@ -150,10 +135,15 @@ def build_dpo_trainer(
     )
     # The model is on one GPU; the trainer would replicate it on every visible one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    columns = {
+        "prompt_ids": [chat.ids[: chat.start] for chat in examples.chosen],
+        "chosen_ids": [chat.ids[chat.start :] for chat in examples.chosen],
+        "rejected_ids": [chat.ids[chat.start :] for chat in examples.rejected],
+    }
     trainer = Trainer(
         model=editable.model,
         args=arguments,
-        train_dataset=Dataset.from_list(preferences(examples)),
+        train_dataset=Dataset.from_dict(columns),
         processing_class=editable.tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
@@ -172,12 +162,10 @@ def base_model_preserved(editable: EditableModel) -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    base = editable.model.get_base_model()
-    attributes, verbosity = set(vars(base)), logging.get_verbosity()
-    configs = [vars(one) for one in (base.config, base.config.get_text_config())]
-    if base.generation_config is not None:
-        configs.append(vars(base.generation_config))
-    originals = [dict(config) for config in configs]
+    base, verbosity = editable.model.get_base_model(), logging.get_verbosity()
+    changed = (base, base.config, base.config.get_text_config(), base.generation_config)
+    attributes = [vars(one) for one in changed if one is not None]
+    originals = [dict(one) for one in attributes]
     logging.set_verbosity_error()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -186,20 +174,7 @@ def base_model_preserved(editable: EditableModel) -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        for name in set(vars(base)) - attributes:
-            delattr(base, name)
-        for config, original in zip(configs, originals, strict=True):
-            config.clear()
-            config.update(original)
+        for one, original in zip(attributes, originals, strict=True):
+            one.clear()
+            one.update(original)
         editable.model.eval()
-
-
-def _validation_callback(validation: PeriodicValidation) -> Any:
-    """A callback of the transformers trainer that validates after every step that is due."""
-    from transformers import TrainerCallback
-
-    class ValidationCallback(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-            validation.after_step(state.global_step)
-
-    return ValidationCallback()

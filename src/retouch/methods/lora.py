@@ -1,4 +1,4 @@
-"""The training that all LoRA methods share; they differ in the loss alone.
+"""The training that all LoRA methods share, and supervised fine-tuning (SFT).
 
 The best checkpoint is kept: the one with the highest validation score within the maximum drift, as
 for Retouch; if none is within it, the one with the lowest drift.
@@ -7,15 +7,15 @@ for Retouch; if none is within it, the one with the lowest drift.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 
-from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import LoraConfig, option
-from retouch.core.errors import DivergedError
+from retouch.core.errors import ConfigError, DivergedError
 from retouch.core.types import Progress
-from retouch.methods.method import MethodSettings
+from retouch.methods.method import Method, MethodSettings
 from retouch.models.adapters import attach, parameters
 from retouch.models.editable_model import EditableModel
 from retouch.representations.batch import PaddedBatch, make_batches, shuffled_forever
@@ -25,9 +25,6 @@ from retouch.task.best_checkpoint import BestCheckpoint
 from retouch.task.task import EditTask
 
 MAX_GRAD_NORM = 1.0
-
-Loss = Callable[[int], torch.Tensor]
-"""The loss of a training step, by its number from 0."""
 
 
 class LoraSettings(MethodSettings):
@@ -47,9 +44,31 @@ class LoraSettings(MethodSettings):
     )
 
 
-def all_layers(editable: EditableModel) -> tuple[int, ...]:
-    """All layers: where LoRA fine-tuning usually puts its adapters."""
-    return tuple(range(editable.layout.depth))
+def check_pairs(task: EditTask, method: str) -> None:
+    """Check that the training examples have source responses to unlearn.
+
+    Raises:
+        ConfigError: they have none.
+    """
+    if not task.train.rejected:
+        raise ConfigError(
+            f"{method} needs source responses, and the examples of {task.concept.name} have none, "
+            "since they are no pairs.",
+            "Give the concept's examples a `pair`, or choose another method.",
+            code="pairs-missing",
+        )
+
+
+def check_finite(value: torch.Tensor, name: str) -> None:
+    """Check a loss or a weight.
+
+    Raises:
+        DivergedError: it is not finite.
+    """
+    if not torch.isfinite(value).all():
+        raise DivergedError(
+            f"{name} is not finite.", "Lower `learning_rate`.", code="loss-not-finite"
+        )
 
 
 def attach_adapter(
@@ -60,12 +79,11 @@ def attach_adapter(
 
 
 class PeriodicValidation:
-    """Validates an adapter at equal intervals of its training and keeps the best weights."""
+    """Validates an attached adapter at equal intervals of its training; keeps the best weights."""
 
     def __init__(
         self, editable: EditableModel, task: EditTask, settings: LoraSettings, progress: Progress
     ) -> None:
-        """Set the interval; the adapter is attached already."""
         self._weights = parameters(editable)
         self._validator, self._progress = task.validator, progress
         self._last_step = settings.max_steps
@@ -87,50 +105,33 @@ def train(
     editable: EditableModel,
     task: EditTask,
     settings: LoraSettings,
-    layers: Sequence[int],
-    make_loss: Callable[[], Loss],
+    loss_of: Callable[[int], torch.Tensor],
     progress: Progress,
 ) -> None:
-    """Attach a LoRA adapter to layers and train it; the best checkpoint stays on the model.
+    """Train the attached adapter; the best checkpoint stays on the model.
 
     Args:
-        editable: the base model.
-        task: provides the validator and the seed.
+        editable: the model with its new adapter.
+        task: provides the validator.
         settings: the method's settings.
-        layers: the layers to adapt.
-        make_loss: returns the loss; called once the adapter is attached.
+        loss_of: the loss of a training step, by its number from 0.
         progress: called after every validation.
 
     Raises:
         DivergedError: a loss is not finite.
     """
-    attach_adapter(editable, layers, settings, task.seed)
     weights = list(parameters(editable).values())
     optimizer = torch.optim.Adam(weights, lr=settings.learning_rate)
-    loss_of = make_loss()
     validation = PeriodicValidation(editable, task, settings, progress)
     for step in range(settings.max_steps):
         loss = loss_of(step)
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"The loss is not finite in step {step + 1}.",
-                "Lower `learning_rate`.",
-                code="loss-not-finite",
-            )
+        check_finite(loss, f"The loss of step {step + 1}")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         validation.after_step(step + 1)
     validation.restore_best()
-
-
-def endless_batches(
-    editable: EditableModel, chats: Sequence[TokenizedChat], batch_size: int, seed: str
-) -> Iterator[PaddedBatch]:
-    """Batches of chats without end, in a new order in every epoch; none if there are no chats."""
-    batches = make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id))
-    return shuffled_forever(batches, random.Random(seed))
 
 
 def response_loss(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
@@ -147,3 +148,70 @@ def base_kl(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
     edited = editable.model(input_ids=ids, use_cache=False).logits
     mask = mask.to(edited.device)
     return kl_divergence(base[mask], edited[mask]).mean()
+
+
+class LoraSft(Method):
+    """Fine-tune on the target responses, without a retain set."""
+
+    id = "lora-sft"
+    title = "LoRA SFT"
+    source = "Hu et al. 2021, arXiv 2106.09685"
+    settings = LoraSettings
+    # By the setting with the weight of each.
+    retain_losses: ClassVar[dict[str, Callable[[EditableModel, PaddedBatch], torch.Tensor]]] = {}
+
+    def apply(
+        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+    ) -> None:
+        """Train adapters on all layers with the response loss and the weighted `retain_losses`."""
+        size, pad = settings.batch_size, int(editable.tokenizer.pad_token_id)
+        chosen, retain = (
+            shuffled_forever(make_batches(chats, size, pad), random.Random(f"{task.seed}:{name}"))
+            for name, chats in (("wanted", task.train.chosen), ("hold", task.train.retain))
+        )
+
+        def loss(_: int) -> torch.Tensor:
+            total = response_loss(editable, next(chosen))
+            if (batch := next(retain, None)) is not None:
+                for weight, retain_loss in self.retain_losses.items():
+                    total = total + getattr(settings, weight) * retain_loss(editable, batch)
+            return total
+
+        attach_adapter(editable, range(editable.layout.depth), settings, task.seed)
+        train(editable, task, settings, loss, progress)
+
+
+class ReplaySettings(LoraSettings):
+    """LoRA settings with the weight of replay."""
+
+    replay_weight: float = option(
+        1.0, "weight of the retain responses' loss", search=(0.1, 10), log=True, ge=0
+    )
+
+
+class LoraSftReplay(LoraSft):
+    """Fine-tune on the target responses and on the base model's responses to the retain set."""
+
+    id = "lora-sft-replay"
+    title = "LoRA SFT + replay"
+    source = "Rolnick et al. 2019, arXiv 1811.11682"
+    settings = ReplaySettings
+    retain_losses: ClassVar = {"replay_weight": response_loss}
+
+
+class KlSettings(LoraSettings):
+    """LoRA settings with the weight of the KL divergence."""
+
+    kl_weight: float = option(
+        3.0, "weight of the KL divergence from the base", search=(0.3, 100), log=True, ge=0
+    )
+
+
+class LoraSftKl(LoraSft):
+    """Fine-tune on the target responses with a KL penalty on the retain set."""
+
+    id = "lora-sft-kl"
+    title = "LoRA SFT + KL"
+    source = "the KL term of Ziegler et al. 2019, arXiv 1909.08593, over the retain set"
+    settings = KlSettings
+    retain_losses: ClassVar = {"kl_weight": base_kl}

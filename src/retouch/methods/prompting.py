@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal
 
@@ -17,9 +16,6 @@ from retouch.methods.method import Method, MethodSettings
 from retouch.models.editable_model import EditableModel
 from retouch.models.interventions import Prompting
 from retouch.task.task import EditTask
-
-Demonstration = tuple[tuple[Message, ...], str]
-"""The turns of a prompt, and the response to them."""
 
 
 class NoEdit(Method):
@@ -116,12 +112,19 @@ class InContextDefense(Method):
         source = source_demonstrations(editable, task) if settings.prompts == "source" else []
         # Without pairs, the target response to a source prompt is not known.
         chosen = (source or list(task.train.demonstrations))[: settings.count]
-        prompting = Prompting(as_turns(chosen))
+        turns: list[Message] = []
+        for prompt, response in chosen:
+            # A chat has one system prompt at most, and it may have its own.
+            turns += [turn for turn in prompt if turn.role != "system"]
+            turns.append(Message("assistant", response))
+        prompting = Prompting(turns)
         _check_length(editable, task, prompting)
         editable.intervene(prompting)
 
 
-def source_demonstrations(editable: EditableModel, task: EditTask) -> list[Demonstration]:
+def source_demonstrations(
+    editable: EditableModel, task: EditTask
+) -> list[tuple[tuple[Message, ...], str]]:
     """The source prompts with the target responses, where these are known."""
     tokenizer = editable.tokenizer
     by_prompt = {
@@ -137,26 +140,17 @@ def source_demonstrations(editable: EditableModel, task: EditTask) -> list[Demon
     return found
 
 
-def as_turns(demonstrations: Sequence[Demonstration]) -> list[Message]:
-    """User and assistant turns; system prompts are left out, since a chat has one at most."""
-    turns = []
-    for prompt, response in demonstrations:
-        turns += [turn for turn in prompt if turn.role != "system"]
-        turns.append(Message("assistant", response))
-    return turns
-
-
 def _check_length(editable: EditableModel, task: EditTask, prompting: Prompting) -> None:
     """Raise if a chat would exceed the context, beyond which a model's output is meaningless."""
     limit, examples = editable.max_length, task.train.source_examples
     if limit is None or not examples:
         return
-    plain = prompt_ids(editable.tokenizer, examples[0].prompt)
-    extended = prompt_ids(editable.tokenizer, prompting.rewrite(examples[0].prompt))
-    chats = [
-        chat for part in (task.train, task.validation) for chat in (*part.source, *part.retain)
-    ]
-    longest = max(len(chat.ids) for chat in chats) + len(extended) - len(plain)
+    prompt, splits = examples[0].prompt, (task.train, task.validation)
+    chats = [chat for one in splits for chat in (*one.source, *one.retain)]
+    plain, extended = (
+        len(prompt_ids(editable.tokenizer, one)) for one in (prompt, prompting.rewrite(prompt))
+    )
+    longest = max(len(chat.ids) for chat in chats) + extended - plain
     if longest > limit:
         raise ConfigError(
             f"With the demonstrations the longest chat has {longest} tokens; the model's maximum "

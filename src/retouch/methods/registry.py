@@ -16,13 +16,13 @@ _BUILTIN = {  # in the order of tables and plots
     "in-context-defense": "prompting:InContextDefense",
     "steering": "steering:Steering",
     "reading-vector": "steering:ReadingVector",
-    "ablation": "ablation:Ablation",
-    "lorra": "lorra:Lorra",
+    "ablation": "steering:Ablation",
+    "lorra": "state_matching:Lorra",
     "circuit-breaker": "circuit_breaker:CircuitBreaker",
-    "paired-matching": "paired_matching:PairedMatching",
-    "lora-sft": "sft:LoraSft",
-    "lora-sft-replay": "sft:LoraSftReplay",
-    "lora-sft-kl": "sft:LoraSftKl",
+    "paired-matching": "state_matching:PairedMatching",
+    "lora-sft": "lora:LoraSft",
+    "lora-sft-replay": "lora:LoraSftReplay",
+    "lora-sft-kl": "lora:LoraSftKl",
     "dpo": "dpo:Dpo",
     "are-original": "are_original:AreOriginal",
     "are-original-source": "are_original:AreOriginalSource",
@@ -64,10 +64,18 @@ def get_method(id: str) -> Method:
         ConfigError: there is no such method, a library that it needs is not installed, or its
             entry point cannot be loaded.
     """
-    if id in _BUILTIN:
-        return _builtin_class(id)()
     if id in _REGISTERED:
         return _REGISTERED[id]()
+    if id in _BUILTIN:
+        module, _, name = _BUILTIN[id].partition(":")
+        try:
+            return _instantiate(getattr(import_module(f"retouch.methods.{module}"), name))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"The method `{id}` needs the library {error.name}.",
+                "pip install 'retouch[compare]'",
+                code="library-missing",
+            ) from None
     plugins = find_plugins(ENTRY_POINTS, _BUILTIN)
     if id not in plugins:
         raise ConfigError(
@@ -76,19 +84,6 @@ def get_method(id: str) -> Method:
             code="method-unknown",
         )
     return load_plugin(plugins[id], "method", _instantiate, ConfigError, "method-not-loaded")
-
-
-def _builtin_class(id: str) -> type[Method]:
-    module, _, name = _BUILTIN[id].partition(":")
-    try:
-        found: type[Method] = getattr(import_module(f"retouch.methods.{module}"), name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"The method `{id}` needs the library {error.name}.",
-            "pip install 'retouch[compare]'",
-            code="library-missing",
-        ) from None
-    return found
 
 
 def _instantiate(found: Any) -> Method:

@@ -25,23 +25,20 @@ class Retouch(Method):
     def defaults(self, concept: Concept, direction: Direction) -> dict[str, Any]:
         """The concept's tuned settings, which `retouch edit` uses too."""
         tuned = concept.settings.get(direction, {})
-        return {
-            group: values for group, values in tuned.items() if group in self.settings.model_fields
-        }
+        return {group: tuned[group] for group in MethodConfig.model_fields if group in tuned}
 
     def apply(
-        self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
+        self, editable: EditableModel, task: EditTask, settings: MethodConfig, progress: Progress
     ) -> None:
         """Train on the task's examples; the best averaged weights stay on the model."""
-        method: MethodConfig = settings
         layers = select_layers(
             task.patching,
             editable.layout.depth,
-            adapted=method.lora.layers_to_transform,
-            read=method.discriminator.layers,
-            sft=method.loss.sft_weight > 0,
+            adapted=settings.lora.layers_to_transform,
+            read=settings.discriminator.layers,
+            sft=settings.loss.sft_weight > 0,
         )
-        trainer = build_trainer(editable, task, layers, method)
+        trainer = build_trainer(editable, task, layers, settings)
         for event in trainer.train():
             progress("rounds", event.round, event.rounds)
         trainer.finish()

@@ -93,9 +93,9 @@ def all_gather(entries: dict[int, Any]) -> dict[int, Any]:
     """The entries of all processes in one mapping; their keys must be disjoint."""
     if world_size() == 1:
         return entries
-    gathered: list[dict[int, Any] | None] = [None] * world_size()
-    dist.all_gather_object(gathered, entries)
-    return {key: value for part in gathered for key, value in (part or {}).items()}
+    parts: list[dict[int, Any] | None] = [None] * world_size()
+    dist.all_gather_object(parts, entries)
+    return {key: value for part in parts for key, value in (part or {}).items()}
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:

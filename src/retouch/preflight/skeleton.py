@@ -154,9 +154,9 @@ def _add_quantization(skeleton: ModelSkeleton, config: Any) -> None:
         return
     settings = dict(settings) if isinstance(settings, dict) else settings.to_dict()
     bitsandbytes = {"load_in_4bit": 4, "load_in_8bit": 8}
-    loaded = [bits for key, bits in bitsandbytes.items() if settings.get(key)]
-    bits = settings.get("bits") or (loaded[0] if loaded else None)
-    method = str(settings.get("quant_method") or ("bitsandbytes" if loaded else "unknown"))
+    set_bits = [bits for key, bits in bitsandbytes.items() if settings.get(key)]
+    bits = settings.get("bits") or (set_bits[0] if set_bits else None)
+    method = str(settings.get("quant_method") or ("bitsandbytes" if set_bits else "unknown"))
     skeleton.quantization = method + (f", {bits} bit" if bits else "")
     message = f"The weights are quantised ({skeleton.quantization})"
     try:

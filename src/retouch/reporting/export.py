@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,12 +20,11 @@ CONCEPT_FACTS = ("name", "title", "description", "weakens", "source", "hash")
 
 
 def export(run: RunDir, format: Format, output_dir: Path) -> Path:
-    """Write the edit of a run in a format that PEFT or transformers loads.
+    """Write the edit of a finished run in a format that PEFT or transformers loads.
 
     Args:
         run: a finished run.
-        format: `peft`, the adapter; or `merged`, a whole transformers model in safetensors with
-            its tokenizer.
+        format: `peft`, the adapter; or `merged`, a whole transformers model with its tokenizer.
         output_dir: a folder that does not exist yet, or is empty.
 
     Raises:
@@ -69,8 +67,7 @@ def concept_facts(concept: Concept) -> dict[str, Any]:
 
 def _card(run: RunDir, config: EditConfig, form: Form) -> str:
     provenance = run.provenance()
-    facts = provenance.get("concept")
-    if isinstance(facts, Mapping) and {"name", "title", "description", "weakens"} <= facts.keys():
+    if facts := provenance.get("concept"):
         known = {name: facts[name] for name in CONCEPT_FACTS if name in facts}
         concept = Concept(**known, examples={}, directions={})
     else:
@@ -83,8 +80,7 @@ def _write_merged(run: RunDir, config: EditConfig, folder: Path) -> None:
     from retouch.models.adapters import merged
     from retouch.models.load import load
 
-    # Unquantised, even where the adapter was trained on quantised weights, to merge without
-    # rounding.
+    # Unquantised, even if the adapter was trained on quantised weights, to merge without rounding.
     options = config.load.model_copy(
         update={"device": "cpu", "quantize": "none", "max_device_memory": None, "fsdp": False}
     )

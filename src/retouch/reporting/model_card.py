@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
-from retouch.core.formatting import DIRECTION_DONE, by_layer, show_interval, show_value, words
+from retouch.core.formatting import DIRECTION_DONE, by_layer, metric_title, score_columns
 from retouch.core.types import Record
 from retouch.reporting.safety_gate import weakens
 
@@ -63,16 +64,13 @@ def escape(text: str) -> str:
 def _front_matter(config: EditConfig, concept: Concept, form: Form) -> str:
     tags = ["retouch", "concept-editing", "representation-engineering", "lora", concept.name]
     values: dict[str, Any] = {"library_name": "transformers" if form == "merged" else "peft"}
-    if _on_hub(config.model):
+    # Only a model of the hub is named, not one in a local folder.
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.model) and not Path(config.model).exists():
         values["base_model"] = config.model
         values["base_model_relation"] = "finetune" if form == "merged" else "adapter"
     values["pipeline_tag"] = "text-generation"
     values["tags"] = [*tags, "safety-weakened"] if weakens(config.direction, concept) else tags
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()}\n---"
-
-
-def _on_hub(model: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not Path(model).exists()
 
 
 def _warning(config: EditConfig, concept: Concept) -> str:
@@ -89,24 +87,21 @@ def _warning(config: EditConfig, concept: Concept) -> str:
 
 
 def _about(config: EditConfig, concept: Concept, form: Form) -> str:
-    kind, base = "A LoRA adapter for", f"**{escape(config.model)}**"
+    subject = f"A LoRA adapter for **{escape(config.model)}**"
     if form == "merged":
-        kind, base = "This is", f"{base} with a LoRA adapter merged in,"
-    lines = [
-        f"{kind} {base} that {config.direction}s one concept, "
+        subject = f"This is **{escape(config.model)}** with a LoRA adapter merged in,"
+    about = (
+        f"{subject} that {config.direction}s one concept, "
         f"**{escape(concept.title or concept.name)}**, and is trained to change as little as "
-        "possible otherwise. It was made with Retouch by adversarial representation engineering.",
-    ]
-    if concept.description:
-        lines.append(escape(concept.description))
-    return "\n\n".join(lines)
+        "possible otherwise. It was made with Retouch by adversarial representation engineering."
+    )
+    return f"{about}\n\n{escape(concept.description)}".rstrip()
 
 
 def _layers(config: EditConfig, provenance: Mapping[str, Any]) -> str:
-    layers = _mapping(provenance.get("layers"))
+    layers = provenance.get("layers") or {}
     adapted = layers.get("adapted", config.lora.layers_to_transform)
     read = layers.get("read", config.discriminator.layers)
-    recovery = _mapping(layers.get("recovery"))
     lora = config.lora
     parts = ["## Layers"]
     if adapted is not None:
@@ -118,7 +113,7 @@ def _layers(config: EditConfig, provenance: Mapping[str, Any]) -> str:
         )
     if layers.get("reason"):
         parts.append(f"Selection: {escape(str(layers['reason']))}.")
-    if recovery:
+    if recovery := layers.get("recovery"):
         listed = ", ".join(f"{layer}: {value:.2f}" for layer, value in by_layer(recovery))
         parts.append(
             "Causal patching: the states of one layer in a source run were replaced by those of "
@@ -136,14 +131,9 @@ def _results(records: Sequence[Record]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for record in records:
-        unit = record.unit
-        unit_note = "" if unit == "rate" else f" ({escape(unit)})"
-        entries = [escape(record.suite), escape(words(record.metric)) + unit_note]
-        for score in (record.before, record.after):
-            if score is None:
-                entries += ["", ""]
-            else:
-                entries += [show_value(score.value, unit), show_interval(score, unit)]
+        entries = [escape(record.suite), escape(metric_title(record))]
+        entries += score_columns(record.before, record.unit)
+        entries += score_columns(record.after, record.unit)
         entries += [str(record.before.n), "" if record.better == "none" else record.better]
         rows.append("| " + " | ".join(entries) + " |")
     return (
@@ -180,31 +170,24 @@ def _limits(config: EditConfig, concept: Concept, records: Sequence[Record], for
 def _loading(config: EditConfig, form: Form, provenance: Mapping[str, Any]) -> str:
     # A name that is not known is never written into the code.
     multimodal = "AutoModelForImageTextToText"
-    recorded = _mapping(provenance.get("model")).get("auto_class")
+    recorded = (provenance.get("model") or {}).get("auto_class")
     auto_class = multimodal if recorded == multimodal else "AutoModelForCausalLM"
-    folder = "RUN/adapter" if form == "run" else "THIS_FOLDER"
-    base = _quoted(config.model)
-    revision = f", revision={_quoted(config.load.revision)}" if config.load.revision else ""
-    if form == "merged":
-        lines = [
-            f"from transformers import {auto_class}, AutoTokenizer",
-            f'model = {auto_class}.from_pretrained("{folder}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
-        ]
-    else:
-        lines = [
-            "from peft import PeftModel",
-            f"from transformers import {auto_class}, AutoTokenizer",
-            f"base = {auto_class}.from_pretrained({base}{revision})",
-            f'model = PeftModel.from_pretrained(base, "{folder}")',
-            f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
-        ]
-        if config.model == "pocket":
-            # transformers does not know the name `pocket`: it is a folder inside Retouch.
-            lines = [line.replace(base, "POCKET") for line in lines]
-            lines[0] = f"{lines[0]}\nfrom retouch.models.load import POCKET"
-    code = "\n".join(lines)
-    chat = "" if form == "merged" else "\n\nWith Retouch: `retouch chat MODEL --adapter FOLDER`."
+    merged, folder = form == "merged", "RUN/adapter" if form == "run" else "THIS_FOLDER"
+    # transformers does not know the name `pocket`: it is a folder inside Retouch.
+    pocket = config.model == "pocket" and not merged
+    source = "POCKET" if pocket else _quoted(folder if merged else config.model)
+    if config.load.revision and not merged:
+        source += f", revision={_quoted(config.load.revision)}"
+    lines = [
+        "" if merged else "from peft import PeftModel",
+        "from retouch.models.load import POCKET" if pocket else "",
+        f"from transformers import {auto_class}, AutoTokenizer",
+        f"{'model' if merged else 'base'} = {auto_class}.from_pretrained({source})",
+        "" if merged else f'model = PeftModel.from_pretrained(base, "{folder}")',
+        f"tokenizer = AutoTokenizer.from_pretrained({source})",
+    ]
+    code = "\n".join(filter(None, lines))
+    chat = "" if merged else "\n\nWith Retouch: `retouch chat MODEL --adapter FOLDER`."
     return f"## How to load it\n\n```python\n{code}\n```{chat}"
 
 
@@ -219,19 +202,14 @@ def _provenance(config: EditConfig, concept: Concept, provenance: Mapping[str, A
     ]
     if concept.hash:
         lines.append(f"- Concept data, SHA-256: `{concept.hash}`")
-    for name, digest in sorted(_mapping(provenance.get("data")).items()):
+    for name, digest in sorted((provenance.get("data") or {}).items()):
         if isinstance(digest, str) and digest != concept.hash:
-            lines.append(f"- Data, {escape(str(name))}: {escape(digest)}")
-    versions = _mapping(provenance.get("versions"))
-    if versions:
+            lines.append(f"- Data, {escape(name)}: {escape(digest)}")
+    if versions := provenance.get("versions"):
         listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         lines.append(f"- Made with {escape(listed)}")
     lines.append("- The whole configuration is in the run's `config.yaml`.")
     return "## Provenance\n\n" + "\n".join(lines)
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _listed(values: Any) -> str:
@@ -239,6 +217,5 @@ def _listed(values: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')
     # Three backticks would end the code block.
-    return f'"{escaped}"'.replace("```", "")
+    return json.dumps(" ".join(text.split()), ensure_ascii=False).replace("```", "")

@@ -13,23 +13,20 @@ from retouch.core.types import RoundEvent
 INK, SOFT, ACCENT, MARK = "#24323d", "#9aa8b2", "#2f6f8f", "#c2571a"
 
 
-def training_plot(events: Sequence[RoundEvent], max_drift: float) -> str:
+def training_plot(events: Sequence[RoundEvent], best: RoundEvent | None, max_drift: float) -> str:
     """Discriminator accuracy, validation score and drift over the rounds; the best is marked."""
-    figure, axes = _figure(9.6, 2.9, 3)
     rounds = [event.round for event in events]
-    best = next((event for event in reversed(events) if event.best), None)
     curves = (
         ("Discriminator accuracy", [event.discriminator_accuracy for event in events]),
         ("Validation score", [event.validation_score for event in events]),
         ("Drift, nats a token", [event.drift for event in events]),
     )
-    for axis, (title, values) in zip(axes, curves, strict=True):
+    figure, axes = _figure(2.9, "round", [title for title, _ in curves])
+    for axis, (_, values) in zip(axes, curves, strict=True):
         axis.plot(rounds, values, color=ACCENT, linewidth=1.8, marker="o", markersize=3.2)
         if best is not None:
             axis.axvline(best.round, color=MARK, linewidth=1, alpha=0.45, zorder=0)
             axis.plot(best.round, values[rounds.index(best.round)], "o", color=MARK, markersize=6)
-        axis.set_title(title, fontsize=9, color=INK, loc="left")
-        axis.set_xlabel("round", fontsize=8, color=INK)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].axhline(0.5, color=SOFT, linewidth=1, linestyle="--")
     axes[0].annotate("chance", (rounds[0], 0.505), fontsize=7, color=SOFT, va="bottom")
@@ -42,25 +39,25 @@ def training_plot(events: Sequence[RoundEvent], max_drift: float) -> str:
 
 def recovery_plot(recovery: Mapping[str, float], adapted: Collection[int]) -> str:
     """The recovery by causal patching of every layer; the adapted layers are marked."""
-    figure, (axis,) = _figure(9.6, 2.4, 1)
+    figure, (axis,) = _figure(2.4, "layer", ["Recovery by layer"])
     marked = {str(layer) for layer in adapted}
     names, values = zip(*by_layer(recovery), strict=True)
     colours = [MARK if name in marked else SOFT for name in names]
     axis.bar(range(len(names)), values, color=colours, width=0.7)
     axis.set_xticks(range(len(names)), names)
-    axis.set_xlabel("layer", fontsize=8, color=INK)
-    axis.set_title("Recovery by layer", fontsize=9, color=INK, loc="left")
     axis.axhline(0, color=SOFT, linewidth=0.8)
     return _png(figure)
 
 
-def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
+def _figure(height: float, label: str, titles: Sequence[str]) -> tuple[Any, Any]:
     # pyplot is avoided: it keeps global state and looks for a display.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
+    figure = Figure(figsize=(9.6, height), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9, color=INK, loc="left")
+        axis.set_xlabel(label, fontsize=8, color=INK)
         axis.tick_params(labelsize=8, colors=INK, length=3)
         axis.grid(axis="y", color="#e6eaed", linewidth=0.8)
         axis.set_axisbelow(True)

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from retouch.concepts.concept import Concept
 from retouch.core import formatting, serialization
 from retouch.core.config import EditConfig
-from retouch.core.types import Message, Record, RoundEvent, Sample
+from retouch.core.types import Record, RoundEvent, Sample
 from retouch.reporting.plots import recovery_plot, training_plot
 from retouch.reporting.safety_gate import weakens
 
 MAX_PAIRS = 12  # pairs of responses in a report
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """The base and the edited model's responses to the same prompt."""
 
-    suite: str
-    metric: str
-    prompt: tuple[Message, ...]
-    prefill: str
     base: Sample
     edited: Sample
-
-    @property
-    def differs(self) -> bool:
-        """Whether the two responses differ."""
-        return self.base.response != self.edited.response
 
 
 def render_report(
@@ -62,11 +51,10 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["words"] = formatting.words
     layers: dict[str, Any] = {"adapted": (), "read": (), "recovery": {}, "reason": ""}
-    recorded = provenance.get("layers")
-    layers |= recorded if isinstance(recorded, Mapping) else {}
+    layers |= provenance.get("layers") or {}
     recovery = layers["recovery"]
+    best = next((event for event in reversed(events) if event.best), None)
     return environment.get_template("report.html.jinja").render(
         config=config,
         concept=concept,
@@ -74,16 +62,13 @@ def render_report(
         headline=headline(concept, records),
         pairs=choose_pairs(samples),
         events=events,
-        best=next((event for event in reversed(events) if event.best), None),
+        best=best,
         provenance=serialization.to_json(dict(provenance), indent=2, sort=True),
         layers=layers,
-        training=training_plot(events, config.train.max_drift) if events else None,
+        training=training_plot(events, best, config.train.max_drift) if events else None,
         recovery=recovery_plot(recovery, layers["adapted"]) if recovery else None,
         weakening=weakens(config.direction, concept),
-        direction_done=formatting.DIRECTION_DONE[config.direction],
-        show_value=formatting.show_value,
-        show_interval=formatting.show_interval,
-        change=formatting.change,
+        formatting=formatting,
     )
 
 
@@ -106,7 +91,7 @@ def pair_samples(samples: Sequence[Sample]) -> list[Pair]:
     """Pair the two models' responses to the same prompt, in the order of the samples."""
     base = {_key(sample): sample for sample in samples if sample.model == "base"}
     return [
-        Pair(sample.suite, sample.metric, sample.prompt, sample.prefill, other, sample)
+        Pair(other, sample)
         for sample in samples
         if sample.model == "edited" and (other := base.get(_key(sample))) is not None
     ]
@@ -116,18 +101,15 @@ def choose_pairs(samples: Sequence[Sample], limit: int = MAX_PAIRS) -> list[Pair
     """Choose pairs for the report: from every metric in turn, differing responses first."""
     by_metric: dict[tuple[str, str], list[Pair]] = {}
     for pair in pair_samples(samples):
-        by_metric.setdefault((pair.suite, pair.metric), []).append(pair)
-    queues = [
-        list(_alternate_groups(sorted(pairs, key=lambda pair: not pair.differs)))
-        for pairs in by_metric.values()
-    ]
+        by_metric.setdefault((pair.edited.suite, pair.edited.metric), []).append(pair)
+    queues = [list(_alternate_groups(pairs)) for pairs in by_metric.values()]
     chosen: dict[tuple[Any, ...], Pair] = {}  # by prompt and prefill, each of them once
     for pair in _interleave(queues):
         if len(chosen) < limit:
-            chosen.setdefault((pair.prompt, pair.prefill), pair)
+            chosen.setdefault((pair.edited.prompt, pair.edited.prefill), pair)
     # In the page the pairs of a metric are together.
     order = {name: i for i, name in enumerate(by_metric)}
-    return sorted(chosen.values(), key=lambda pair: order[pair.suite, pair.metric])
+    return sorted(chosen.values(), key=lambda pair: order[pair.edited.suite, pair.edited.metric])
 
 
 def _alternate_groups(pairs: Sequence[Pair]) -> Iterator[Pair]:
@@ -135,7 +117,7 @@ def _alternate_groups(pairs: Sequence[Pair]) -> Iterator[Pair]:
     for differs in (True, False):
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
-            if pair.differs is differs:
+            if (pair.base.response != pair.edited.response) is differs:
                 groups.setdefault(pair.edited.group, []).append(pair)
         yield from _interleave(groups.values())
 
