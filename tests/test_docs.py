@@ -74,21 +74,21 @@ def test_site_builds_without_warnings_and_loads_nothing_from_the_network(tmp_pat
     assert built.returncode == 0, built.stderr
     pages = sorted(tmp_path.rglob("*.html"))
     assert {"index.html", "tutorial.html", "method.html"} <= {page.name for page in pages}
-    loaded = {url for page in pages for url in _loaded(page.read_text("utf-8"))}
-    assert not {url for url in loaded if re.match(r"(https?:)?//", url)}
+    urls = {url for page in pages for url in _resources(page.read_text("utf-8"))}
+    assert not {url for url in urls if re.match(r"(https?:)?//", url)}
     method = (tmp_path / "method.html").read_text("utf-8")
     assert method.count("<math") > 20, "equations are MathML"
     assert "arithmatex" not in method, "no equation was left as LaTeX"
 
 
-def _loaded(html):
+def _resources(html):
     """The addresses that a browser loads for a page: not those of links to click."""
-    parser = _Resources()
+    parser = _ResourceParser()
     parser.feed(html)
     return parser.found
 
 
-class _Resources(HTMLParser):
+class _ResourceParser(HTMLParser):
     def __init__(self):
         super().__init__()
         self.found = []

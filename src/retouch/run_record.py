@@ -11,7 +11,7 @@ from retouch.concepts.registry import load_concept
 from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.errors import DataError, RunError
-from retouch.core.provenance import describe_machine
+from retouch.core.process import describe_machine
 from retouch.core.run_dir import RunDir
 from retouch.core.types import OnEvent, Record, StageEvent
 from retouch.evaluation.evaluate import Evaluation

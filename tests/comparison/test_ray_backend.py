@@ -17,18 +17,11 @@ import retouch
 from helpers.crashing_plan import crashing_grid
 from helpers.fake_methods import small_concept
 from retouch.comparison import compare as comparison_module
-from retouch.comparison import ray_backend
+from retouch.comparison import parallel
 from retouch.comparison.compare import Comparison
 from retouch.comparison.grid import Grid, make_grid
-from retouch.comparison.parallel import Worker, unwrap
-from retouch.comparison.ray_cluster import (
-    Allocation,
-    Cluster,
-    allocate,
-    connect,
-    import_ray,
-    make_cluster,
-)
+from retouch.comparison.parallel import Allocation, ProcessPool, Worker
+from retouch.comparison.ray_backend import Cluster, RayPool, allocate, connect, import_ray
 from retouch.concepts.registry import load_concept
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError, RunError

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from optuna.distributions import FloatDistribution, IntDistribution
+
 from helpers.fake_methods import ShiftSettings
-from retouch.comparison.sampler import suggest
-from retouch.comparison.search_space import build_search_space
 from retouch.comparison.study import Trial
+from retouch.comparison.tune import build_search_space, suggest
 from retouch.core.config import MethodConfig, option
 from retouch.core.options import nest
 from retouch.methods.method import MethodSettings
 
 
 def test_the_space_is_built_from_the_settings() -> None:
-    scale, layer, last_layer = build_search_space(ShiftSettings).dimensions
-    assert (scale.low, scale.high, scale.log, scale.integer) == (0.01, 3.0, True, False)
-    assert (layer.low, layer.high, layer.integer, layer.choices) == (0, 3, True, ())
-    assert last_layer.choices == (False, True)
-    assert scale.rounded(0.123456) == 0.123
+    scale, layer, last_layer = build_search_space(ShiftSettings)
+    assert scale.distribution == FloatDistribution(0.01, 3.0, log=True)
+    assert layer.distribution == IntDistribution(0, 3)
+    assert (layer.choices, last_layer.choices) == ((), (False, True))
+    assert scale.value(0.123456) == 0.123
+    assert (layer.value(2), last_layer.value(1), last_layer.sample(True)) == (2, True, 1)
 
 
 def test_nested_groups_are_searched_by_dotted_path() -> None:
     space = build_search_space(MethodConfig, {"loss.retain_weight": 60.0, "train.rounds": 3})
-    assert space.defaults() == {
+    assert suggest(space, [], 0) == {
         "train.learning_rate": 5e-3,
         "loss.adversarial_weight": 1.0,
         "loss.matching_weight": 1.0,

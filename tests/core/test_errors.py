@@ -9,7 +9,11 @@ import pytest
 from retouch.core import errors
 from retouch.core.errors import RetouchError
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, RetouchError)
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retouch.core import atomic, serialization
+from retouch.core import atomic
 from retouch.core.atomic import atomic_folder
 from retouch.core.config import EditConfig, LoraConfig, TrainConfig
 from retouch.core.errors import RunError
 from retouch.core.run_dir import RunDir, check_free, find_adapter, next_free
-from retouch.core.types import Message, Record, RoundEvent, Sample, Score, StageEvent
+from retouch.core.types import Message, Record, RoundEvent, Sample, Score
 
 
 def round_event(number: int, **changes: Any) -> RoundEvent:
@@ -318,8 +318,3 @@ def test_next_free_counts_and_stays_in_the_folder(tmp_path: Path) -> None:
     assert next_free(tmp_path, "safety-raise").name == "safety-raise-2"
     for stem, name in (("../a b", "a-b-1"), ("/etc/passwd", "etc-passwd-1"), ("..", "run-1")):
         assert next_free(tmp_path, stem) == tmp_path / name
-
-
-def test_plain_events_have_their_kind() -> None:
-    assert serialization.plain_event(round_event(1))["event"] == "round"
-    assert serialization.plain_event(StageEvent("load", "loading"))["event"] == "stage"

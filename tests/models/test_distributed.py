@@ -15,7 +15,7 @@ from helpers.distributed_edit import VARIANTS, run_edits
 from helpers.tiny_models import tiny_model, tiny_tokenizer
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
-from retouch.core.launch import launched_processes, launched_rank
+from retouch.core.process import launched_processes, launched_rank
 from retouch.models import distributed
 from retouch.models.load import load
 

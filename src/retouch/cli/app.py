@@ -26,10 +26,9 @@ from retouch.cli import (
 )
 from retouch.cli.options import FLAGS, Command, flags_of
 from retouch.core.errors import RetouchError
-from retouch.core.launch import launched_rank
 from retouch.core.options import RENAMED
+from retouch.core.process import launched_rank
 
-EPILOG = "Options override --config, which overrides the concept's tuned settings."
 _RENAMED_FLAGS = {
     **{f"--{old.replace('_', '-')}": FLAGS[path] for old, path in RENAMED.items()},
     "--questions": "--attacks",
@@ -46,25 +45,24 @@ class Commands(TyperGroup):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except RetouchError as error:
-            if launched_rank() == 0:  # all processes raise the same error
-                command = self.get_command(ctx, ctx.invoked_subcommand)
-                typer.echo(f"Error: {_with_flags(error, getattr(command, 'params', ()))}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as error:
-            typer.echo(str(error) or "Interrupted.", err=True)
-            raise typer.Exit(130) from None
+            return result
         except BrokenPipeError:
             # The reader of our output has closed it; the interpreter's last flush must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except RetouchError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand)
+            text = _with_flags(error, getattr(command, "params", ()))
+            message, exit_code = f"Error: {text}", error.exit_code
+        except KeyboardInterrupt as error:
+            message, exit_code = str(error) or "Interrupted.", 130
         except Exception as error:
-            renamed = _renamed(error)
-            if renamed is None:
+            message, exit_code = _renamed(error), 2
+            if not message:
                 raise
-            typer.echo(f"Error: {renamed}", err=True)
-            raise typer.Exit(2) from None
-        return result
+        if launched_rank() == 0:  # all processes raise the same error
+            typer.echo(message, err=True)
+        raise typer.Exit(exit_code)
 
 
 def _with_flags(error: RetouchError, parameters: Any) -> str:
@@ -76,13 +74,12 @@ def _with_flags(error: RetouchError, parameters: Any) -> str:
     return re.sub(r"`([\w.]+)`", lambda match: f"`{flags.get(match[1], match[1])}`", text)
 
 
-def _renamed(error: Any) -> str | None:
-    """The message for an option of an earlier version; None for any other error."""
+def _renamed(error: Any) -> str:
+    """The message for an option of an earlier version; empty for any other error."""
     old = getattr(error, "option_name", "").replace("_", "-")
     new = _RENAMED_FLAGS.get(old)
-    if new and any(new in parameter.opts for parameter in error.ctx.command.params):
-        return f"`{old}` was renamed: use `{new}`."
-    return None
+    known = new and any(new in parameter.opts for parameter in error.ctx.command.params)
+    return f"Error: `{old}` was renamed: use `{new}`." if known else ""
 
 
 app = typer.Typer(
@@ -103,16 +100,12 @@ app = typer.Typer(
 )
 
 
-def _add(function: Any, short_help: str, *, bare_help: bool = True, epilog: str = "") -> None:
-    app.command(
-        function.__name__,
-        cls=Command,
-        no_args_is_help=bare_help,
-        short_help=short_help,
-        epilog=epilog or None,
-    )(function)
+def _add(function: Any, short_help: str, *, bare_help: bool = True, **options: Any) -> None:
+    options |= {"cls": Command, "short_help": short_help, "no_args_is_help": bare_help}
+    app.command(**options)(function)
 
 
+EPILOG = "Options override --config, which overrides the concept's tuned settings."
 _add(demo.demo, "Edit the built-in model from end to end.", bare_help=False)
 _add(edit.edit, "Raise or lower one concept inside a model.", epilog=EPILOG)
 _add(doctor.doctor, "Check an edit and estimate its memory and time before it runs.")

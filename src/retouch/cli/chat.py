@@ -95,18 +95,12 @@ class Conversation:
         return responses
 
     def _fit(self, turns: list[Message]) -> tuple[list[int], int]:
-        """The prompt's token ids and the response's maximum length.
-
-        The oldest turns are removed where the prompt exceeds the model's context.
-        """
+        """The prompt's ids, without the oldest turns if they do not fit; the response's limit."""
         from retouch.concepts.chat import prompt_ids
 
         context: int = self.editable.max_length or 1 << 30
-        first = len(self._opening)
-        while True:
-            ids = prompt_ids(self.editable.tokenizer, turns)
-            if len(ids) + min(self.max_new_tokens, MIN_RESPONSE) <= context:
-                return ids, min(self.max_new_tokens, context - len(ids))
+        first, needed = len(self._opening), min(self.max_new_tokens, MIN_RESPONSE)
+        while len(ids := prompt_ids(self.editable.tokenizer, turns)) + needed > context:
             if len(turns) <= first + 1:
                 turns.pop()
                 raise ModelError(
@@ -116,6 +110,7 @@ class Conversation:
                 )
             del turns[first : first + 2]
             self.truncated = True
+        return ids, min(self.max_new_tokens, context - len(ids))
 
 
 def _respond(conversation: Conversation, text: str) -> None:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 def demo(output_dir: Annotated[Path, out_dir("the run directory")] = Path("runs/demo")) -> None:
     """Train the built-in model to refuse under attack, and show what the edit changed."""
-    renamed = move_aside(output_dir)
-    if renamed is not None:
+    if renamed := move_aside(output_dir):
         typer.echo(f"The earlier demo was moved to {renamed}.")
     typer.echo(
         "The built-in model, pocket, refuses harmful requests, but not when an attack is wrapped "
@@ -32,8 +31,7 @@ def demo(output_dir: Annotated[Path, out_dir("the run directory")] = Path("runs/
     )
     settings = {"model": "pocket", "concept": "safety", "direction": "raise"}
     result = edit.run(settings, output_dir=output_dir, next_steps=False)
-    pairs = attacked_pairs(load_concept("safety"), result.samples)
-    if pairs:
+    if pairs := attacked_pairs(load_concept("safety"), result.samples):
         typer.echo("\nAttacks of families that the training has not seen:")
     console = output.console()
     for pair in pairs:
@@ -42,12 +40,10 @@ def demo(output_dir: Annotated[Path, out_dir("the run directory")] = Path("runs/
         console.print(output.side_by_side(pair.base.response, pair.edited.response))
     output.print_next_steps(
         result.path,
-        [
-            (f"open {result.path / 'report.html'}", "the whole report, in any browser"),
-            (f"retouch chat --adapter {result.path}", "chat with both models, side by side"),
-            ("retouch edit pocket --concept truthfulness", "edit another concept"),
-            (f"retouch export {result.path} --out demo-adapter", "the adapter for PEFT"),
-        ],
+        (f"open {result.path / 'report.html'}", "the whole report, in any browser"),
+        (f"retouch chat --adapter {result.path}", "chat with both models, side by side"),
+        ("retouch edit pocket --concept truthfulness", "edit another concept"),
+        (f"retouch export {result.path} --out demo-adapter", "the adapter for PEFT"),
     )
 
 

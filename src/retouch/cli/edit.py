@@ -12,8 +12,8 @@ from retouch.cli.loading import quiet_libraries, resolve_with_model
 from retouch.cli.options import CONFIG, FLAGS, ConfigFile, configured, option, out_dir
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError
-from retouch.core.launch import launched_rank
 from retouch.core.options import flatten
+from retouch.core.process import launched_rank
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Event, StageEvent
 
@@ -106,15 +106,12 @@ def run(
         if result.metrics:
             console.print(output.scores(result.metrics))
         if next_steps:
-            output.print_next_steps(result.path, _next_steps(result))
+            path = result.path
+            chat = f"retouch chat {result.config.model} --adapter {path}"
+            output.print_next_steps(
+                path,
+                (chat, "chat with both models, side by side"),
+                (f"open {path / 'report.html'}", "the report, in any browser"),
+                (f"retouch export {path} --out {path.name}-adapter", "the adapter for PEFT"),
+            )
     return result
-
-
-def _next_steps(result: EditResult) -> list[tuple[str, str]]:
-    path = result.path
-    chat = f"retouch chat {result.config.model} --adapter {path}"
-    return [
-        (chat, "chat with both models, side by side"),
-        (f"open {path / 'report.html'}", "the report, in any browser"),
-        (f"retouch export {path} --out {path.name}-adapter", "the adapter for PEFT"),
-    ]

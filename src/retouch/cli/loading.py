@@ -44,18 +44,15 @@ def resolve_base(
     """
     given = resolve(settings, where="the options")
     folder = None if adapter is None else find_adapter(adapter)
-    if folder is None or "model" in settings:
+    if folder is None or "model" in settings or not (folder.parent / "config.yaml").is_file():
         return folder, given
-    for path in (folder, folder.parent):
-        if (path / "config.yaml").is_file():
-            run = RunDir.open(path)
-            config = run.config()
-            load = {name: getattr(config.load, name) for name in reused}
-            if run.chat_template.is_file():
-                load["chat_template"] = str(run.chat_template)
-            recorded = {"model": config.model, "load": load}
-            return folder, resolve(recorded, settings, where="the options")
-    return folder, given
+    run = RunDir.open(folder.parent)
+    config = run.config()
+    load = {name: getattr(config.load, name) for name in reused}
+    if run.chat_template.is_file():
+        load["chat_template"] = str(run.chat_template)
+    recorded = {"model": config.model, "load": load}
+    return folder, resolve(recorded, settings, where="the options")
 
 
 def quiet_libraries() -> None:

@@ -76,14 +76,10 @@ def configured(
             command(settings=nest(parsed), **values)
 
         signature = inspect.signature(command, eval_str=True)
-        own = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
-            if parameter.name != "settings"
-        ]
+        own = [one.replace(kind=one.KEYWORD_ONLY) for one in signature.parameters.values()]
         # Typer reads the options from the signature. The command's own options come after the
         # fields at the top of the configuration and before the groups.
-        parameters = [*top, *own, *groups]
+        parameters = [*top, *(one for one in own if one.name != "settings"), *groups]
         vars(run)["__signature__"] = signature.replace(parameters=parameters)
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run

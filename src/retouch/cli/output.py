@@ -137,7 +137,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
         console().print(styled(level, message, hint), soft_wrap=True)
 
 
-def print_next_steps(run: Path, steps: Sequence[tuple[str, str]]) -> None:
+def print_next_steps(run: Path, *steps: tuple[str, str]) -> None:
     """Print a run's path, and commands with their descriptions, unwrapped for copying."""
     typer.echo(f"The run: {run}\nNext:")
     width = max(len(command) for command, _ in steps)

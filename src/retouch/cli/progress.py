@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,7 +30,7 @@ class EditProgress(Progress):
     def __init__(self, console: Console) -> None:
         super().__init__(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
@@ -80,7 +79,7 @@ class EditProgress(Progress):
             self.reset(self._bar, total=total or None)
         self.update(
             self._bar,
-            description=escape(key[0]),
+            description=key[0],
             completed=done,
             total=total or None,
             visible=done < total,

@@ -14,8 +14,8 @@ from retouch.core.formatting import show_score, words
 from retouch.core.types import StageEvent
 
 if TYPE_CHECKING:
-    from retouch.evaluation.curve import Curve
     from retouch.evaluation.robustness import RobustnessReport
+    from retouch.evaluation.statistics import Curve
 
 # A run's quantisation and memory limit are not reused: fine-tuning attacks merge the edit into the
 # weights.

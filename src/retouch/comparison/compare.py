@@ -30,11 +30,10 @@ from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.parallel import ProcessPool
 from retouch.comparison.plot import render_plot
 from retouch.comparison.ray_backend import Cluster, RayPool, connect, import_ray
-from retouch.comparison.report import render_markdown
 from retouch.comparison.result import Result, final_score, read_saved
 from retouch.comparison.runner import Runner
 from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
-from retouch.comparison.table import Table, html, main_columns, make_table
+from retouch.comparison.table import Table, html, main_columns, make_table, render_markdown
 from retouch.concepts.concept import Concept
 from retouch.core.atomic import atomic_write
 from retouch.core.config import LoadConfig
@@ -49,6 +48,8 @@ from retouch.models.load import load
 
 if TYPE_CHECKING:
     import pandas
+
+Backend = EditableModel | Cluster | int  # a loaded model, or a number of processes
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,7 @@ class Comparison:
         return {id: registry.get_method(id).title for id in self.grid.methods}
 
     def tables(self, *, main: bool = False) -> list[Table]:
-        """The table of each number of examples.
-
-        Args:
-            main: leave out the metrics of the retain set, for a narrow table.
-        """
+        """The table of each number of examples; `main` leaves out those of the retain set."""
         columns = main_columns(self.objective, self.grid.concept, self.grid.direction)
         columns = [column for column in columns if column.main or not main]
         return [
@@ -108,8 +105,7 @@ class Comparison:
             ConfigError: pandas is not installed.
         """
         library = import_library("pandas", "`to_pandas`", "pandas")
-        table: pandas.DataFrame = library.DataFrame(_score_rows(self.results))
-        return table
+        return library.DataFrame(_score_rows(self.results))
 
     def _repr_html_(self) -> str:
         concept, direction = self.grid.concept.name, DIRECTION_DONE[self.grid.direction]
@@ -189,7 +185,7 @@ def compare(
             "Give the model by its name.",
             code="model-not-named",
         )
-    backend: Cluster | int = jobs
+    backend: Backend = editable or jobs
     if ray is not None:
         device = (load_config or LoadConfig()).device
         backend = Cluster(ray, jobs, cpus_per_job, gpus_per_job, device)
@@ -214,24 +210,20 @@ def compare(
     )
     path = Path(output_dir or f"runs/compare-{grid.concept.name}-{direction}")
     with displayed(on_event, "The same call continues with the points that are left.") as events:
-        results = _run_grid(grid, path / "results", editable, backend, events)
+        results = _run_grid(grid, path / "results", backend, events)
         comparison = Comparison(path, grid, tuple(results))
         events(StageEvent("write", "writing the tables and the plot"))
         _write(comparison)
     return comparison
 
 
-def _run_grid(
-    grid: Grid,
-    folder: Path,
-    editable: EditableModel | None,
-    backend: Cluster | int,
-    on_event: OnEvent,
-) -> list[Result]:
+def _run_grid(grid: Grid, folder: Path, backend: Backend, on_event: OnEvent) -> list[Result]:
     """Run the points without a result file; returns all results in the grid's order."""
     points = grid.points()
     identities = {point: grid.identity(point) for point in points}
-    files = {point: folder / f"{point.name}.json" for point in points}
+    files = {
+        point: folder / f"{point.method}-{point.num_examples}-{point.seed}.json" for point in points
+    }
     results = {
         point: read_saved(file, "result", Result, identities[point], "result-broken")
         for point, file in files.items()
@@ -241,7 +233,7 @@ def _run_grid(
     on_event(StageEvent("settings", f"settings of the methods: {grid.settings_origin}"))
     if finished:
         on_event(StageEvent("points", f"{finished} of {len(points)} are finished already"))
-    for result in _run_points(grid, missing, editable, backend, on_event):
+    for result in _run_points(grid, missing, backend, on_event):
         finished += 1
         point = result.point
         saved = {"identity": identities[point], "result": to_plain(result)}
@@ -253,11 +245,7 @@ def _run_grid(
 
 
 def _run_points(
-    grid: Grid,
-    points: Sequence[GridPoint],
-    editable: EditableModel | None,
-    backend: Cluster | int,
-    on_event: OnEvent,
+    grid: Grid, points: Sequence[GridPoint], backend: Backend, on_event: OnEvent
 ) -> Iterator[Result]:
     """Run points on a cluster, in several processes, or in this process for one job."""
     if not points:
@@ -265,13 +253,13 @@ def _run_points(
     if isinstance(backend, Cluster):
         with connect(backend) as allocation:
             yield from RayPool(grid, allocation).run(points, on_event)
-    elif backend > 1:
+    elif isinstance(backend, int) and backend > 1:
         yield from ProcessPool(grid, backend).run(points, on_event)
     else:
-        if editable is None:
+        if isinstance(backend, int):
             on_event(StageEvent("load", f"loading {grid.model}"))
-            editable = load(grid.model, grid.load_config)
-        yield from map(Runner(editable, grid).run, points)
+            backend = load(grid.model, grid.load_config)
+        yield from map(Runner(backend, grid).run, points)
 
 
 def _describe(objective: Objective, result: Result) -> str:

@@ -39,11 +39,6 @@ class GridPoint:
     num_examples: int
     seed: int
 
-    @property
-    def name(self) -> str:
-        """The name of its result file, without the suffix."""
-        return f"{self.method}-{self.num_examples}-{self.seed}"
-
     def __str__(self) -> str:
         return f"{self.method}, {self.num_examples} examples, seed {self.seed}"
 
@@ -53,20 +48,11 @@ class Grid:
     """A comparison before it is run. It holds no model, so that it can be sent to other processes.
 
     Attributes:
-        model: the name of the model.
         model_identity: the facts that decide the model's outputs, for the result files.
-        load_config: how a model that is given by its name is loaded.
-        concept: the concept that is edited.
         measured: the concepts whose metrics are measured.
-        direction: whether the concept is raised or lowered.
-        methods: the ids of the methods, in the order of the tables.
-        num_examples: the numbers of examples.
-        seeds: the seeds.
+        methods: their ids, in the order of the tables.
         settings: for each method, its settings as nested plain values.
         settings_origin: where the settings come from, in words.
-        limit: maximum number of examples per metric.
-        attacks: robustness attacks that every method is evaluated against.
-        source_filter: training examples that replace the concept's source, as in `DataConfig`.
     """
 
     model: str
@@ -107,10 +93,7 @@ class Grid:
         )
 
     def identity(self, point: GridPoint) -> dict[str, Any]:
-        """Everything that decides the result of a point, as plain values.
-
-        A result file with another identity is not reused.
-        """
+        """What decides the result of a point: a file with another identity is not reused."""
         return {
             **self.model_identity,
             "concepts": {concept.name: concept.hash for concept in self.measured},
@@ -138,9 +121,7 @@ def make_grid(
     source_filter: str | None = None,
     load_config: LoadConfig | None = None,
 ) -> Grid:
-    """Make the grid of a comparison and check its settings before a model is loaded.
-
-    The arguments are those of `compare`.
+    """Make the grid of a comparison from the arguments of `compare`, before a model is loaded.
 
     Raises:
         ConfigError: a value is wrong, or a method's library is missing; names the argument.
@@ -167,14 +148,18 @@ def make_grid(
     check_weakening(direction, allow_weakening, concept)
     tuned_values, origin = find_tuned(concept, direction, None if tuned is None else Path(tuned))
     settings = {}
-    for method in map(registry.get_method, dict.fromkeys(methods)):
-        given = flatten(method.defaults(concept, direction)) | tuned_values.get(method.id, {})
-        settings[method.id] = make_settings(method, given, origin).model_dump(mode="json")
+    for id in methods:
+        method = registry.get_method(id)
+        given = flatten(method.defaults(concept, direction)) | tuned_values.get(id, {})
+        settings[id] = make_settings(method, given, origin).model_dump(mode="json")
     others = builtin_names() if metrics == "all" else []
-    load_config = load_config or LoadConfig()
+    name, load_config, fingerprint = model, load_config or LoadConfig(), None
+    if isinstance(name, EditableModel):
+        fingerprint, load_config, name = _fingerprint(name), name.load_config, name.name
+    load_facts = load_config.model_dump(mode="json", include=LOAD_OPTIONS)
     grid = Grid(
-        model=model if isinstance(model, str) else model.name,
-        model_identity=_model_identity(model, load_config),
+        model=name,
+        model_identity={"model": name, **load_facts, "fingerprint": fingerprint},
         load_config=load_config,
         concept=concept,
         measured=(concept, *(load_concept(name) for name in others if name != concept.name)),
@@ -192,19 +177,11 @@ def make_grid(
     return grid
 
 
-def _model_identity(model: EditableModel | str, load_config: LoadConfig) -> dict[str, Any]:
-    """The facts that decide a model's outputs, as plain values.
-
-    The fingerprint is the SHA-256 of the weights and the chat template of a loaded model.
-    """
-    name, options, fingerprint = str(model), load_config, None
-    if not isinstance(model, str):
-        name, options = model.name, model.load_config
-        weights = "" if model.sharded else model.fingerprint
-        template = getattr(model.tokenizer, "chat_template", None)
-        fingerprint = hashlib.sha256(f"{weights}{template}".encode()).hexdigest()
-    facts = options.model_dump(mode="json", include=LOAD_OPTIONS)
-    return {"model": name, **facts, "fingerprint": fingerprint}
+def _fingerprint(editable: EditableModel) -> str:
+    """SHA-256 of the weights and the chat template of a loaded model, in hexadecimal."""
+    weights = "" if editable.sharded else editable.fingerprint
+    template = getattr(editable.tokenizer, "chat_template", None)
+    return hashlib.sha256(f"{weights}{template}".encode()).hexdigest()
 
 
 def unedited_model(

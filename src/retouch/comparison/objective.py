@@ -69,9 +69,8 @@ def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, float]]) 
 
     `point` gives drift and effect of an item: less drift and more effect are better.
     """
-    best, front = float("-inf"), []
+    front: list[T] = []
     for item in sorted(items, key=lambda item: (point(item)[0], -point(item)[1])):
-        if point(item)[1] > best:
-            best = point(item)[1]
+        if not front or point(item)[1] > point(front[-1])[1]:
             front.append(item)
     return front

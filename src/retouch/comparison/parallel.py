@@ -17,35 +17,27 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+from transformers.utils import logging as transformers_logging
+
 import retouch
 from retouch.comparison.grid import Grid, GridPoint
 from retouch.comparison.result import Result
 from retouch.comparison.runner import Runner
 from retouch.core.errors import RetouchError, RunError
-from retouch.core.types import OnEvent, StageEvent, ignore_event
+from retouch.core.types import OnEvent, StageEvent
 from retouch.models.load import load
 
 MAX_DEATHS = 3  # workers that may die running the same point
 JOIN_SECONDS = 5.0  # time that a process has to end
 
-# A result, an error that the user can fix, or the traceback of any other exception.
-Outcome = Result | RetouchError | str
-
 
 class Worker:
-    """Runs points in a process of its own, on this machine or another one.
-
-    Args:
-        grid: the comparison; the model is loaded for the first point.
-        threads: number of CPU threads.
-    """
+    """Runs points in a process of its own, on this machine or another one."""
 
     def __init__(self, grid: Grid, threads: int) -> None:
-        import torch
-        from transformers.utils import logging
-
         # The messages of libraries would appear once for every process.
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b")
         getLogger("bitsandbytes").setLevel(ERROR)
         torch.set_num_threads(threads)
@@ -56,8 +48,8 @@ class Worker:
         """The version of Retouch in the process; returns once the worker is running."""
         return retouch.__version__
 
-    def run(self, point: GridPoint) -> Outcome:
-        """Run a point; exceptions are part of the outcome."""
+    def run(self, point: GridPoint) -> Result | Exception:
+        """Run a point; an exception is returned: a RuntimeError if it is no RetouchError."""
         try:
             if self._runner is None:
                 self._runner = Runner(load(self._grid.model, self._grid.load_config), self._grid)
@@ -65,21 +57,7 @@ class Worker:
         except RetouchError as error:
             return error
         except Exception:
-            return traceback.format_exc()
-
-
-def unwrap(outcome: Outcome, point: GridPoint) -> Result:
-    """The result of a worker's outcome.
-
-    Raises:
-        RetouchError: the worker could not load the model or build the task.
-        RuntimeError: any other exception in the worker, with its traceback.
-    """
-    if isinstance(outcome, RetouchError):
-        raise outcome
-    if isinstance(outcome, str):
-        raise RuntimeError(f"A worker failed while running {point}:\n{outcome}")
-    return outcome
+            return RuntimeError(f"A worker failed while running {point}:\n{traceback.format_exc()}")
 
 
 @dataclass(frozen=True)
@@ -90,44 +68,36 @@ class Allocation:
     cpus: int
     gpus: float = 0.0
 
-    def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.workers} at once, {self.cpus} CPU{gpus} each"
+    @property
+    def each(self) -> str:
+        """The resources of a worker, such as `2 CPU and 1 GPU`."""
+        return f"{self.cpus} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
 class WorkerDiedError(Exception):
-    """A worker died, or the machine that it ran on."""
+    """A worker was killed, as the system does when memory runs out, or its machine failed."""
 
 
 class Pool(ABC):
-    """Workers that run the points of a grid; a subclass decides where.
-
-    Args:
-        grid: the comparison.
-        allocation: the number of workers and their resources.
-    """
+    """Workers that run the points of a grid; a subclass decides where."""
 
     def __init__(self, grid: Grid, allocation: Allocation) -> None:
         self.grid, self.allocation = grid, allocation
 
-    def run(
-        self, points: Sequence[GridPoint], on_event: OnEvent = ignore_event
-    ) -> Iterator[Result]:
+    def run(self, points: Sequence[GridPoint], on_event: OnEvent) -> Iterator[Result]:
         """Run points and yield the results as they arrive.
 
         If a worker dies, another one runs its point again. All workers are stopped when the
         iteration ends, also by an error or Ctrl-C; points that are running then are lost.
-
-        Args:
-            points: the points.
-            on_event: receives the workers' resources, and each death of a worker.
+        `on_event` receives the workers' resources, and each death of a worker.
 
         Raises:
             RetouchError: a worker cannot load the model or build a task.
             RunError: workers cannot start, or die repeatedly while running the same point.
             RuntimeError: any other exception in a worker, with its traceback.
         """
-        message = f"loading {self.grid.model}, once for each worker: {self.allocation}"
+        message = f"loading {self.grid.model}, once for each worker: "
+        message += f"{self.allocation.workers} at once, {self.allocation.each} each"
         on_event(StageEvent("workers", message))
         left = list(reversed(points))
         running: dict[Any, GridPoint | None] = {}  # None for a worker that is starting
@@ -138,13 +108,11 @@ class Pool(ABC):
             # Workers that are still starting are not awaited at the end: they may be queued for
             # longer than all points take.
             while left or any(running.values()):
-                worker = self._wait(list(running))
+                worker, answer = self._receive(list(running))
                 point = running[worker]
-                try:
-                    answer = self._receive(worker)
-                except WorkerDiedError as error:
+                if isinstance(answer, WorkerDiedError):
                     deaths[point] += 1
-                    on_event(StageEvent("workers", self._explain(error, point, deaths[point])))
+                    on_event(StageEvent("workers", self._explain(answer, point, deaths[point])))
                     self._stop(worker)
                     del running[worker]
                     left += [point] if point else []
@@ -157,11 +125,18 @@ class Pool(ABC):
                 else:
                     self._stop(worker)
                     del running[worker]
-                if point:
-                    yield unwrap(answer, point)
-                else:
+                if point is None:
                     deaths[None] = 0
-                    _check_version(answer)
+                    if answer != retouch.__version__:
+                        raise RunError(
+                            f"A worker has Retouch {answer}, not {retouch.__version__}.",
+                            "Install the same version on all nodes of the cluster.",
+                            code="version-mismatch",
+                        )
+                elif isinstance(answer, Exception):
+                    raise answer
+                else:
+                    yield answer
         finally:
             for worker in running:
                 self._stop(worker)
@@ -188,25 +163,12 @@ class Pool(ABC):
         """Give a worker its next point."""
 
     @abstractmethod
-    def _wait(self, workers: list[Any]) -> Any:
-        """The first of the workers with an answer."""
-
-    @abstractmethod
-    def _receive(self, worker: Any) -> Any:
-        """The answer of a worker; raises WorkerDiedError."""
+    def _receive(self, workers: list[Any]) -> tuple[Any, Any]:
+        """The first of the workers with an answer, and the answer; WorkerDiedError if it died."""
 
     @abstractmethod
     def _stop(self, worker: Any) -> None:
         """Stop a worker and free its resources; it may be dead."""
-
-
-def _check_version(version: str) -> None:
-    if version != retouch.__version__:
-        raise RunError(
-            f"A node of the cluster has Retouch {version}, this one {retouch.__version__}.",
-            "Install the same version on all nodes.",
-            code="version-mismatch",
-        )
 
 
 class ProcessPool(Pool):
@@ -228,15 +190,13 @@ class ProcessPool(Pool):
         return parent_end
 
     def _send(self, worker: Connection, point: GridPoint) -> None:
-        with suppress(BrokenPipeError, ConnectionError):  # `_receive` reports a dead process
+        with suppress(ConnectionError):  # `_receive` reports a dead process
             worker.send(point)
 
-    def _wait(self, workers: list[Any]) -> Any:
-        return wait(workers)[0]
-
-    def _receive(self, worker: Connection) -> Any:
+    def _receive(self, workers: list[Connection]) -> tuple[Connection, Any]:
+        worker = next(one for one in wait(workers) if isinstance(one, Connection))
         try:
-            return worker.recv()
+            return worker, worker.recv()
         except (EOFError, ConnectionError):
             process = self._processes[worker]
             process.join(JOIN_SECONDS)
@@ -247,7 +207,7 @@ class ProcessPool(Pool):
                     "`if __name__ == '__main__':`.",
                     code="worker-not-started",
                 ) from None
-            raise WorkerDiedError(f"exit code {process.exitcode}") from None
+            return worker, WorkerDiedError(f"exit code {process.exitcode}")
 
     def _stop(self, worker: Connection) -> None:
         worker.close()
@@ -260,7 +220,7 @@ def _serve(pipe: Connection, grid: Grid, threads: int) -> None:
     # Ctrl-C reaches the whole process group; the parent terminates the processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = Worker(grid, threads)
-    with suppress(EOFError, BrokenPipeError, ConnectionError):  # the parent has closed the pipe
+    with suppress(EOFError, ConnectionError):  # the parent has closed the pipe
         pipe.send(worker.version())
         while True:
             pipe.send(worker.run(pipe.recv()))

@@ -24,11 +24,6 @@ def render_plot(
 
     Error bars reach from the lowest to the highest seed, and the stepped line is the Pareto front
     of the means. Methods without a completed seed are left out.
-
-    Args:
-        objective: the effect and the drift.
-        rows: the summary of the methods.
-        titles: the titles of the methods by id, for the legend.
     """
     # Not pyplot, which keeps global state and needs a display.
     from matplotlib.figure import Figure
@@ -43,13 +38,12 @@ def render_plot(
         panel = [row for row in measured if row.num_examples == count]
         _draw_axis(axis, objective, measured)
         axis.set_title(f"{count} examples", fontsize=11, color=INK, loc="left")
+        legend["Pareto front"] = _draw_front(axis, objective, panel)
         for row in panel:
             number = numbers[row.method]
             label = f"{number}  {titles.get(row.method, row.method)}"
             legend[label] = _draw_point(axis, *_stats(objective, row), row.method, number)
-        legend.setdefault("Pareto front", _draw_front(axis, objective, panel))
     axes[-1].set_xlabel("drift: KL to the base, nats a token", fontsize=11, color=INK)
-    legend["Pareto front"] = legend.pop("Pareto front")  # the last entry
     figure.legend(legend.values(), legend, loc="outside right upper", labelcolor=INK, frameon=False)
     buffer = io.BytesIO()
     # Without the version of matplotlib, so that equal results give equal files.
@@ -119,9 +113,7 @@ def _draw_front(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> 
     """Draw the Pareto front of the means up to the edge of the panel; returns the line."""
     means = [(drift.mean, effect.mean) for drift, effect in (_stats(objective, r) for r in rows)]
     front = pareto_front(means, lambda mean: (mean[0], objective.gain(mean[1])))
-    drifts = [drift for drift, _ in front] + [axis.get_xlim()[1]] * bool(front)
-    effects = [effect for _, effect in front] + [effect for _, effect in front[-1:]]
-    (line,) = axis.plot(
-        drifts, effects, color=SOFT, linewidth=1.2, drawstyle="steps-post", zorder=1
-    )
-    return line
+    front += [(axis.get_xlim()[1], effect) for _, effect in front[-1:]]
+    drifts, effects = [drift for drift, _ in front], [effect for _, effect in front]
+    style = {"color": SOFT, "linewidth": 1.2, "drawstyle": "steps-post", "zorder": 1}
+    return axis.plot(drifts, effects, **style)[0]

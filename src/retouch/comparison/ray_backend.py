@@ -23,8 +23,7 @@ LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 5.0  # time that a cluster's address has to answer
 
 # Ray reads these when it is imported. The first restricts a cluster on this machine to the loopback
-# interface; the second keeps Ray's messages about dead workers off the standard output, since the
-# pool reports them.
+# interface; the second keeps Ray's messages about dead workers, which the pool reports, off stdout.
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|marked dead",
@@ -42,7 +41,6 @@ class Cluster:
         jobs: maximum number of workers.
         cpus: CPUs per worker; None divides those of the cluster.
         gpus: GPUs per worker, may be a fraction; None decides by the device.
-        device: the device of the models, as in `LoadConfig`.
     """
 
     address: str
@@ -109,15 +107,12 @@ class RayPool(Pool):
     def _send(self, worker: Any, point: GridPoint) -> None:
         self._calls[worker] = worker.run.remote(point)
 
-    def _wait(self, workers: list[Any]) -> Any:
+    def _receive(self, workers: list[Any]) -> tuple[Any, Any]:
         by_call = {self._calls[worker]: worker for worker in workers}
-        ready, _ = self._ray.wait(list(by_call), num_returns=1)
-        return by_call[ready[0]]
-
-    def _receive(self, worker: Any) -> Any:
+        (call,), _ = self._ray.wait(list(by_call), num_returns=1)
         errors = self._ray.exceptions
         try:
-            return self._ray.get(self._calls[worker])
+            return by_call[call], self._ray.get(call)
         except errors.RayError as error:
             if isinstance(error, errors.RayTaskError) or getattr(error, "actor_init_failed", False):
                 raise RunError(
@@ -125,7 +120,7 @@ class RayPool(Pool):
                     "Every node needs the same Retouch and libraries as this one.",
                     code="worker-not-started",
                 ) from None
-            raise WorkerDiedError(type(error).__name__) from None
+            return by_call[call], WorkerDiedError(type(error).__name__)
 
     def _stop(self, worker: Any) -> None:
         with suppress(self._ray.exceptions.RayError):  # it is dead already
@@ -145,7 +140,7 @@ def connect(cluster: Cluster) -> Iterator[Allocation]:
     """
     ray = import_ray()
     if ray.is_initialized():
-        yield _allocate_alive(ray, cluster)
+        yield allocate(cluster, _nodes(ray))
         return
     # Not the system's temporary folder: Ray puts sockets there, and their paths must be short.
     folder = tempfile.mkdtemp(prefix="retouch-", dir="/tmp" if os.path.isdir("/tmp") else None)
@@ -154,10 +149,10 @@ def connect(cluster: Cluster) -> Iterator[Allocation]:
     try:
         with _interrupts_blocked():
             if cluster.address == LOCAL:
-                _start_cluster(ray, cluster, folder)
+                _start(ray, cluster, folder)
             else:
-                _join_cluster(ray, cluster.address)
-        yield _allocate_alive(ray, cluster)
+                _join(ray, cluster.address)
+        yield allocate(cluster, _nodes(ray))
     finally:
         ray.shutdown()
         if is_main:
@@ -169,11 +164,7 @@ def allocate(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Allocati
     """Decide how many workers run at once, and what is reserved for each.
 
     A worker runs on one node. Without `cpus`, it gets as many as still allow the maximum number of
-    workers to run at once.
-
-    Args:
-        cluster: the options.
-        nodes: the resources of each node, by Ray's names for them.
+    workers to run at once. `nodes` are the resources of each node, by Ray's names for them.
 
     Raises:
         ConfigError: no node has the resources for a worker.
@@ -184,7 +175,12 @@ def allocate(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Allocati
         gpus = float(cluster.device == "cuda" or (cluster.device == "auto" and any_gpu))
 
     def capacity(cpus: int) -> int:
-        return sum(_workers_on(node, cpus, gpus) for node in nodes)
+        by_cpu = [int(node.get("CPU", 0) // cpus) for node in nodes]
+        if not gpus:
+            return sum(by_cpu)
+        # The added term is for rounding: ten workers with 0.1 GPU each fit on one GPU.
+        by_gpu = [math.floor(node.get("GPU", 0) / gpus + 1e-9) for node in nodes]
+        return sum(map(min, by_cpu, by_gpu))
 
     cpus = cluster.cpus
     if cpus is None:
@@ -193,7 +189,7 @@ def allocate(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Allocati
         cpus = next((n for n in range(most, 0, -1) if capacity(n) >= workers), 1)
     workers = min(capacity(cpus), cluster.jobs)
     if not workers:
-        needed = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        needed = Allocation(1, cpus, gpus).each
         raise ConfigError(
             f"No node of the cluster has the {needed} that a worker needs.",
             "Lower `cpus_per_job` or `gpus_per_job`.",
@@ -202,25 +198,17 @@ def allocate(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> Allocati
     return Allocation(workers, cpus, gpus)
 
 
-def _workers_on(node: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """The number of workers that a node has the resources for."""
-    by_cpu = int(node.get("CPU", 0) // cpus)
-    # The added term is for rounding: ten workers with 0.1 GPU each fit on one GPU.
-    return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
+def _nodes(ray: Any) -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _allocate_alive(ray: Any, cluster: Cluster) -> Allocation:
-    return allocate(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-
-
-def _start_cluster(ray: Any, cluster: Cluster, folder: str) -> None:
+def _start(ray: Any, cluster: Cluster, folder: str) -> None:
     """Start a cluster on this machine; its workers import from the same paths as this process."""
-    cores = max(os.cpu_count() or 1, cluster.jobs * (cluster.cpus or 1))
     paths = os.pathsep.join(path for path in sys.path if path)
     with _environment(PYTHONPATH=paths):
         ray.init(
             address=LOCAL,
-            num_cpus=cores,
+            num_cpus=max(os.cpu_count() or 1, cluster.jobs * (cluster.cpus or 1)),
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
@@ -229,7 +217,7 @@ def _start_cluster(ray: Any, cluster: Cluster, folder: str) -> None:
         )
 
 
-def _join_cluster(ray: Any, address: str) -> None:
+def _join(ray: Any, address: str) -> None:
     """Connect to a cluster that is running; raises ConfigError if there is none."""
     host, _, port = address.rpartition(":")
     try:

@@ -23,9 +23,7 @@ class Result:
     """The result of a grid point.
 
     Attributes:
-        point: the grid point.
-        state: whether the method completed.
-        reason: why it failed.
+        reason: why the method failed.
         seconds: time that the method took, without the evaluation.
         threads: number of CPU threads it ran on.
         records: the metrics of the base and, as `after`, of the model with the method applied.
@@ -53,17 +51,13 @@ def final_score(record: Record) -> Score:
 def read_saved(
     file: Path, key: str, kind: type[T], identity: Mapping[str, Any], code: str
 ) -> T | None:
-    """Read an object from a file of a comparison or a study; None if the file does not exist.
+    """Read the object of a key from a JSON file, whose key `identity` must have the given value.
 
-    Args:
-        file: the JSON file, which has the keys `identity` and `key`.
-        key: the key of the object.
-        kind: the type of the object.
-        identity: the identity that the file must have.
-        code: the code of the error of a broken file.
+    Returns None if the file does not exist.
 
     Raises:
-        RunError: the file is broken, or has another identity; names the first difference.
+        RunError: the file is broken (`code`), or was made with another identity; names the first
+            difference.
     """
     if not file.exists():
         return None

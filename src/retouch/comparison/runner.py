@@ -25,14 +25,7 @@ from retouch.task.task import EditTask, build_task
 
 
 class Runner:
-    """Runs points one after the other; caches the base model's responses and the last task.
-
-    Args:
-        editable: the base model.
-        grid: the comparison.
-        split: the split to measure on.
-        on_event: receives the stages of building a task.
-    """
+    """Runs points one after the other; caches the base model's responses and the last task."""
 
     def __init__(
         self,
@@ -54,15 +47,8 @@ class Runner:
         key = point.num_examples, point.seed
         if self._task is None or self._task[0] != key:
             grid, data = self._grid, self._grid.data(point.num_examples)
-            task = build_task(
-                self._editable,
-                grid.concept,
-                grid.direction,
-                point.seed,
-                data,
-                on_event=self._on_event,
-            )
-            self._task = key, task
+            where = grid.concept, grid.direction, point.seed, data
+            self._task = key, build_task(self._editable, *where, on_event=self._on_event)
         return self._task[1]
 
     def run(
@@ -73,10 +59,7 @@ class Runner:
     ) -> Result:
         """Run a point; an error of its method makes it a failed result.
 
-        Args:
-            point: the point.
-            overrides: settings by dotted path that replace those of the grid.
-            progress: receives the progress of the method.
+        `overrides` are settings by dotted path that replace those of the grid.
 
         Raises:
             RetouchError: the task cannot be built, which concerns all methods.

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retouch.comparison.objective import pareto_front
-from retouch.comparison.result import read_saved
 from retouch.core.atomic import atomic_write
 from retouch.core.serialization import to_json, to_plain
 
+FILE = "study.json"
 MAX_DRIFT = 0.01  # nats a token
 TOLERANCE = 0.01  # effects that differ by no more than this count as equal
 
@@ -22,11 +22,10 @@ class Trial:
 
     Attributes:
         number: from 0; trial 0 has the defaults.
-        settings: the searched settings by dotted path.
+        settings: the searched ones, by dotted path.
         effect: on the validation split, in [0, 1], higher is better; None if the trial failed.
         drift: on the validation split, nats a token; None if the trial failed.
         seconds: time of applying the method and of the evaluation.
-        state: whether the trial completed.
         reason: why it failed.
     """
 
@@ -55,7 +54,6 @@ class Study:
         identity: everything that decides the result of a trial: model, method, concept, data, seed.
         budget: the maximum number of `trials`, and of `minutes` that all trials may take.
         max_drift: maximum drift of the selected trial, nats a token.
-        trials: the trials so far.
     """
 
     path: Path
@@ -105,17 +103,7 @@ class Study:
             "trials": to_plain(self.trials),
             "best_trial": to_plain(self.best_trial),
         }
-        atomic_write(self.path / "study.json", to_json(values, indent=2) + "\n")
-
-    def read(self) -> None:
-        """Read the trials of `study.json`, if it exists.
-
-        Raises:
-            RunError: the file is broken, or is of another study.
-        """
-        file = self.path / "study.json"
-        trials = read_saved(file, "trials", list[Trial], self.identity, "study-broken")
-        self.trials = trials or []
+        atomic_write(self.path / FILE, to_json(values, indent=2) + "\n")
 
 
 def select_trial(trials: Sequence[Trial], max_drift: float = MAX_DRIFT) -> Trial | None:
@@ -126,12 +114,7 @@ def select_trial(trials: Sequence[Trial], max_drift: float = MAX_DRIFT) -> Trial
     equals. If the best effect within the maximum drift is less than half of the best effect of all
     trials, the method needs more drift to work, and all trials are candidates.
 
-    Args:
-        trials: the trials of a study.
-        max_drift: nats a token.
-
-    Returns:
-        The selected trial; None if all trials failed.
+    Returns None if all trials failed.
     """
     completed = _completed(trials)
     if not completed:

@@ -33,8 +33,6 @@ class SummaryRow:
     """A method at a number of examples.
 
     Attributes:
-        method: the id of the method.
-        num_examples: the number of examples.
         metrics: over the completed seeds, by `suite/metric`; empty if there are none.
         seconds: mean time of the method; None if no seed completed.
         failures: the error of each failed seed.
@@ -53,7 +51,6 @@ class PairedTest:
 
     Attributes:
         method: the id of the other method.
-        num_examples: the number of examples.
         metric: as `suite/metric`.
         seeds: the number of seeds that both methods completed.
         difference: Retouch's value minus the other's.

@@ -1,4 +1,4 @@
-"""The tables of a comparison as rows of text, in Markdown and HTML."""
+"""The tables of a comparison in Markdown and HTML, and its page, `compare.md`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from retouch.comparison.grid import Grid
 from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.result import Result
 from retouch.comparison.summary import UNEDITED, PairedTest, SummaryRow
 from retouch.concepts.concept import Concept
-from retouch.core.formatting import show_value, words
+from retouch.core.formatting import DIRECTION_DONE, show_value, words
 from retouch.core.types import Better, Direction
 
 MISSING = "–"
@@ -24,8 +25,6 @@ class Column:
 
     Attributes:
         key: `suite/metric`.
-        title: the column's title.
-        unit: the unit of its values.
         better: which way is better; the best value is marked.
         main: whether a narrow table includes it.
         worst: whether the worst seed is shown beside the mean.
@@ -76,11 +75,12 @@ def main_columns(objective: Objective, concept: Concept, direction: Direction) -
 
 def other_columns(results: Sequence[Result], columns: Sequence[Column]) -> list[Column]:
     """The columns of every metric that was measured and is not among `columns`."""
-    found = {column.key: column for column in columns}
+    found: dict[str, Column] = {}
     for record in (record for result in results for record in result.records):
         key = metric_key(record)
         found.setdefault(key, Column(key, words(record.metric), record.unit, record.better))
-    return list(found.values())[len(columns) :]
+    shown = {column.key for column in columns}
+    return [column for column in found.values() if column.key not in shown]
 
 
 def make_table(
@@ -94,18 +94,15 @@ def make_table(
 ) -> Table:
     """Make the table of one number of examples, with a row for each method.
 
-    A method without a completed seed has dashes, and a footnote gives the reason.
-
-    Args:
-        num_examples: the number of examples.
-        rows: the summary of all methods.
-        columns: the metrics to show.
-        tests: paired tests, whose adjusted p-values are shown.
-        titles: the titles of the methods by id.
-        seconds: whether to show the time of each method.
+    The adjusted p-values of `tests` are shown beside the effect and the drift. A method without a
+    completed seed has dashes, and a footnote gives the reason.
     """
     rows = [row for row in rows if row.num_examples == num_examples]
-    p = {(one.metric, one.method): one.p_holm for one in tests if one.num_examples == num_examples}
+    p = {
+        (one.metric, one.method): f"{one.p_holm:.4f}" if one.p_holm >= MIN_P else f"< {MIN_P}"
+        for one in tests
+        if one.num_examples == num_examples
+    }
     tested = [column for column in columns if any(key == column.key for key, _ in p)]
     best = {column.key: _best(column, rows) for column in columns}
     head = ["method", *(column.title for column in columns)]
@@ -118,7 +115,7 @@ def make_table(
         line += [_entry(row, column, best[column.key]) for column in columns]
         if seconds:
             line.append(Entry(MISSING if row.seconds is None else f"{row.seconds:.1f}"))
-        line += [Entry(_show_p(p.get((column.key, row.method)))) for column in tested]
+        line += [Entry(p.get((column.key, row.method), "")) for column in tested]
         lines.append(tuple(line))
     return Table(num_examples, tuple(head), tuple(lines), tuple(notes))
 
@@ -148,12 +145,46 @@ def html(table: Table) -> str:
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table><p>{notes}</p>"
 
 
+def render_markdown(
+    grid: Grid,
+    results: Sequence[Result],
+    rows: Sequence[SummaryRow],
+    tests: Sequence[PairedTest],
+    titles: Mapping[str, str],
+) -> str:
+    """Render the page: for each number of examples the main table, and the other metrics."""
+    concept, objective = grid.concept, grid.objective()
+    columns = main_columns(objective, concept, grid.direction)
+    others = other_columns(results, columns)
+    seeds = f"{len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
+    limit = "" if grid.limit is None else f" ({grid.limit} examples per metric)"
+    parts = [
+        f"# {concept.title}, {DIRECTION_DONE[grid.direction]}: methods compared on {grid.model}\n",
+        f"Means over {seeds} on the test split{limit}. The effect is "
+        f"{words(objective.effect.metric)}, {objective.better} is better. Every method was trained "
+        "on the same examples: as many source examples as the heading says, and as many target "
+        f"examples. Settings: {grid.settings_origin}. Seconds are the time of the method, without "
+        "the evaluation. The best value of each column is bold; the unedited model is left out.\n",
+    ]
+    if tests:
+        parts.append(
+            "p is the two-sided p-value of the difference from Retouch in effect and in drift: a "
+            "paired bootstrap over examples and seeds, adjusted by Holm's method for the methods "
+            "in the table.\n"
+        )
+    parts.append("![Effect against drift](compare.png)\n")
+    for count in grid.num_examples:
+        parts.append(f"## {count} examples\n")
+        parts.append(markdown(make_table(count, rows, columns, tests, titles)))
+        if others:
+            parts.append(f"### The other metrics, {count} examples\n")
+            parts.append(markdown(make_table(count, rows, others, (), titles, seconds=False)))
+    return "\n".join(parts)
+
+
 def _numbered(notes: Sequence[str]) -> Iterator[str]:
-    return (f"{_superscript(number)} {note}" for number, note in enumerate(notes, start=1))
-
-
-def _superscript(number: int) -> str:
-    return str(number).translate(_SUPERSCRIPT)
+    for number, note in enumerate(notes, start=1):
+        yield f"{str(number).translate(_SUPERSCRIPT)} {note}"
 
 
 def _note_marks(row: SummaryRow, notes: list[str]) -> str:
@@ -165,7 +196,7 @@ def _note_marks(row: SummaryRow, notes: list[str]) -> str:
     for reason, seeds in seeds_by_reason.items():
         named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         notes.append(f"{row.method}, {named}: {reason}")
-        marks += f" {_superscript(len(notes))}"
+        marks += f" {len(notes)}".translate(_SUPERSCRIPT)
     return marks
 
 
@@ -189,9 +220,3 @@ def _entry(row: SummaryRow, column: Column, best: str) -> Entry:
     mean, worst = (show_value(v, column.unit) for v in (stats.mean, stats.worst(column.better)))
     text = f"{mean} ({worst})" if column.worst and stats.low != stats.high else mean
     return Entry(text, row.method != UNEDITED and mean == best)
-
-
-def _show_p(p: float | None) -> str:
-    if p is None:
-        return ""
-    return f"{p:.4f}" if p >= MIN_P else f"< {MIN_P}"

@@ -1,30 +1,41 @@
 """Tune the settings of a method on the validation split.
 
-`study.json` is written after every trial, and a call that finds one continues the study. A trial
-that was interrupted is run again.
+`study.json` is written after every trial, and a call that finds one continues the study: Optuna's
+sampler is created anew for every trial, with a seed of its own and the trials on disk, so that the
+trials are the same as those of a study that was not interrupted.
 """
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retouch.comparison.grid import Grid, check_integer, make_grid, unedited_model
+from pydantic import BaseModel
+
+from retouch.comparison.grid import Grid, check_integer, import_library, make_grid, unedited_model
 from retouch.comparison.objective import metric_key
+from retouch.comparison.result import read_saved
 from retouch.comparison.runner import Runner
-from retouch.comparison.search_space import Dimension, build_search_space, suggest
-from retouch.comparison.study import MAX_DRIFT, Study, Trial
+from retouch.comparison.study import FILE, MAX_DRIFT, Study, Trial
 from retouch.concepts.concept import Concept
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
-from retouch.core.options import flatten
+from retouch.core.options import flatten, list_options
 from retouch.core.progress import displayed
+from retouch.core.serialization import to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent
 from retouch.methods import registry
 from retouch.models.load import load
+
+DIGITS = 3  # significant digits of a sampled number, so that settings files stay legible
+RETRIES = 8  # further samples in place of settings that a trial has had already
 
 
 def tune(
@@ -110,8 +121,8 @@ def tune(
         "limit": limit,
     }
     path = Path(output_dir or f"runs/tune-{grid.concept.name}-{direction}-{method}")
-    study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift)
-    study.read()
+    saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
+    study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift, saved)
     if study.budget_spent or suggest(space, study.trials, seed) is None:
         study.write()  # its budget and maximum drift may have changed
         return study
@@ -130,18 +141,15 @@ def _run_trials(
     """Run trials until the budget is spent or every point of the space has been tried."""
     (point,), objective = grid.points(), grid.objective()
     runner.build_task(point)  # before the time of the first trial begins
-
-    def report(description: str, done: int, total: int) -> None:
-        on_event(StageEvent("trial", "", done, total))
-
     while not study.budget_spent:
-        number = len(study.trials)
+        number, began = len(study.trials), time.monotonic()
         values = suggest(space, study.trials, point.seed)
         if values is None:
             on_event(StageEvent("trial", "every combination of settings has been tried"))
             return
-        began = time.monotonic()
-        result = runner.run(point, values, report)
+        result = runner.run(
+            point, values, lambda _, done, total: on_event(StageEvent("trial", "", done, total))
+        )
         seconds = round(time.monotonic() - began, 3)
         if result.state == "failed":
             trial = Trial(number, values, None, None, seconds, "failed", result.reason)
@@ -157,3 +165,113 @@ def _run_trials(
         if study.best_trial is trial:
             message += ", the best so far"
         on_event(StageEvent("trial", f"{number + 1}/{study.budget['trials']}: {message}"))
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting and its range.
+
+    Attributes:
+        path: the dotted path of the setting, such as `train.learning_rate`.
+        default: the value of the first trial, which may be out of the range.
+        distribution: Optuna's distribution of the values, or of the indices of `choices`, since
+            Optuna does not support lists as categories.
+        choices: the values of a categorical setting; empty for a range.
+    """
+
+    path: str
+    default: Any
+    distribution: Any
+    choices: tuple[Any, ...] = ()
+
+    def value(self, sample: Any) -> Any:
+        """The setting's value for a sample of the distribution: a number has few digits."""
+        if self.choices:
+            return self.choices[sample]
+        if isinstance(sample, int):
+            return sample
+        rounded = float(f"{sample:.{DIGITS}g}")
+        return min(max(rounded, self.distribution.low), self.distribution.high)
+
+    def sample(self, value: Any) -> Any:
+        """The sample of a value, the reverse of `value`."""
+        return self.choices.index(value) if self.choices else value
+
+
+def build_search_space(
+    settings: type[BaseModel], defaults: Mapping[str, Any] | None = None
+) -> list[Dimension]:
+    """Build the search space from the fields that `core.config.option` gives a search range.
+
+    `defaults` by dotted path replace those of the class.
+
+    Raises:
+        ConfigError: Optuna is not installed.
+    """
+    distributions = import_library("optuna", "Tuning", "'retouch[compare]'").distributions
+    dimensions = []
+    for option in list_options(settings):
+        search = option.extra.get("search")
+        if not search:
+            continue
+        default = option.field.default
+        choices = tuple(to_plain(one) for one in search.get("choices", ()))
+        if choices:
+            distribution = distributions.CategoricalDistribution(range(len(choices)))
+        elif isinstance(default, int):
+            distribution = distributions.IntDistribution(**search)
+        else:
+            distribution = distributions.FloatDistribution(**search)
+        first = to_plain((defaults or {}).get(option.path, default))
+        dimensions.append(Dimension(option.path, first, distribution, choices))
+    return dimensions
+
+
+def suggest(
+    space: Sequence[Dimension], trials: Sequence[Trial], seed: int
+) -> dict[str, Any] | None:
+    """The settings of the next trial by dotted path; None when every point has been tried.
+
+    The first trial has the defaults, the others are suggested by Optuna's multi-objective TPE
+    sampler. In a categorical space every point is tried once, in random order.
+    """
+    number, tried = len(trials), [dict(trial.settings) for trial in trials]
+    if number == 0:
+        return {one.path: one.default for one in space}
+    if all(one.choices for one in space):
+        paths = [one.path for one in space]
+        products = itertools.product(*(one.choices for one in space))
+        points = (dict(zip(paths, values, strict=True)) for values in products)
+        left = [point for point in points if point not in tried]
+        return random.Random(f"{seed}:{number}").choice(left) if left else None
+    values: dict[str, Any] = {}
+    for retry in range(RETRIES):
+        values = _sample(space, trials, random.Random(f"{seed}:{number}:{retry}").getrandbits(32))
+        if values not in tried:
+            break
+    return values
+
+
+def _sample(space: Sequence[Dimension], trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+    """One sample of Optuna's TPE sampler, given the completed trials."""
+    import optuna
+
+    distributions = {one.path: one.distribution for one in space}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=seed)
+        )
+        for trial in (trial for trial in trials if trial.state == "complete"):
+            # Optuna refuses values out of their range, where the defaults may be.
+            with suppress(ValueError):
+                params = {one.path: one.sample(trial.settings[one.path]) for one in space}
+                drift, effect = trial.point
+                study.add_trial(
+                    optuna.create_trial(
+                        params=params, distributions=distributions, values=[effect, drift]
+                    )
+                )
+        params = study.ask(distributions).params
+    return {one.path: one.value(params[one.path]) for one in space}

@@ -79,22 +79,16 @@ def make_settings(method: Method, values: Mapping[str, Any], where: str) -> Base
 
 
 def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: str) -> None:
-    """Write the settings of a method into a file, beside those of other methods.
+    """Write the settings of a method, by dotted path, into a file, beside those of other methods.
 
-    Args:
-        file: the file; one that exists is extended.
-        method: the id of the method.
-        settings: by dotted path.
-        budget: what the search could spend, for the comment.
+    `budget` states the cost of the search, for the comment.
 
     Raises:
         ConfigError: the file exists and is not a file of tuned settings.
         RunError: it cannot be written.
     """
-    saved, budgets = {}, {}
-    if file.is_file():
-        saved = _read(file)
-        budgets = dict(_BUDGET.findall(file.read_text("utf-8")))
+    saved = _read(file) if file.is_file() else {}
+    budgets = dict(_BUDGET.findall(file.read_text("utf-8"))) if saved else {}
     saved[method], budgets[method] = dict(settings), budget
     parts = [HEAD]
     for id in (id for id in method_ids() if id in saved):

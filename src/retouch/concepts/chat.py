@@ -64,22 +64,17 @@ def _apply_template(tokenizer: Any, prompt: Sequence[Message]) -> str:
 
 def _forms(prompt: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
     """The turns as templates accept them: as text or in parts, with or without a system turn."""
-    merged = _merge_system(prompt)
-    for turns in (prompt, merged) if len(merged) < len(prompt) else (prompt,):
+    forms = [prompt]
+    if [turn.role for turn in prompt[:2]] == ["system", "user"]:
+        first = Message("user", f"{prompt[0].content}\n\n{prompt[1].content}")
+        forms.append([first, *prompt[2:]])
+    for turns in forms:
         yield [{"role": turn.role, "content": turn.content} for turn in turns]
         # Templates of vision-language models may expect a list of parts.
         yield [
             {"role": turn.role, "content": [{"type": "text", "text": turn.content}]}
             for turn in turns
         ]
-
-
-def _merge_system(prompt: Sequence[Message]) -> list[Message]:
-    """The turns with a system turn prepended to the first user turn."""
-    if len(prompt) < 2 or prompt[0].role != "system" or prompt[1].role != "user":
-        return list(prompt)
-    first = Message("user", f"{prompt[0].content}\n\n{prompt[1].content}")
-    return [first, *prompt[2:]]
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> list[int]:

@@ -141,7 +141,7 @@ class Concept:
         """
         from retouch.concepts.custom import concept_from_pairs
 
-        return concept_from_pairs(source, target, retain, name=name, description=description)
+        return concept_from_pairs(source, target, retain, name, description)
 
     @staticmethod
     def from_file(path: Path | str) -> Concept:
@@ -168,7 +168,7 @@ class Concept:
         """
         from retouch.concepts.custom import concept_from_dataset
 
-        return concept_from_dataset(dataset, name=name, description=description)
+        return concept_from_dataset(dataset, name, description)
 
 
 def content_hash(concept: Concept) -> str:

@@ -1,9 +1,4 @@
-"""A user's data as a concept: from a file, from lists of prompts, or from a dataset.
-
-Without given splits the examples are split 60 / 20 / 20. Examples that share an entity, a pair or a
-prompt stay in one split. The split depends on a hash of their content alone: not on chance, and not
-on their order.
-"""
+"""A user's data as a concept: from a file, from lists of prompts, or from a dataset."""
 
 from __future__ import annotations
 
@@ -62,18 +57,9 @@ def concept_from_file(path: Path) -> Concept:
 
 
 def concept_from_pairs(
-    source: Iterable[str | Mapping[str, Any]],
-    target: Iterable[str | Mapping[str, Any]],
-    retain: Iterable[str | Mapping[str, Any]] = (),
-    *,
-    name: str = "custom",
-    description: str = "",
+    source: Any, target: Any, retain: Any, name: str, description: str
 ) -> Concept:
-    """Make a concept from lists of prompts. See `Concept.from_pairs`.
-
-    Raises:
-        DataError: the lists differ in length, are too short, or have a wrong entry.
-    """
+    """Make a concept from lists of prompts. See `Concept.from_pairs`."""
     sources, targets, retained = (
         list(_parse_rows(argument, entries, PAIR_COLUMNS, LABEL_OF[argument]))
         for argument, entries in (("source", source), ("target", target), ("retain", retain))
@@ -101,12 +87,8 @@ def concept_from_pairs(
     )
 
 
-def concept_from_dataset(dataset: Any, *, name: str = "custom", description: str = "") -> Concept:
-    """Make a concept from a dataset. See `Concept.from_dataset`.
-
-    Raises:
-        DataError: a row is wrong, or there are too few examples of a label.
-    """
+def concept_from_dataset(dataset: Any, name: str, description: str) -> Concept:
+    """Make a concept from a dataset. See `Concept.from_dataset`."""
     return _build(
         list(_parse_dataset(dataset)),
         name=name,
@@ -204,11 +186,11 @@ def _build(
 
 
 def split_examples(examples: Sequence[LocatedExample]) -> dict[Split, tuple[Example, ...]]:
-    """Split examples as their rows say, or by a stable hash.
+    """Split examples as their rows say, or 60 / 20 / 20 by a hash of their content alone.
 
     Examples that share an entity, a pair or a prompt form a unit that stays together. Units with
     the same labels are ordered by their hashes and cut at 60 % and 80 %, so that five units are
-    enough for every split to get some.
+    enough for every split to get some. Neither chance nor the order of the examples matters.
     """
     units = _units([one.example for one in examples])
     labels: dict[_Key, set[str]] = defaultdict(set)

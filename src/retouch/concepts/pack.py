@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
 from retouch.concepts.examples import read_examples
 from retouch.core.atomic import atomic_write
-from retouch.core.config_file import explicit, read_mapping, resolve
+from retouch.core.config_file import explicit, read_config_file, resolve
 from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import SPLITS, Direction, Split
@@ -50,21 +50,13 @@ def read_pack(folder: Folder, file_name: str = FILE_NAME) -> tuple[Concept, tupl
     """
     file = folder / file_name
     pack = _read_pack_file(file)
-    concept = Concept(
-        name=pack.name,
-        title=pack.title,
-        description=pack.description,
-        examples=_read_splits(folder, pack),
-        directions=pack.directions,
-        weakens=pack.weakens,
-        settings={
-            direction: _settings(file, direction, values)
-            for direction, values in pack.settings.items()
-        },
-        metrics=pack.metrics,
-        source=str(file),
-    )
-    return concept, pack.uses
+    values = dict(pack) | {
+        "examples": _read_splits(folder, pack),
+        "settings": {key: _settings(file, key, each) for key, each in pack.settings.items()},
+        "source": str(file),
+    }
+    del values["uses"]
+    return Concept(**values), pack.uses
 
 
 def _read_splits(folder: Folder, pack: PackFile) -> dict[Split, tuple[Example, ...]]:
@@ -83,7 +75,7 @@ def _read_splits(folder: Folder, pack: PackFile) -> dict[Split, tuple[Example, .
 def _read_pack_file(file: Folder) -> PackFile:
     hint = "A pack is a folder with concept.yaml and a .jsonl file for each split."
     try:
-        pack = PackFile.model_validate(read_mapping(file, DataError, "yaml-syntax", hint))
+        pack = PackFile.model_validate(read_config_file(file, DataError, "yaml-syntax", hint))
     except ValidationError as error:
         raise _invalid(file, error) from None
     names = [f"{metric.suite}.{metric.metric}" for metric in pack.metrics]

@@ -150,20 +150,17 @@ def _check_references(concept: Concept) -> None:
     """Check that every label of a direction or a metric, and every effect, exists."""
     labels = {example.label for split in SPLITS for example in concept.examples[split]}
     metrics = {metric.metric for metric in concept.metrics}
+    references = [(f"metrics.{metric.metric}", metric.labels) for metric in concept.metrics]
     for direction, spec in concept.directions.items():
         for field in ("source", "target", "retain"):
-            _check_labels(concept, f"directions.{direction}.{field}", getattr(spec, field), labels)
+            references.append((f"directions.{direction}.{field}", getattr(spec, field)))
         if spec.effect and spec.effect not in metrics:
             key = f"directions.{direction}.effect"
             raise _unknown(concept, key, "metric", spec.effect, metrics)
-    for metric in concept.metrics:
-        _check_labels(concept, f"metrics.{metric.metric}", metric.labels, labels)
-
-
-def _check_labels(concept: Concept, key: str, labels: Iterable[str], known: set[str]) -> None:
-    for label in labels:
-        if label not in known:
-            raise _unknown(concept, key, "label", label, known)
+    for key, names in references:
+        for name in names:
+            if name not in labels:
+                raise _unknown(concept, key, "label", name, labels)
 
 
 def _unknown(concept: Concept, key: str, noun: str, word: str, known: Collection[str]) -> DataError:

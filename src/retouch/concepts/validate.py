@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import TypeVar
+from itertools import combinations
+from operator import attrgetter
+from statistics import median
 
 from retouch.concepts.concept import Concept, Example
 from retouch.core.finding import LEVELS, Finding, Level
 from retouch.core.types import SPLITS, Split
-
-Key = TypeVar("Key", bound=Hashable)
 
 MAX_RATIO = 3.0  # a larger ratio of the numbers, or of the lengths, of examples gives a warning
 
@@ -26,7 +25,6 @@ def validate(concept: Concept) -> list[Finding]:
         _check_directions,
         _check_splits,
         _check_pairs,
-        _check_balance,
         _check_responses,
         _check_metrics,
         _count_examples,
@@ -43,13 +41,10 @@ def _count_examples(concept: Concept) -> Iterator[Finding]:
 
 
 def _check_directions(concept: Concept) -> Iterator[Finding]:
-    """Every set of every direction has examples."""
+    """Every set of every direction has examples; source and target have similar numbers."""
     if not concept.directions:
-        yield Finding(
-            "ok",
-            "no-directions",
-            "There are no directions: the concept only serves other concepts.",
-        )
+        message = "There are no directions: the concept only serves other concepts."
+        yield Finding("ok", "no-directions", message)
     for direction, spec in concept.directions.items():
         for name in ("source", "target", "retain"):
             labels = getattr(spec, name)
@@ -58,59 +53,46 @@ def _check_directions(concept: Concept) -> Iterator[Finding]:
                     continue
                 # Training and checkpoint selection fail without them; the test split only scores.
                 level: Level = "error" if split != "test" and name != "retain" else "warning"
-                yield Finding(
-                    level,
-                    "examples-missing",
-                    f"{direction}: {split} has no {name} examples ({', '.join(labels) or '-'}).",
-                    f"Add examples with these labels to {split}.",
+                message = (
+                    f"{direction}: {split} has no {name} examples ({', '.join(labels) or '-'})."
                 )
+                hint = f"Add examples with these labels to {split}."
+                yield Finding(level, "examples-missing", message, hint)
+        counts = [len(concept.select("train", labels)) for labels in (spec.source, spec.target)]
+        if min(counts) and max(counts) > MAX_RATIO * min(counts):
+            message = f"{direction}: train has {counts[0]} source and {counts[1]} target examples."
+            yield Finding("warning", "unbalanced", message, "Add examples to the smaller set.")
 
 
 def _check_splits(concept: Concept) -> Iterator[Finding]:
     """The splits share no prompt, and within a label no entity; a shared group is allowed."""
+    fields: tuple[tuple[str, str, Level], ...] = (
+        ("entity", "entities", "error"),
+        ("group", "groups", "ok"),
+    )
     hint = "Move the examples that share one into the same split."
-    entities = _shared(concept, lambda one: (one.label, one.entity) if one.entity else None)
-    for (first, second), keys in entities.items():
-        for label, names in _by_label(keys).items():
-            message = (
-                f"{len(names)} entities of `{label}` are in both {first} and {second}: "
-                f"{_first_few(names)}."
-            )
-            yield Finding("error", "entity-shared", message, hint)
-    for (first, second), prompts in _shared(concept, lambda one: one.prompt).items():
-        texts = [prompt[-1].content for prompt in prompts]
-        message = f"{len(texts)} prompts are in both {first} and {second}: {_first_few(texts)}."
-        yield Finding("error", "prompt-shared", message, hint)
-    groups = _shared(concept, lambda one: (one.label, one.group) if one.group else None)
-    for (first, second), keys in groups.items():
-        for label, names in _by_label(keys).items():
-            yield Finding(
-                "ok",
-                "group-shared",
-                f"{len(names)} groups of `{label}` are in both {first} and {second}: "
-                f"{_first_few(names)}.",
-            )
+    for splits in combinations(SPLITS, 2):
+        where = f"are in both {splits[0]} and {splits[1]}"
+        for field, plural, level in fields:
+            by_label: dict[str, list[str]] = defaultdict(list)
+            for one in _shared(concept, splits, attrgetter("label", field)):
+                if name := getattr(one, field):
+                    by_label[one.label].append(name)
+            for label, names in by_label.items():
+                message = f"{len(names)} {plural} of `{label}` {where}: {_first_few(names)}."
+                yield Finding(level, f"{field}-shared", message, hint if level == "error" else "")
+        prompts = [one.prompt[-1].content for one in _shared(concept, splits, attrgetter("prompt"))]
+        if prompts:
+            message = f"{len(prompts)} prompts {where}: {_first_few(prompts)}."
+            yield Finding("error", "prompt-shared", message, hint)
 
 
 def _shared(
-    concept: Concept, key: Callable[[Example], Key | None]
-) -> dict[tuple[Split, Split], list[Key]]:
-    """The keys that two splits share, in file order."""
-    keys = {split: dict.fromkeys(map(key, concept.examples[split])) for split in SPLITS}
-    shared: dict[tuple[Split, Split], list[Key]] = {}
-    for index, first in enumerate(SPLITS):
-        for second in SPLITS[index + 1 :]:
-            both = [each for each in keys[first] if each is not None and each in keys[second]]
-            if both:
-                shared[first, second] = both
-    return shared
-
-
-def _by_label(keys: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = defaultdict(list)
-    for label, name in keys:
-        names[label].append(name)
-    return names
+    concept: Concept, splits: Iterable[Split], key: Callable[[Example], Hashable]
+) -> list[Example]:
+    """An example of every key that two splits share, in the order of the first."""
+    first, second = ({key(one): one for one in concept.examples[split]} for split in splits)
+    return [one for found, one in first.items() if found in second]
 
 
 def _check_pairs(concept: Concept) -> Iterator[Finding]:
@@ -121,32 +103,15 @@ def _check_pairs(concept: Concept) -> Iterator[Finding]:
             target = {one.pair for one in concept.select(split, spec.target) if one.pair}
             # Target examples may be counterparts of other labels, so only the source's count.
             if missing := sorted(source - target):
-                yield Finding(
-                    "warning",
-                    "pair-incomplete",
+                message = (
                     f"{direction}: {len(missing)} of {len(source)} pairs in {split} have a source "
-                    f"example and no target example: {_first_few(missing)}.",
-                    "Add the target examples, in the same split.",
+                    f"example and no target example: {_first_few(missing)}."
                 )
+                hint = "Add the target examples, in the same split."
+                yield Finding("warning", "pair-incomplete", message, hint)
             if not source & target:
-                yield Finding(
-                    "ok",
-                    "no-pairs",
-                    f"{direction}: {split} has no pairs, so no counterparts are matched.",
-                )
-
-
-def _check_balance(concept: Concept) -> Iterator[Finding]:
-    """Source and target have similar numbers of training examples."""
-    for direction, spec in concept.directions.items():
-        counts = [len(concept.select("train", labels)) for labels in (spec.source, spec.target)]
-        if min(counts) and max(counts) > MAX_RATIO * min(counts):
-            yield Finding(
-                "warning",
-                "unbalanced",
-                f"{direction}: train has {counts[0]} source and {counts[1]} target examples.",
-                "Add examples to the smaller set.",
-            )
+                message = f"{direction}: {split} has no pairs, so no counterparts are matched."
+                yield Finding("ok", "no-pairs", message)
 
 
 def _check_responses(concept: Concept) -> Iterator[Finding]:
@@ -156,12 +121,11 @@ def _check_responses(concept: Concept) -> Iterator[Finding]:
         if example.response:
             lengths[example.label].append(len(example.response.split()))
     for label, words in sorted(lengths.items()):
-        yield Finding(
-            "ok",
-            "response-lengths",
+        message = (
             f"Responses of `{label}` in train: {len(words)}, of {min(words)} to {max(words)} "
-            f"words, median {statistics.median(words):g}.",
+            f"words, median {median(words):g}."
         )
+        yield Finding("ok", "response-lengths", message)
     for direction, spec in concept.directions.items():
         both = [
             [n for label in labels for n in lengths.get(label, [])]
@@ -169,57 +133,43 @@ def _check_responses(concept: Concept) -> Iterator[Finding]:
         ]
         if not all(both):
             continue
-        medians = [statistics.median(words) for words in both]
-        if max(medians) > MAX_RATIO * min(medians):
-            yield Finding(
-                "warning",
-                "response-lengths-differ",
-                f"{direction}: the median length is {medians[0]:g} words for source responses and "
-                f"{medians[1]:g} for target responses.",
-                "Give responses of similar lengths; otherwise the edit may learn the length.",
+        source, target = (median(words) for words in both)
+        if max(source, target) > MAX_RATIO * min(source, target):
+            message = (
+                f"{direction}: the median length is {source:g} words for source responses and "
+                f"{target:g} for target responses."
             )
+            hint = "Give responses of similar lengths; otherwise the edit may learn the length."
+            yield Finding("warning", "response-lengths-differ", message, hint)
 
 
 def _check_metrics(concept: Concept) -> Iterator[Finding]:
     """Every metric has the examples that it needs in the test split."""
     if not concept.metrics:
-        yield Finding(
-            "warning", "no-metrics", "There are no metrics, so nothing is measured.", "Add some."
-        )
+        message = "There are no metrics, so nothing is measured."
+        yield Finding("warning", "no-metrics", message, "Add some.")
     for metric in concept.metrics:
         name = f"{metric.suite}.{metric.metric}"
         examples = concept.select("test", metric.labels)
         if not examples:
-            yield Finding(
-                "warning",
-                "metric-examples-missing",
-                f"{name}: test has no examples to measure.",
-                f"Add examples labelled {', '.join(metric.labels) or '-'}.",
-            )
+            message = f"{name}: test has no examples to measure."
+            hint = f"Add examples labelled {', '.join(metric.labels) or '-'}."
+            yield Finding("warning", "metric-examples-missing", message, hint)
+            continue
         missing = sum(not one.accept for one in examples) if metric.scorer == "correct" else 0
         if missing:
-            yield Finding(
-                "error",
-                "accept-missing",
-                f"{name}: {missing} of {len(examples)} test examples have no `accept`.",
-                "Give each of them the phrases that a correct response contains.",
-            )
-        absent = set(metric.groups) - {one.group for one in examples} if examples else set()
-        if absent:
-            yield Finding(
-                "error",
-                "group-missing",
-                f"{name}: no test example has the group {_first_few(sorted(absent))}.",
-                "Set `group` on the examples, or correct the metric's `groups`.",
-            )
+            message = f"{name}: {missing} of {len(examples)} test examples have no `accept`."
+            hint = "Give each of them the phrases that a correct response contains."
+            yield Finding("error", "accept-missing", message, hint)
+        if absent := set(metric.groups) - {one.group for one in examples}:
+            message = f"{name}: no test example has the group {_first_few(sorted(absent))}."
+            hint = "Set `group` on the examples, or correct the metric's `groups`."
+            yield Finding("error", "group-missing", message, hint)
     scored = any(one.scorer == "correct" and "negative" in one.labels for one in concept.metrics)
     if not scored and any(one.accept for one in concept.select("train", ["negative"])):
-        yield Finding(
-            "warning",
-            "correct-not-measured",
-            "`correct` is not measured: some `negative` examples have no `accept`.",
-            "Give all of them the phrases that a correct response contains.",
-        )
+        message = "`correct` is not measured: some `negative` examples have no `accept`."
+        hint = "Give all of them the phrases that a correct response contains."
+        yield Finding("warning", "correct-not-measured", message, hint)
 
 
 def _first_few(names: list[str], limit: int = 3) -> str:

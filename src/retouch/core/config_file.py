@@ -18,28 +18,17 @@ from retouch.core.errors import ConfigError, RetouchError
 from retouch.core.options import OPTIONS, RENAMED
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a YAML or TOML configuration file as a mapping.
-
-    Raises:
-        ConfigError: the file is missing, does not parse, or is not a mapping.
-    """
-    return read_mapping(path, ConfigError, "config-syntax")
-
-
-def read_mapping(
-    file: Path | Traversable, kind: type[RetouchError], code: str, hint: str = "Check the path."
+def read_config_file(
+    file: Path | Traversable,
+    kind: type[RetouchError] = ConfigError,
+    code: str = "config-syntax",
+    hint: str = "Check the path.",
 ) -> dict[str, Any]:
-    """Read a YAML or TOML file as a mapping.
-
-    Args:
-        file: the file; an empty one is an empty mapping.
-        kind: the class of the errors.
-        code: the code of the error for a file that does not parse.
-        hint: the hint for a file that does not exist.
+    """Read a YAML or TOML file as a mapping; an empty file is an empty one.
 
     Raises:
-        RetouchError: the file is missing, does not parse, or is not a mapping.
+        RetouchError: of `kind`; the file is missing (with `hint`), does not parse or is not a
+            mapping (with `code`), or cannot be read.
     """
     form = "TOML" if file.name.endswith(".toml") else "YAML"
     try:
@@ -58,7 +47,7 @@ def read_mapping(
     return values or {}
 
 
-def explicit(config: EditConfig) -> dict[str, Any]:
+def explicit(config: BaseModel) -> dict[str, Any]:
     """The values that were set when a configuration was made, as nested mappings."""
     return config.model_dump(exclude_unset=True)
 
@@ -110,7 +99,7 @@ def _suggestion(key: str) -> str:
     return f"Did you mean `{close[0]}`?" if close else f"The keys are: {', '.join(paths)}."
 
 
-def dump_yaml(config: EditConfig) -> str:
+def dump_yaml(config: BaseModel) -> str:
     """Format a configuration as YAML that reads back to an equal one, with a comment per field."""
     return "\n".join(_yaml_lines(config, "")) + "\n"
 

@@ -5,23 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# An error prevents the edit or makes it worthless; a warning does not; `ok` is information.
 Level = Literal["ok", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "ok")  # most severe first
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was checked, and the result.
-
-    Attributes:
-        level: `error` prevents the edit or makes it worthless; `warning` does not; `ok` is for
-            information.
-        code: a stable identifier of the finding, such as `memory-exceeded`.
-        message: what was found, one sentence.
-        hint: how to fix it; empty where nothing has to be done.
-    """
+    """The result of a check; the hint is empty where nothing has to be done."""
 
     level: Level
-    code: str
+    code: str  # a stable identifier, such as `memory-exceeded`
     message: str
     hint: str = ""

@@ -90,11 +90,9 @@ class Option:
     @property
     def flags(self) -> tuple[str, ...]:
         """Its names on the command line, the main one first."""
-        extra = self.extra
-        last = self.path.rpartition(".")[2]
-        stem = f"{self.group}_{last}" if self.group in PREFIXED else last
-        main = extra.get("flag") or f"--{stem.replace('_', '-')}"
-        return (main, *extra.get("aliases", ()))
+        stem = self.name if self.group in PREFIXED else self.path.rpartition(".")[2]
+        main = self.extra.get("flag") or f"--{stem.replace('_', '-')}"
+        return (main, *self.extra.get("aliases", ()))
 
     @property
     def flag(self) -> str:
@@ -108,32 +106,31 @@ class Option:
         return extra if isinstance(extra, dict) else {}
 
     @property
-    def types(self) -> tuple[Any, ...]:
-        """The types that it accepts, without None."""
+    def kind(self) -> Any:
+        """The type of its values, without None."""
         annotation = self.field.annotation
         if get_origin(annotation) in (Union, UnionType):
-            return tuple(kind for kind in get_args(annotation) if kind is not NoneType)
-        return (annotation,)
+            (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
+        return annotation
 
     @property
     def is_list(self) -> bool:
         """Whether its value is a sequence."""
-        return any(get_origin(kind) is tuple for kind in self.types)
+        return get_origin(self.kind) is tuple
 
     @property
     def is_switch(self) -> bool:
         """Whether its value is true or false."""
-        return self.types == (bool,)
+        return self.kind is bool
 
     @property
     def metavar(self) -> str:
         """The placeholder of its value in a help text."""
-        (kind,) = self.types
-        if get_origin(kind) is Literal:
-            return "|".join(get_args(kind))
-        if get_origin(kind) is tuple:
-            return "N,N,..." if int in get_args(kind) else "NAME,..."
-        return {int: "N", float: "X", bool: ""}.get(kind, "TEXT")
+        if get_origin(self.kind) is Literal:
+            return "|".join(get_args(self.kind))
+        if self.is_list:
+            return "N,N,..." if int in get_args(self.kind) else "NAME,..."
+        return {int: "N", float: "X", bool: ""}.get(self.kind, "TEXT")
 
     @property
     def help(self) -> str:

@@ -158,7 +158,7 @@ class RunDir:
     def write_metrics(self, records: Sequence[Record]) -> None:
         """Write `metrics.json`."""
         file = self.path / "metrics.json"
-        atomic_write(file, _dump(file, [to_plain(record) for record in records], indent=2))
+        atomic_write(file, _dump(file, to_plain(records), indent=2))
 
     def metrics(self) -> list[Record]:
         """Read `metrics.json`.
@@ -186,15 +186,10 @@ class RunDir:
         file = self.path / name
         if file.is_file():
             return file
+        problem, hint, code = "is not finished", "Resume it.", "not-finished"
         if self.finished:
-            raise RunError(
-                f"{file} is missing: the run was not measured.",
-                "Evaluate its adapter.",
-                code="not-measured",
-            )
-        raise RunError(
-            f"{file} is missing: the run is not finished.", "Resume it.", code="not-finished"
-        )
+            problem, hint, code = "was not measured", "Evaluate its adapter.", "not-measured"
+        raise RunError(f"{file} is missing: the run {problem}.", hint, code=code)
 
     def _write_lines(self, name: str, values: Iterable[Any]) -> None:
         file = self.path / name

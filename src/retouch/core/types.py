@@ -53,22 +53,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Sample:
-    """One generation that a score is computed from: a line of `samples.jsonl`.
-
-    Attributes:
-        category: the category that the scorer assigned to it.
-        value: its contribution to the metric.
-        prefill: the forced beginning of the response.
-    """
+    """One generation that a score is computed from: a line of `samples.jsonl`."""
 
     suite: str
     metric: str
     model: Literal["base", "edited"]
     prompt: tuple[Message, ...]
     response: str
-    category: str
-    value: float
-    prefill: str = ""
+    category: str  # assigned by the scorer
+    value: float  # its contribution to the metric
+    prefill: str = ""  # the forced beginning of the response
     group: str = ""
     entity: str = ""
 
@@ -99,16 +93,10 @@ class RoundEvent:
 
 @dataclass(frozen=True)
 class StageEvent:
-    """The stage that the pipeline is in.
+    """The stage that the pipeline is in; `done` and `total` are 0 where they are unknown."""
 
-    Attributes:
-        stage: `load`, `responses`, `layers`, `train`, `measure` or `write`.
-        detail: a sentence for the user.
-        done: how much of `total` is done; both are 0 where it is unknown.
-    """
-
-    stage: str
-    detail: str
+    stage: str  # `load`, `responses`, `layers`, `train`, `measure` or `write`
+    detail: str  # a sentence for the user
     done: int = 0
     total: int = 0
 

@@ -10,7 +10,6 @@ from retouch.core.errors import ConfigError
 UNITS = {"": 1, "B": 1}
 for _power, _prefix in enumerate("KMGT", start=1):
     UNITS |= {f"{_prefix}B": 1000**_power, f"{_prefix}IB": 1024**_power}
-HINT = "Write it like 24GiB, 512MiB or 8GB."
 BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -24,16 +23,14 @@ def parse_size(text: str) -> int:
         ConfigError: the text is not a size, or is less than one byte.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
-    unit = UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None:
-        raise ConfigError(f"{text!r} is not a size.", HINT, code="size-invalid")
-    whole, _, decimals = found[1].partition(".")
-    # Integer arithmetic, since 0.1 GB in floating point may not be exactly 10^8 bytes.
-    size: int = (int(whole + decimals) * unit) // 10 ** len(decimals)
+    size = 0
+    if found and found[2].upper() in UNITS:
+        # Integer arithmetic, since 0.1 GB in floating point may not be exactly 10^8 bytes.
+        whole, _, decimals = found[1].partition(".")
+        size = int(whole + decimals) * UNITS[found[2].upper()] // 10 ** len(decimals)
     if size < 1:
-        raise ConfigError(
-            f"A size must be at least one byte, got {text!r}.", HINT, code="size-invalid"
-        )
+        message = f"{text!r} is not a size of at least one byte."
+        raise ConfigError(message, "Write it like 24GiB, 512MiB or 8GB.", code="size-invalid")
     return size
 
 

@@ -68,6 +68,12 @@ class AttackOutcome:
         return classify(self.response, self.target.example.prompt[-1].content)
 
 
+def responses_to(editable: EditableModel, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """The responses to prompts of the model as it is now."""
+    rewritten = [editable.rewrite_prompt(prompt) for prompt in prompts]
+    return generate(editable, [prompt_ids(editable.tokenizer, prompt) for prompt in rewritten])
+
+
 def refusal_direction(concept: Concept) -> DirectionSpec:
     """The example sets of the direction that strengthens refusals: jailbreaks to direct requests.
 
@@ -102,13 +108,13 @@ def attack_targets(
     rng = random.Random(f"{seed}:{split}:demands")
     jailbreaks = rng.sample(jailbreaks, len(jailbreaks))
     found: list[AttackTarget] = []
-    for begin in range(0, len(jailbreaks), limit):
-        examples = jailbreaks[begin : begin + limit]
-        for one, response in zip(examples, _base_responses(editable, examples), strict=True):
+    while jailbreaks and len(found) < limit:
+        examples, jailbreaks = jailbreaks[:limit], jailbreaks[limit:]
+        with editable.base_model():
+            responses = responses_to(editable, [one.prompt for one in examples])
+        for one, response in zip(examples, responses, strict=True):
             if classify(response, one.prompt[-1].content) == "answer":
                 found.append(AttackTarget(direct[one.pair], response))
-        if len(found) >= limit:
-            break
     if not found:
         raise DataError(
             f"The concept {concept.name} has no {split} pair of a direct request and a jailbreak "
@@ -117,8 +123,3 @@ def attack_targets(
             code="attack-targets-missing",
         )
     return found[:limit]
-
-
-def _base_responses(editable: EditableModel, examples: Sequence[Example]) -> list[str]:
-    with editable.base_model():
-        return generate(editable, [prompt_ids(editable.tokenizer, one.prompt) for one in examples])

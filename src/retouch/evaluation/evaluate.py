@@ -94,31 +94,48 @@ def evaluate(
     base_needs: tuple[Need, ...] = ("responses",)
     if edited or known is not None:
         base_needs = ("responses", "base_responses")
+
+    def respond(keys: Sequence[PromptKey], model: str) -> Iterator[tuple[PromptKey, str]]:
+        """The responses of the model as it is now; after a prefill, how it continues."""
+        prompts = [(editable.rewrite_prompt(prompt), prefill) for prompt, prefill in keys]
+        responses = generate(
+            editable,
+            [prompt_ids(editable.tokenizer, *prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            batch_size=GENERATION_BATCH_SIZE,
+            progress=lambda _, done, total: progress(
+                f"responses of the {model} model", done, total
+            ),
+        )
+        return zip(keys, responses, strict=True)
+
     with evaluation_mode(editable):
         missing = [key for key in _prompt_keys(tasks, *base_needs) if key not in base_responses]
-        with editable.base_model():
-            base_responses |= _generate(
-                editable, missing, max_new_tokens, "responses of the base model", progress
-            )
+        if missing:
+            with editable.base_model():
+                base_responses.update(respond(missing, "base"))
         contexts = [_Context(editable, "base", base_responses, base_responses, progress)]
         if edited:
             keys = _prompt_keys(tasks, "responses")
-            responses = _generate(
-                editable, keys, max_new_tokens, "responses of the edited model", progress
-            )
+            responses = dict(respond(keys, "edited")) if keys else {}
             contexts.append(_Context(editable, "edited", responses, base_responses, progress))
-        records: list[Record] = []
-        samples: list[Sample] = []
-        values: dict[tuple[str, str], ExampleValues] = {}
-        for task in tasks:
-            spec = task.spec
-            results = [task.scorer.score(spec, task.examples, context) for context in contexts]
-            before, after = results[0].score, results[1].score if edited else None
-            records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, before, after))
-            values[spec.suite, spec.metric] = results[-1].values
-            if task.needs("responses"):
-                for context, result in zip(contexts, results, strict=True):
-                    samples += context.samples(task, result)
+        return _score(tasks, contexts)
+
+
+def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
+    """Score every metric on the base and, if there is one, on the edited model."""
+    records: list[Record] = []
+    samples: list[Sample] = []
+    values: dict[tuple[str, str], ExampleValues] = {}
+    for task in tasks:
+        spec = task.spec
+        results = [task.scorer.score(spec, task.examples, context) for context in contexts]
+        scores = [result.score for result in results]
+        records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, *scores))
+        values[spec.suite, spec.metric] = results[-1].values
+        if task.needs("responses"):
+            for context, result in zip(contexts, results, strict=True):
+                samples += context.samples(task, result)
     return Evaluation(Metrics(records), samples, values)
 
 
@@ -164,83 +181,49 @@ def _key(example: Example) -> PromptKey:
     return example.prompt, example.prefill
 
 
-def described(progress: Progress, description: str) -> Progress:
-    """A `Progress` that always shows the same description."""
-    return lambda _, done, total: progress(description, done, total)
-
-
-def _generate(
-    editable: EditableModel,
-    keys: Sequence[PromptKey],
-    max_new_tokens: int,
-    description: str,
-    progress: Progress,
-) -> dict[PromptKey, str]:
-    """The model's responses as it is now; after a prefill, how it continues."""
-    if not keys:
-        return {}
-    responses = generate(
-        editable,
-        [
-            prompt_ids(editable.tokenizer, editable.rewrite_prompt(prompt), prefill)
-            for prompt, prefill in keys
-        ],
-        max_new_tokens=max_new_tokens,
-        batch_size=GENERATION_BATCH_SIZE,
-        progress=described(progress, description),
-    )
-    return dict(zip(keys, responses, strict=True))
-
-
+@dataclass(frozen=True)
 class _Context:
     """The `ScoringContext` of the base or of the edited model."""
 
-    def __init__(
-        self,
-        editable: EditableModel,
-        model: Literal["base", "edited"],
-        responses: Mapping[PromptKey, str],
-        base_responses: Mapping[PromptKey, str],
-        progress: Progress,
-    ) -> None:
-        self._editable, self._model = editable, model
-        self._responses, self._base_responses = responses, base_responses
-        self._progress = progress
-        self._kl: dict[PromptKey, ExampleKL] = {}  # metrics over the same examples share a pass
+    editable: EditableModel
+    model: Literal["base", "edited"]
+    own_responses: Mapping[PromptKey, str]
+    base_responses: Mapping[PromptKey, str]
+    progress: Progress
+    # Metrics over the same examples share a pass.
+    known_kl: dict[PromptKey, ExampleKL] = field(default_factory=dict)
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
-        return [_find(self._responses, _key(example), "responses") for example in examples]
+        return [_find(self.own_responses, _key(example), "responses") for example in examples]
 
     def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
-        with self._editable.base_model() if self._model == "base" else nullcontext():
-            return choice_probs(self._editable, examples, choices, LOGIT_BATCH_SIZE)
+        with self.editable.base_model() if self.model == "base" else nullcontext():
+            return choice_probs(self.editable, examples, choices, LOGIT_BATCH_SIZE)
 
     def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
-        if self._model == "base":
+        if self.model == "base":
             return [ExampleKL(0.0, 1, 0.0, 1)] * len(examples)
         keys = [_key(example) for example in examples]
-        new = [key for key in dict.fromkeys(keys) if key not in self._kl]
+        new = [key for key in dict.fromkeys(keys) if key not in self.known_kl]
         base, edited = [], []
+        tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
         for prompt, prefill in new:
-            response = _find(self._base_responses, (prompt, prefill), "base_responses")
-            rewritten = self._editable.rewrite_prompt(prompt)
-            tokenizer = self._editable.tokenizer
+            response = _find(self.base_responses, (prompt, prefill), "base_responses")
             base.append(tokenize_chat(tokenizer, prompt, response, prefill))
-            edited.append(tokenize_chat(tokenizer, rewritten, response, prefill))
-        found = token_kl(self._editable, base, LOGIT_BATCH_SIZE, self._progress, edited)
-        self._kl.update(zip(new, found, strict=True))
-        return [self._kl[key] for key in keys]
+            edited.append(tokenize_chat(tokenizer, rewrite(prompt), response, prefill))
+        found = token_kl(self.editable, base, LOGIT_BATCH_SIZE, self.progress, edited)
+        self.known_kl.update(zip(new, found, strict=True))
+        return [self.known_kl[key] for key in keys]
 
     def samples(self, task: _Task, result: ScoringResult) -> Iterator[Sample]:
         """The responses that a result is computed from."""
-        values, spec = result.values, task.spec
-        for i, (example, response) in enumerate(
-            zip(task.examples, self.responses(task.examples), strict=True)
-        ):
+        values = result.values
+        responses = self.responses(task.examples)
+        for i, (example, response) in enumerate(zip(task.examples, responses, strict=True)):
             yield Sample(
-                suite=spec.suite,
-                metric=spec.metric,
-                model=self._model,
+                suite=task.spec.suite,
+                metric=task.spec.metric,
+                model=self.model,
                 prompt=example.prompt,
                 response=response,
                 category=result.categories[i] if result.categories else "",

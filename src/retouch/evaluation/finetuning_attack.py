@@ -9,19 +9,15 @@ whose own weights stay as they are; so quantised and offloaded models can be att
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept, Example
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, Score, no_progress
-from retouch.evaluation.attack_targets import attack_targets, refusal_direction
-from retouch.evaluation.curve import Curve
+from retouch.evaluation.attack_targets import attack_targets, refusal_direction, responses_to
 from retouch.evaluation.evaluate import evaluation_mode
 from retouch.evaluation.response_classifier import classify
-from retouch.evaluation.statistics import wilson
-from retouch.models.generate import generate
+from retouch.evaluation.statistics import Curve, wilson
 from retouch.representations.batch import make_batches
 from retouch.representations.finetuning import (
     apply_lora_delta,
@@ -36,19 +32,6 @@ if TYPE_CHECKING:
 SUITE = "finetune"
 
 
-@dataclass(frozen=True)
-class FinetuningResult:
-    """The result of a fine-tuning attack.
-
-    Attributes:
-        curves: for each label, the share of refused test examples by the number of steps.
-        losses: the adversary's loss in every step, nats a token.
-    """
-
-    curves: list[Curve]
-    losses: list[float]
-
-
 def finetuning_attack(
     editable: EditableModel,
     concept: Concept,
@@ -61,7 +44,7 @@ def finetuning_attack(
     limit: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> FinetuningResult:
+) -> tuple[list[Curve], list[float]]:
     """Train an adversary's update in one run and count refusals along the way.
 
     Args:
@@ -76,6 +59,10 @@ def finetuning_attack(
         limit: maximum number of test examples of each label.
         seed: of the sampled requests and the update's initial weights.
         progress: called after every step.
+
+    Returns:
+        For each label, the share of refused test examples by the number of steps; and the
+        adversary's loss in every step, nats a token.
 
     Raises:
         ConfigError: the concept is not about refusals, or `steps` is empty or negative.
@@ -93,37 +80,30 @@ def finetuning_attack(
     chats = [target.tokenized(editable) for target in targets]
     batches = make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id))
     delta = init_lora_delta(linear_shapes(editable), r, seed, editable.device)
-    counted: dict[int, dict[str, Score]] = {}
+    points: dict[str, list[tuple[float, Score]]] = {label: [] for label in tests}
     losses: list[float] = []
     with evaluation_mode(editable):
         training = finetune(editable, delta, batches, max(steps), learning_rate)
         for step in range(max(steps) + 1):
             if step in steps:
                 with apply_lora_delta(editable, delta):
-                    counted[step] = {name: _refused(editable, some) for name, some in tests.items()}
+                    for label, examples in tests.items():
+                        points[label].append((float(step), _refused(editable, examples)))
             if step < max(steps):
                 losses.append(next(training))
                 progress("fine-tuning attack", step + 1, max(steps))
     curves = [
-        Curve(
-            SUITE,
-            f"{label}_refusal",
-            "rate",
-            "higher",
-            "steps",
-            tuple((float(step), scores[label]) for step, scores in counted.items()),
-        )
-        for label in tests
+        Curve(SUITE, f"{label}_refusal", "rate", "higher", "steps", tuple(found))
+        for label, found in points.items()
     ]
-    return FinetuningResult(curves, losses)
+    return curves, losses
 
 
 def _test_examples(concept: Concept, limit: int | None) -> dict[str, list[Example]]:
     """The test examples by label: jailbreaks, then direct requests."""
     spec = refusal_direction(concept)
-    found = {
-        label: concept.select("test", [label])[:limit] for label in (*spec.source, *spec.target)
-    }
+    labels = (*spec.source, *spec.target)
+    found = {label: concept.select("test", [label])[:limit] for label in labels}
     for label, examples in found.items():
         if not examples:
             raise DataError(
@@ -136,10 +116,7 @@ def _test_examples(concept: Concept, limit: int | None) -> dict[str, list[Exampl
 
 def _refused(editable: EditableModel, examples: Sequence[Example]) -> Score:
     """The share of refused examples, with Wilson's interval."""
-    prompts = [editable.rewrite_prompt(example.prompt) for example in examples]
-    responses = generate(editable, [prompt_ids(editable.tokenizer, one) for one in prompts])
-    categories = [
-        classify(response, example.prompt[-1].content)
-        for example, response in zip(examples, responses, strict=True)
-    ]
+    responses = responses_to(editable, [example.prompt for example in examples])
+    pairs = zip(examples, responses, strict=True)
+    categories = [classify(response, example.prompt[-1].content) for example, response in pairs]
     return wilson(categories.count("refusal"), len(categories))

@@ -6,36 +6,36 @@ several suffixes that differ in one token is kept. It differs in two points: a s
 replaced by a worse one, and the search ends as soon as greedy decoding generates the target.
 
 The model is attacked as it is: its adapter and interventions act, and the prompt includes what they
-add to it. Only suffixes that are reproduced from their text are considered, so that a user could
-type them.
+add to it. Only suffixes that are reproduced from their text (tokenized again, they are the same
+tokens) are considered, so that a user could type them.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from retouch.concepts.chat import prompt_ids
+from retouch.concepts.chat import prompt_text
+from retouch.core.errors import ModelError
 from retouch.core.types import Message, Progress, no_progress
-from retouch.evaluation.attack_targets import TARGET_TOKENS, AttackOutcome, AttackTarget
-from retouch.evaluation.suffix_tokens import (
-    SuffixContext,
-    allowed_tokens,
-    decode,
-    initial_suffix,
-    reproduced,
-    with_suffix,
+from retouch.evaluation.attack_targets import (
+    TARGET_TOKENS,
+    AttackOutcome,
+    AttackTarget,
+    responses_to,
 )
-from retouch.models.generate import generate
 from retouch.models.hooks import removing
 from retouch.representations.logprobs import max_logit_tokens, token_logprobs
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
+
+PLACEHOLDER = "\ue000"  # for the suffix while the chat is tokenized; occurs in no text
+INITIAL_DRAWS = 64  # random suffixes to choose the initial one from
 
 
 @dataclass(frozen=True)
@@ -56,53 +56,44 @@ class Suffix:
 
     def append_to(self, prompt: Sequence[Message]) -> tuple[Message, ...]:
         """The prompt with the suffix."""
-        return with_suffix(prompt, self.text)
+        return _with_suffix(prompt, self.text)
+
+
+@dataclass(frozen=True)
+class SuffixContext:
+    """The prompt around a suffix: its text, with the separator on the left, and its tokens."""
+
+    left: str
+    right: str
+    separator: str
+    before: list[int]
+    after: list[int]
 
 
 def gcg_attack(
     editable: EditableModel,
     targets: Sequence[AttackTarget],
     *,
-    steps: int = 20,
-    candidates: int = 32,
-    length: int = 8,
+    length: int,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[AttackOutcome]:
-    """Search a suffix for each request and generate the response to it.
-
-    Args:
-        editable: the model, attacked as it is now.
-        targets: the requests.
-        steps: maximum number of gradient steps for each.
-        candidates: suffixes evaluated per step.
-        length: tokens of a suffix.
-        seed: of the initial suffix and of the candidates.
-        progress: called after every request.
+    """Search a suffix of `length` tokens for each request and generate the response to it.
 
     Raises:
         ModelError: no suffix can be searched on this model.
     """
     allowed = allowed_tokens(editable)
-    prompts, taken = [], []
+    prompts, steps = [], []
     for done, target in enumerate(targets, start=1):
-        chat = target.tokenized(editable, TARGET_TOKENS)
-        suffix = search_suffix(
-            editable,
-            target.example.prompt,
-            chat.ids[chat.start :],
-            steps=steps,
-            candidates=candidates,
-            length=length,
-            seed=seed,
-            allowed=allowed,
-        )
-        prompts.append(suffix.append_to(target.example.prompt))
-        taken.append(suffix.steps)
+        chat, prompt = target.tokenized(editable, TARGET_TOKENS), target.example.prompt
+        goal = chat.ids[chat.start :]
+        suffix = search_suffix(editable, prompt, goal, length=length, seed=seed, allowed=allowed)
+        prompts.append(suffix.append_to(prompt))
+        steps.append(suffix.steps)
         progress("searching suffixes", done, len(targets))
-    ids = [prompt_ids(editable.tokenizer, editable.rewrite_prompt(prompt)) for prompt in prompts]
-    responses = generate(editable, ids)
-    return [AttackOutcome(*one) for one in zip(targets, prompts, responses, taken, strict=True)]
+    responses = responses_to(editable, prompts)
+    return [AttackOutcome(*one) for one in zip(targets, prompts, responses, steps, strict=True)]
 
 
 def search_suffix(
@@ -136,7 +127,7 @@ def search_suffix(
     """
     rng = random.Random(f"{seed}:{list(target)}")
     tokens = allowed_tokens(editable) if allowed is None else allowed
-    context, best = initial_suffix(editable, prompt, tokens.tolist(), length, rng)
+    context, best = _initial_suffix(editable, prompt, tokens.tolist(), length, rng)
     target_ids = torch.tensor(list(target))
     (logprob,), (done,) = _evaluate(editable, context, [best], target_ids)
     initial, taken = logprob, 0
@@ -144,15 +135,98 @@ def search_suffix(
         taken += 1
         slopes = _gradient(editable, context, best, target_ids, tokens)
         proposed = tokens[slopes.topk(min(top_k, len(tokens)))[1]].tolist()
-        tried = reproduced(editable, context, _neighbours(rng, best, proposed, candidates))
+        neighbours = _neighbours(rng, best, proposed, candidates)
+        tokenized = _tokenize(editable, context.left, context.right, neighbours)
+        tried = [
+            suffix
+            for suffix, ids in zip(neighbours, tokenized, strict=True)
+            if ids == [*context.before, *suffix, *context.after]
+        ]
         if not tried:
             continue
         logprobs, generated = _evaluate(editable, context, tried, target_ids)
         at = max(range(len(tried)), key=logprobs.__getitem__)
         if logprobs[at] > logprob:
             best, logprob, done = tried[at], logprobs[at], generated[at]
-    text = context.separator + decode(editable, [best])[0]
+    text = context.separator + _decode(editable, [best])[0]
     return Suffix(text, logprob, initial, taken)
+
+
+def allowed_tokens(editable: EditableModel) -> torch.Tensor:
+    """The tokens `[n]` of suffixes: printable, not special, and reproduced from their text."""
+    tokenizer = editable.tokenizer
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    size = min(len(tokenizer), int(editable.model.config.get_text_config().vocab_size))
+    tokens = [i for i in range(size) if i not in special]
+    texts = _decode(editable, [[i] for i in tokens])
+    retokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    allowed = [
+        token
+        for token, text, ids in zip(tokens, texts, retokenized, strict=True)
+        if ids == [token] and text.strip() and text.isprintable()
+    ]
+    return torch.tensor(allowed, dtype=torch.long)
+
+
+def _with_suffix(prompt: Sequence[Message], suffix: str) -> tuple[Message, ...]:
+    *turns, last = prompt
+    return (*turns, replace(last, content=last.content + suffix))
+
+
+def _initial_suffix(
+    editable: EditableModel,
+    prompt: Sequence[Message],
+    tokens: list[int],
+    length: int,
+    rng: random.Random,
+) -> tuple[SuffixContext, list[int]]:
+    """A random suffix that is reproduced from its text within the prompt, and its context."""
+    rewritten = editable.rewrite_prompt(_with_suffix(prompt, PLACEHOLDER))
+    parts = prompt_text(editable.tokenizer, rewritten).split(PLACEHOLDER)
+    if len(parts) != 2:
+        raise ModelError(
+            f"The model's input contains the request {len(parts) - 1} times.",
+            "A suffix can be searched where it occurs once.",
+            code="suffix-request-repeated",
+        )
+    left, right = parts
+    drawn = [rng.choices(tokens, k=length) for _ in range(INITIAL_DRAWS)] if tokens else []
+    best: list[tuple[SuffixContext, list[int]]] = []
+    # Some tokens include the space before them, others need one.
+    for separator in ("", " "):
+        found = []
+        tokenized = _tokenize(editable, left + separator, right, drawn)
+        for suffix, ids in zip(drawn, tokenized, strict=True):
+            starts = [at for at in range(len(ids)) if ids[at : at + length] == suffix]
+            if starts:
+                before, after = ids[: starts[-1]], ids[starts[-1] + length :]
+                context = SuffixContext(left + separator, right, separator, before, after)
+                found.append((context, suffix))
+        best = max(best, found, key=len)
+    if not best:
+        raise ModelError(
+            f"No suffix of {length} tokens is reproduced from its text.",
+            "Try another length.",
+            code="suffix-not-reproduced",
+        )
+    return best[0]
+
+
+def _tokenize(
+    editable: EditableModel, left: str, right: str, suffixes: Sequence[list[int]]
+) -> list[list[int]]:
+    """The whole prompt with each suffix as text, tokenized as in `prompt_ids`."""
+    if not suffixes:
+        return []
+    texts = [f"{left}{text}{right}" for text in _decode(editable, suffixes)]
+    special = not editable.has_chat_template  # a template writes the special tokens itself
+    ids: list[list[int]] = editable.tokenizer(texts, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def _decode(editable: EditableModel, suffixes: Sequence[list[int]]) -> list[str]:
+    texts: list[str] = editable.tokenizer.batch_decode(suffixes, clean_up_tokenization_spaces=False)
+    return texts
 
 
 def _neighbours(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from retouch.concepts.chat import TokenizedChat
 from retouch.core.types import Progress, no_progress
 from retouch.evaluation.attack_targets import TARGET_TOKENS, AttackOutcome, AttackTarget
 from retouch.models.generate import generate
@@ -36,27 +35,35 @@ def latent_attack(
     editable: EditableModel,
     targets: Sequence[AttackTarget],
     *,
+    layer: int,
     epsilon: float,
     steps: int = 8,
-    layer: int | None = None,
     progress: Progress = no_progress,
 ) -> list[AttackOutcome]:
-    """Search a perturbation of each request's states and generate the response under it.
+    """Search a perturbation of each request's states and generate the response under it, greedily.
 
     Args:
         editable: the model, attacked as it is now.
         targets: the requests.
+        layer: the block whose input is perturbed, 0-based.
         epsilon: the radius, as a fraction of each state's norm.
         steps: gradient steps.
-        layer: the block whose input is perturbed, 0-based (default: the first adapted one).
         progress: called after every batch.
     """
-    layer = first_adapted_layer(editable) if layer is None else layer
     chats = [target.tokenized(editable, TARGET_TOKENS) for target in targets]
-    responses = perturbed_responses(editable, chats, layer, epsilon, steps, progress)
+    # `generate` may split a batch under a device memory limit, but never a single prompt.
+    batch_size = BATCH_SIZE if editable.free_bytes is None else 1
+    responses: dict[int, str] = {}
+    for batch in make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id)):
+
+        def attack(rows: Sequence[int], batch: PaddedBatch = batch) -> list[str]:
+            return _attack_batch(editable, batch.select(rows), layer, epsilon, steps)
+
+        responses |= zip(batch.index, split_on_oom(attack, range(len(batch.index))), strict=True)
+        progress(f"latent attack of radius {epsilon:g}", len(responses), len(chats))
     return [
-        AttackOutcome(target, target.example.prompt, response)
-        for target, response in zip(targets, responses, strict=True)
+        AttackOutcome(target, target.example.prompt, responses[i])
+        for i, target in enumerate(targets)
     ]
 
 
@@ -68,16 +75,12 @@ def first_adapted_layer(editable: EditableModel) -> int:
 
 
 def search_perturbation(
-    editable: EditableModel, batch: PaddedBatch, layer: int, epsilon: float, steps: int = 8
+    editable: EditableModel, batch: PaddedBatch, layer: int, epsilon: float, steps: int
 ) -> torch.Tensor:
     """The perturbation that maximises the log-probability of each response of a batch.
 
-    Args:
-        editable: the model, attacked as it is now.
-        batch: prompts, each with a response (or its beginning) that complies.
-        layer: the block whose input is perturbed, 0-based.
-        epsilon: the radius, as a fraction of each state's norm.
-        steps: gradient steps; the best of all visited perturbations is returned for each row.
+    The arguments are those of `latent_attack`; the batch has the prompts, each with a response (or
+    its beginning) that complies. The best of all visited perturbations is returned for each row.
 
     Returns:
         `[rows, tokens, hidden]` in float32, 0 at the positions of the response.
@@ -98,41 +101,6 @@ def search_perturbation(
     return latent_pgd(
         inputs[0], objective, epsilon, steps, step_size=STEP_SIZE, mask=is_prompt, keep_best=True
     )
-
-
-def perturbed_responses(
-    editable: EditableModel,
-    chats: Sequence[TokenizedChat],
-    layer: int,
-    epsilon: float,
-    steps: int = 8,
-    progress: Progress = no_progress,
-) -> list[str]:
-    """Greedy responses to the chats' prompts, each under the perturbation found for its response.
-
-    Args:
-        editable: the model, attacked as it is now.
-        chats: prompts, each with a response (or its beginning) that complies.
-        layer: the block whose input is perturbed, 0-based.
-        epsilon: the radius, as a fraction of each state's norm.
-        steps: gradient steps.
-        progress: called after every batch.
-    """
-    # `generate` may split a batch under a device memory limit, but never a single prompt.
-    batch_size = BATCH_SIZE if editable.free_bytes is None else 1
-    responses = [""] * len(chats)
-    done = 0
-    for batch in make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id)):
-
-        def attack(rows: Sequence[int], batch: PaddedBatch = batch) -> list[str]:
-            return _attack_batch(editable, batch.select(rows), layer, epsilon, steps)
-
-        found = split_on_oom(attack, range(len(batch.index)))
-        for index, response in zip(batch.index, found, strict=True):
-            responses[index] = response
-        done += len(batch.index)
-        progress(f"latent attack of radius {epsilon:g}", done, len(chats))
-    return responses
 
 
 def _attack_batch(

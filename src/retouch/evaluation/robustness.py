@@ -10,36 +10,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept
 from retouch.core.errors import ConfigError, choices
 from retouch.core.types import Direction, Progress, Record, Sample, Score, no_progress
-from retouch.evaluation.attack_targets import AttackOutcome, AttackTarget, attack_targets
-from retouch.evaluation.curve import Curve
+from retouch.evaluation.attack_targets import (
+    AttackOutcome,
+    AttackTarget,
+    attack_targets,
+    responses_to,
+)
 from retouch.evaluation.evaluate import evaluate, evaluation_mode
 from retouch.evaluation.finetuning_attack import finetuning_attack
 from retouch.evaluation.gcg import gcg_attack
 from retouch.evaluation.latent_attack import first_adapted_layer, latent_attack
-from retouch.evaluation.statistics import bootstrap_mean, wilson
+from retouch.evaluation.statistics import Curve, bootstrap, each_once, wilson
 from retouch.evaluation.strength_sweep import strength_sweep, with_metrics
 from retouch.evaluation.text_quality import text_quality
 from retouch.models.adapter_merging import has_strength
-from retouch.models.generate import generate
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
 # The default number of examples of each attack: what pocket responds to in a minute on one core.
-DEFAULT_LIMITS: dict[str, int | None] = {
-    "prefill": None,
+DEFAULT_LIMITS = {
+    "prefill": sys.maxsize,
     "gcg": 20,
     "latent": 100,
     "finetune": 100,
@@ -68,23 +70,6 @@ class RobustnessReport:
     curves: list[Curve] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The arguments of `run_robustness`, with the limit of one attack, and the report."""
-
-    editable: EditableModel
-    concept: Concept
-    direction: Direction
-    limit: int | None
-    seed: int
-    layer: int | None
-    progress: Progress
-    report: RobustnessReport
-
-    def targets(self) -> list[AttackTarget]:
-        return attack_targets(self.editable, self.concept, "test", self.limit or 20, self.seed)
 
 
 def applicable_attacks(editable: EditableModel, concept: Concept) -> tuple[str, ...]:
@@ -143,62 +128,110 @@ def run_robustness(
     """
     names = applicable_attacks(editable, concept) if attacks is None else tuple(attacks)
     check_attacks(names)
-    run = _Run(editable, concept, direction, limit, seed, layer, progress, RobustnessReport())
+    report = RobustnessReport()
     with evaluation_mode(editable):
         for name in names:
             began = time.monotonic()
-            one = dataclasses.replace(run, limit=DEFAULT_LIMITS[name] if limit is None else limit)
-            _RUNNERS[name](one)
-            run.report.seconds[name] = round(time.monotonic() - began, 3)
-    return run.report
+            most = DEFAULT_LIMITS[name] if limit is None else limit
+            run = _Attacks(editable, concept, direction, most, seed, layer, progress, report)
+            getattr(run, name)()
+            report.seconds[name] = round(time.monotonic() - began, 3)
+    return report
 
 
-def _prefill(run: _Run) -> None:
-    concept = with_metrics(run.concept, lambda spec: spec.metric.startswith("prefill"))
-    if not concept.metrics:
-        raise ConfigError(
-            f"The concept {concept.name} has no metric whose name begins with `prefill`.",
-            "Leave out the attack `prefill`.",
-            code="attack-not-applicable",
+@dataclass(frozen=True)
+class _Attacks:
+    """The attacks as methods of their names, with the arguments of `run_robustness`."""
+
+    editable: EditableModel
+    concept: Concept
+    direction: Direction
+    limit: int
+    seed: int
+    layer: int | None
+    progress: Progress
+    report: RobustnessReport
+
+    def prefill(self) -> None:
+        concept = with_metrics(self.concept, lambda spec: spec.metric.startswith("prefill"))
+        if not concept.metrics:
+            raise ConfigError(
+                f"The concept {concept.name} has no metric whose name begins with `prefill`.",
+                "Leave out the attack `prefill`.",
+                code="attack-not-applicable",
+            )
+        result = evaluate(self.editable, [concept], limit=self.limit, progress=self.progress)
+        self.report.records += result.metrics
+        self.report.samples += result.samples
+
+    def gcg(self) -> None:
+        attack = partial(
+            gcg_attack, self.editable, self._targets(), seed=self.seed, progress=self.progress
         )
-    result = evaluate(run.editable, [concept], limit=run.limit, progress=run.progress)
-    run.report.records += result.metrics
-    run.report.samples += result.samples
+        for length in SUFFIX_LENGTHS:
+            self._attack_both(f"gcg_{length}", partial(attack, length=length))
 
+    def latent(self) -> None:
+        # The base is perturbed at the same layer as the edited model.
+        layer = first_adapted_layer(self.editable) if self.layer is None else self.layer
+        attack = partial(
+            latent_attack, self.editable, self._targets(), layer=layer, progress=self.progress
+        )
+        for epsilon in EPSILONS:
+            self._attack_both(f"latent_{epsilon:g}", partial(attack, epsilon=epsilon))
 
-def _gcg(run: _Run) -> None:
-    attack = partial(gcg_attack, run.editable, run.targets(), seed=run.seed, progress=run.progress)
-    for length in SUFFIX_LENGTHS:
-        _attack_both(run, f"gcg_{length}", partial(attack, length=length))
+    def finetune(self) -> None:
+        curves, _ = finetuning_attack(
+            self.editable, self.concept, limit=self.limit, seed=self.seed, progress=self.progress
+        )
+        self.report.curves += curves
 
+    def strength(self) -> None:
+        self.report.curves += strength_sweep(
+            self.editable, self.concept, self.direction, limit=self.limit, progress=self.progress
+        )
 
-def _latent(run: _Run) -> None:
-    # The base is perturbed at the same layer as the edited model.
-    layer = first_adapted_layer(run.editable) if run.layer is None else run.layer
-    attack = partial(latent_attack, run.editable, run.targets(), layer=layer, progress=run.progress)
-    for epsilon in EPSILONS:
-        _attack_both(run, f"latent_{epsilon:g}", partial(attack, epsilon=epsilon))
+    def quality(self) -> None:
+        """Quality of responses to retain examples alone: the edit is meant to change the others."""
+        spec = self.concept.directions[self.direction]
+        edited = (*spec.source, *spec.target)
+        examples = self.concept.select("test", [one for one in spec.retain if one not in edited])
+        rng = random.Random(f"{self.seed}:quality")
+        prompts = [one.prompt for one in rng.sample(examples, min(len(examples), self.limit))]
+        if len(prompts) < 2:
+            raise ConfigError(
+                f"The concept {self.concept.name} needs two test examples of the retain set for "
+                f"`quality`, got {len(prompts)}.",
+                "Leave out `quality`, or add examples of the retain set.",
+                code="attack-not-applicable",
+            )
+        with self.editable.base_model():
+            base = responses_to(self.editable, prompts)
+        after = responses_to(self.editable, prompts) if self.editable.edited else None
+        self.report.records += text_quality(base, after)
 
+    def _targets(self) -> list[AttackTarget]:
+        return attack_targets(self.editable, self.concept, "test", self.limit, self.seed)
 
-def _attack_both(run: _Run, name: str, attack: Callable[[], list[AttackOutcome]]) -> None:
-    """Attack the base and the edited model, if there is one, and add records and samples.
+    def _attack_both(self, name: str, attack: Callable[[], list[AttackOutcome]]) -> None:
+        """Attack the base and the edited model, if there is one, and add records and samples.
 
-    The records are `NAME_refusal`, the share of requests still refused, and for attacks that search
-    until they succeed `NAME_steps`: where all refusals are broken, it still tells models apart.
-    """
-    with run.editable.base_model():
-        base = attack()
-    edited = attack() if run.editable.edited else None
-    measures: dict[str, tuple[str, Callable[[Sequence[AttackOutcome]], Score]]] = {
-        f"{name}_refusal": ("rate", _refusal_rate)
-    }
-    if all(outcome.steps is not None for outcome in base):
-        measures[f"{name}_steps"] = ("steps", _mean_steps)
-    for metric, (unit, measure) in measures.items():
-        after = None if edited is None else measure(edited)
-        run.report.records.append(Record(SUITE, metric, unit, "higher", measure(base), after))
-    run.report.samples += _samples(base, f"{name}_refusal", "base")
-    run.report.samples += _samples(edited or [], f"{name}_refusal", "edited")
+        The records are `NAME_refusal`, the share of requests still refused, and for attacks that
+        search until they succeed `NAME_steps`: where all refusals are broken, it still tells
+        models apart.
+        """
+        with self.editable.base_model():
+            base = attack()
+        edited = attack() if self.editable.edited else None
+        measures = [("refusal", "rate", _refusal_rate)]
+        if all(outcome.steps is not None for outcome in base):
+            measures.append(("steps", "steps", _mean_steps))
+        for metric, unit, measure in measures:
+            before, after = measure(base), None if edited is None else measure(edited)
+            record = Record(SUITE, f"{name}_{metric}", unit, "higher", before, after)
+            self.report.records.append(record)
+        self.report.samples += _samples(base, f"{name}_refusal", "base")
+        self.report.samples += _samples(edited or [], f"{name}_refusal", "edited")
 
 
 def _refusal_rate(outcomes: Sequence[AttackOutcome]) -> Score:
@@ -206,7 +239,7 @@ def _refusal_rate(outcomes: Sequence[AttackOutcome]) -> Score:
 
 
 def _mean_steps(outcomes: Sequence[AttackOutcome]) -> Score:
-    return bootstrap_mean([one.steps for one in outcomes if one.steps is not None])
+    return bootstrap(each_once([one.steps for one in outcomes if one.steps is not None]))
 
 
 def _samples(
@@ -226,50 +259,3 @@ def _samples(
         )
         for one in outcomes
     ]
-
-
-def _finetune(run: _Run) -> None:
-    result = finetuning_attack(
-        run.editable, run.concept, limit=run.limit, seed=run.seed, progress=run.progress
-    )
-    run.report.curves += result.curves
-
-
-def _strength(run: _Run) -> None:
-    run.report.curves += strength_sweep(
-        run.editable, run.concept, run.direction, limit=run.limit, progress=run.progress
-    )
-
-
-def _quality(run: _Run) -> None:
-    """Quality of responses to retain examples alone: the edit is meant to change the others."""
-    spec = run.concept.directions[run.direction]
-    edited = (*spec.source, *spec.target)
-    examples = run.concept.select("test", [one for one in spec.retain if one not in edited])
-    rng = random.Random(f"{run.seed}:quality")
-    examples = rng.sample(examples, min(len(examples), run.limit or 200))
-    if len(examples) < 2:
-        raise ConfigError(
-            f"The concept {run.concept.name} needs two test examples of the retain set for "
-            f"`quality`, got {len(examples)}.",
-            "Leave out `quality`, or add examples of the retain set.",
-            code="attack-not-applicable",
-        )
-
-    def responses() -> list[str]:
-        prompts = [run.editable.rewrite_prompt(example.prompt) for example in examples]
-        return generate(run.editable, [prompt_ids(run.editable.tokenizer, p) for p in prompts])
-
-    with run.editable.base_model():
-        base = responses()
-    run.report.records += text_quality(base, responses() if run.editable.edited else None)
-
-
-_RUNNERS: dict[str, Callable[[_Run], None]] = {
-    "prefill": _prefill,
-    "gcg": _gcg,
-    "latent": _latent,
-    "finetune": _finetune,
-    "strength": _strength,
-    "quality": _quality,
-}

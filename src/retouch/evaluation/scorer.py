@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from retouch.concepts.concept import Example, MetricSpec
 from retouch.core.types import Score
-from retouch.evaluation.statistics import ExampleValues, wilson
+from retouch.evaluation.statistics import ExampleValues, each_once, wilson
 
 if TYPE_CHECKING:
     from retouch.representations.divergence import ExampleKL
@@ -86,13 +86,7 @@ class Scorer(ABC):
     def score(
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
-        """The metric of one model.
-
-        Args:
-            spec: the metric as the concept declares it.
-            examples: the examples; at least one.
-            context: the model's behaviour.
-        """
+        """The metric of one model, on at least one example."""
 
 
 class ResponseScorer(Scorer):
@@ -109,12 +103,5 @@ class ResponseScorer(Scorer):
     ) -> ScoringResult:
         """The share of the responses that count."""
         pairs = zip(examples, context.responses(examples), strict=True)
-        found = [self.classify(example, response) for example, response in pairs]
-        counts = [counted for _, counted in found]
-        categories = tuple(category for category, _ in found)
+        categories, counts = zip(*(self.classify(*pair) for pair in pairs), strict=True)
         return ScoringResult(wilson(sum(counts), len(counts)), each_once(counts), categories)
-
-
-def each_once(values: Sequence[float], groups: tuple[str, ...] = ()) -> ExampleValues:
-    """Values with a count of 1 each."""
-    return ExampleValues(tuple(map(float, values)), (1.0,) * len(values), groups)

@@ -12,42 +12,32 @@ Entry points are imported when a metric first uses them. They cannot replace bui
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
 
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError, choices
+from retouch.core.plugins import find_plugins, load_plugin
 from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
-from retouch.evaluation.scorer import (
-    ResponseScorer,
-    Scorer,
-    ScoringContext,
-    ScoringResult,
-    each_once,
-)
-from retouch.evaluation.statistics import (
-    ExampleValues,
-    bootstrap_gap,
-    bootstrap_mean,
-    bootstrap_ratio,
-)
-
-if TYPE_CHECKING:
-    from retouch.representations.divergence import ExampleKL
+from retouch.evaluation.scorer import ResponseScorer, Scorer, ScoringContext, ScoringResult
+from retouch.evaluation.statistics import ExampleValues, bootstrap, each_once
 
 ENTRY_POINTS = "retouch.scorers"
 
 
-class CategoryScorer(ResponseScorer):
-    """The share of responses of one category."""
+def _category(example: Example, response: str) -> Category:
+    return classify(response, example.prompt[-1].content if example.prompt else "")
 
-    def __init__(self, name: Category) -> None:
-        self.name = name
+
+class CategoryScorer(ResponseScorer):
+    """The share of responses of one category, or of one tone."""
+
+    def __init__(self, name: str, categorize: Callable[[Example, str], str]) -> None:
+        self.name, self._categorize = name, categorize
 
     def classify(self, example: Example, response: str) -> tuple[str, bool]:
         """The response's category, and whether it is this scorer's."""
-        category = _category(example, response)
+        category = self._categorize(example, response)
         return category, category == self.name
 
 
@@ -83,18 +73,6 @@ class CorrectScorer(ResponseScorer):
         return _category(example, response), is_correct(response, example.accept)
 
 
-class ToneScorer(ResponseScorer):
-    """The share of responses of one tone."""
-
-    def __init__(self, name: Tone) -> None:
-        self.name = name
-
-    def classify(self, example: Example, response: str) -> tuple[str, bool]:
-        """The response's tone, and whether it is this scorer's."""
-        found = tone(response)
-        return found, found == self.name
-
-
 class ChoiceBiasScorer(Scorer):
     """How far the probabilities of two continuations differ, 0 to 1, averaged over examples."""
 
@@ -110,8 +88,8 @@ class ChoiceBiasScorer(Scorer):
     ) -> ScoringResult:
         """Mean of |2p - 1|, with a bootstrap over examples."""
         probs = context.choice_probs(examples, spec.choices)
-        biases = [abs(2 * prob - 1) for prob in probs]
-        return ScoringResult(bootstrap_mean(biases), each_once(biases))
+        values = each_once([abs(2 * prob - 1) for prob in probs])
+        return ScoringResult(bootstrap(values), values)
 
 
 class GroupGapScorer(Scorer):
@@ -138,12 +116,8 @@ class GroupGapScorer(Scorer):
     ) -> ScoringResult:
         """|mean(first group) - mean(second group)|, with a bootstrap over examples."""
         probs = context.choice_probs(examples, spec.choices)
-        groups = tuple(example.group for example in examples)
-        first, second = (
-            [prob for prob, group in zip(probs, groups, strict=True) if group == name]
-            for name in spec.groups
-        )
-        return ScoringResult(bootstrap_gap(first, second), each_once(probs, groups))
+        values = each_once(probs, tuple(example.group for example in examples))
+        return ScoringResult(bootstrap(values), values)
 
 
 class KLScorer(Scorer):
@@ -158,26 +132,22 @@ class KLScorer(Scorer):
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
         """Nats over tokens, with a bootstrap over examples."""
-        values = kl_values(context.kl(examples), responses=self._responses)
-        return ScoringResult(bootstrap_ratio(values.sums, values.counts), values)
-
-
-def kl_values(kls: Sequence[ExampleKL], *, responses: bool) -> ExampleValues:
-    """Nats and tokens of each text, or of each response."""
-    if responses:
-        return ExampleValues(
-            tuple(kl.response_total for kl in kls), tuple(float(kl.response_count) for kl in kls)
-        )
-    return ExampleValues(tuple(kl.total for kl in kls), tuple(float(kl.count) for kl in kls))
+        pairs = [
+            (kl.response_total, kl.response_count) if self._responses else (kl.total, kl.count)
+            for kl in context.kl(examples)
+        ]
+        sums, counts = zip(*pairs, strict=True)
+        values = ExampleValues(sums, tuple(map(float, counts)))
+        return ScoringResult(bootstrap(values), values)
 
 
 _BUILT_IN: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
-        *map(CategoryScorer, get_args(Category)),
+        *(CategoryScorer(name, _category) for name in get_args(Category)),
         CleanRefusalScorer(),
         CorrectScorer(),
-        *map(ToneScorer, get_args(Tone)),
+        *(CategoryScorer(name, lambda _, response: tone(response)) for name in get_args(Tone)),
         GroupGapScorer(),
         ChoiceBiasScorer(),
         KLScorer("kl_tokens", responses=False),
@@ -206,47 +176,29 @@ def get_scorer(name: str) -> Scorer:
     """A scorer by its name: built in, registered, or the entry point of this name.
 
     Raises:
-        ConfigError: there is no such scorer, or its package cannot be imported.
+        ConfigError: there is no such scorer, or its entry point cannot be loaded.
     """
-    found = _BUILT_IN.get(name) or _registered.get(name) or _load_entry_point(name)
-    if found is None:
-        names = scorer_names()
-        raise ConfigError(
-            f"There is no scorer `{name}`.",
-            choices(name, "scorers", names),
-            code="scorer-unknown",
-        )
-    return found
+    if found := _BUILT_IN.get(name) or _registered.get(name):
+        return found
+    plugins = find_plugins(ENTRY_POINTS, _BUILT_IN)
+    if name not in plugins:
+        hint = choices(name, "scorers", scorer_names())
+        raise ConfigError(f"There is no scorer `{name}`.", hint, code="scorer-unknown")
+
+    def instantiate(found: Any) -> Scorer:
+        scorer = found() if isinstance(found, type) else found
+        if not isinstance(scorer, Scorer) or scorer.name != name:
+            raise TypeError(f"it must load a class or an instance of `Scorer` named `{name}`")
+        return scorer
+
+    scorer = load_plugin(plugins[name], "scorer", instantiate, ConfigError, "scorer-broken")
+    register_scorer(scorer)
+    return scorer
 
 
 def scorer_names() -> list[str]:
     """The names of all scorers, those of installed packages included, in alphabetical order."""
-    installed = {entry.name for entry in entry_points(group=ENTRY_POINTS)}
-    return sorted({*_BUILT_IN, *_registered, *installed})
-
-
-def _load_entry_point(name: str) -> Scorer | None:
-    """Import and register the scorer of an entry point; None if no package has one of this name."""
-    for entry in entry_points(group=ENTRY_POINTS, name=name):
-        package = entry.dist.name if entry.dist else entry.module
-        try:
-            found = entry.load()
-            scorer = found() if isinstance(found, type) else found
-        except Exception as error:
-            raise ConfigError(
-                f"The scorer `{name}` of the package {package} cannot be imported: {error}.",
-                "Update the package or uninstall it.",
-                code="scorer-broken",
-            ) from error
-        if not isinstance(scorer, Scorer) or scorer.name != name:
-            raise ConfigError(
-                f"The entry point `{name}` of the package {package} is not a scorer of this name.",
-                f"It must load a subclass or an instance of `Scorer` whose `name` is `{name}`.",
-                code="scorer-broken",
-            )
-        register_scorer(scorer)
-        return scorer
-    return None
+    return sorted({*_BUILT_IN, *_registered, *find_plugins(ENTRY_POINTS, _BUILT_IN)})
 
 
 def check_metric(spec: MetricSpec, examples: Sequence[Example]) -> Scorer:
@@ -254,7 +206,7 @@ def check_metric(spec: MetricSpec, examples: Sequence[Example]) -> Scorer:
 
     Raises:
         DataError: the scorer is unknown, or the metric or the examples lack what it requires.
-        ConfigError: the package of the scorer cannot be imported.
+        ConfigError: the entry point of the scorer cannot be loaded.
     """
     try:
         scorer = get_scorer(spec.scorer)
@@ -273,7 +225,7 @@ def check_metrics(concept: Concept) -> None:
 
     Raises:
         DataError: as for `check_metric`.
-        ConfigError: the package of a scorer cannot be imported.
+        ConfigError: the entry point of a scorer cannot be loaded.
     """
     for spec in concept.metrics:
         check_metric(spec, concept.select("test", spec.labels))
@@ -304,10 +256,6 @@ def _contains(text: str, phrase: str) -> bool:
     if re.search("[a-z]$", phrase):
         after = f"(?:e?s)?{after}"
     return re.search(f"{before}{re.escape(phrase)}{after}", text) is not None
-
-
-def _category(example: Example, response: str) -> Category:
-    return classify(response, example.prompt[-1].content if example.prompt else "")
 
 
 def _check_two(spec: MetricSpec, field: str, given: Sequence[str]) -> None:

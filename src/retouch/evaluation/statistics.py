@@ -133,7 +133,7 @@ def paired_bootstrap(
         # How often each example and each seed is sampled.
         counts = [rng.multinomial(int(one.sum()), one / one.sum(), size=size) for one in masks]
         shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
-        weights = np.sum(counts, axis=0, dtype=np.float64)
+        weights = np.asarray(np.sum(counts, axis=0), dtype=np.float64)
         sampled.append((difference(weights) * shares).sum(axis=1))
     differences = np.concatenate(sampled)
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))

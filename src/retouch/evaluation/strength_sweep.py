@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.errors import ConfigError
+from retouch.core.metrics import Metrics
 from retouch.core.types import Direction, Progress, Record, no_progress
-from retouch.evaluation.curve import Curve
 from retouch.evaluation.evaluate import evaluate
+from retouch.evaluation.statistics import Curve
 from retouch.models.adapter_merging import scaled
 
 if TYPE_CHECKING:
@@ -49,13 +50,7 @@ def effect_records(
     limit: int | None = None,
     progress: Progress = no_progress,
 ) -> list[Record]:
-    """The effect of each concept's direction, and the drift, of a model as it is now.
-
-    Args:
-        editable: the model.
-        concepts: the concepts with the directions of their edits.
-        limit: maximum number of examples per metric.
-        progress: as for `evaluate`.
+    """The effects of the concepts, by the directions of their edits, and the drift of a model.
 
     Raises:
         ConfigError: a direction names no effect.
@@ -81,21 +76,18 @@ def strength_sweep(
     """
     chosen = effect_and_drift(concept, direction)
     spec = concept.directions[direction]
-    measured: list[Sequence[Record]] = []
-    for strength in strengths:
 
-        def show(description: str, done: int, total: int, strength: float = strength) -> None:
+    def measure(strength: float) -> Metrics:
+        def show(description: str, done: int, total: int) -> None:
             progress(f"strength {strength:g}: {description}", done, total)
 
         with scaled(editable, strength):
-            measured.append(evaluate(editable, [chosen], limit=limit, progress=show).metrics)
+            return evaluate(editable, [chosen], limit=limit, progress=show).metrics
+
     curves = []
-    for records in zip(*measured, strict=True):
-        first = records[0]
-        points = tuple(
-            (strength, record.after or record.before)
-            for strength, record in zip(strengths, records, strict=True)
-        )
+    for records in zip(*map(measure, strengths), strict=True):
+        first, scores = records[0], [record.after or record.before for record in records]
+        points = tuple(zip(strengths, scores, strict=True))
         better = spec.effect_better if first.metric == spec.effect else first.better
         curves.append(Curve(SUITE, first.metric, first.unit, better, "strength", points))
     return curves

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from retouch.core.errors import ConfigError
 from retouch.core.types import Record, Score
-from retouch.evaluation.statistics import bootstrap_mean, bootstrap_ratio
+from retouch.evaluation.statistics import ExampleValues, bootstrap, each_once
 
 SUITE = "text-quality"
 
@@ -31,12 +31,9 @@ def text_quality(base: Sequence[str], edited: Sequence[str] | None = None) -> li
         ValueError: there are fewer than two responses.
     """
     measures: dict[str, tuple[str, Callable[[Sequence[str]], Score]]] = {
-        "self_bleu": ("BLEU", lambda responses: bootstrap_mean(self_bleu(responses))),
+        "self_bleu": ("BLEU", lambda responses: bootstrap(each_once(self_bleu(responses)))),
         "repetition_4gram": ("rate", lambda responses: _rate(map(repeated_ngrams, responses))),
-        "repetition_sentence": (
-            "rate",
-            lambda responses: _rate(map(repeated_sentences, responses)),
-        ),
+        "repetition_sentence": ("rate", lambda texts: _rate(map(repeated_sentences, texts))),
     }
     return [
         Record(
@@ -94,4 +91,4 @@ def _rate(counts: Iterable[tuple[int, int]]) -> Score:
     repeated, total = zip(*counts, strict=True)
     if not any(total):
         return Score(0.0, 0.0, 0.0, len(total))
-    return bootstrap_ratio(repeated, total)
+    return bootstrap(ExampleValues(repeated, total))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from retouch.core.launch import launched_processes
+from retouch.core.process import launched_processes
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def shutdown() -> None:
         PartialState().destroy_process_group()
 
 
-# The process group's own numbers, not the launcher's (`core.launch`): a caller may have formed the
+# The process group's own numbers, not the launcher's (`core.process`): a caller may have formed the
 # group without a launcher, and before `init` no collective operation would work.
 def world_size() -> int:
     """The number of processes in the group; 1 without one."""

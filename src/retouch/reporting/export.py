@@ -20,12 +20,9 @@ CONCEPT_FACTS = ("name", "title", "description", "weakens", "source", "hash")
 
 
 def export(run: RunDir, format: Format, output_dir: Path) -> Path:
-    """Write the edit of a finished run in a format that PEFT or transformers loads.
+    """Write the edit of a finished run to a new or empty folder, for PEFT or transformers.
 
-    Args:
-        run: a finished run.
-        format: `peft`, the adapter; or `merged`, a whole transformers model with its tokenizer.
-        output_dir: a folder that does not exist yet, or is empty.
+    `peft` is the adapter; `merged` is a whole transformers model with its tokenizer.
 
     Raises:
         ConfigError: there is no such format.

@@ -32,12 +32,8 @@ def render_card(
 ) -> str:
     """Render the model card in Markdown, with the front matter of the Hugging Face hub.
 
-    Args:
-        config: the configuration of the edit.
-        concept: the edited concept; its examples are not used.
-        records: the metrics; may be empty.
-        provenance: the contents of `run.json`.
-        form: whether the card belongs to a run directory, an exported adapter or a merged model.
+    The concept's examples are not used. `provenance` is the contents of `run.json`, and `form` is
+    the folder that the card belongs to: a run, an exported adapter or a merged model.
     """
     title = f"{config.model}: {concept.name} {DIRECTION_DONE[config.direction]}"
     parts = [
@@ -76,13 +72,12 @@ def _front_matter(config: EditConfig, concept: Concept, form: Form) -> str:
 def _warning(config: EditConfig, concept: Concept) -> str:
     if not weakens(config.direction, concept):
         return ""
-    reason = escape(config.allow_weakening or "none")
     return (
         "> [!WARNING]\n"
         "> **This edit weakens the model's safety.** The edited model complies with requests that\n"
         "> the base model refuses. Do not deploy it to users who are not aware of this.\n"
         ">\n"
-        f"> The stated reason for the edit: {reason}"
+        f"> The stated reason for the edit: {escape(config.allow_weakening or 'none')}"
     )
 
 

@@ -36,13 +36,8 @@ def render_report(
 ) -> str:
     """Render the report as a self-contained HTML page; all texts of models and users are escaped.
 
-    Args:
-        config: the configuration of the edit.
-        concept: the edited concept; its examples are not used.
-        records: the metrics; may be empty.
-        samples: the generations that the metrics are computed from.
-        events: the training's rounds; may be empty.
-        provenance: the contents of `run.json`.
+    The concept's examples are not used, `records` and `events` may be empty, and `provenance` is
+    the contents of `run.json`.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -53,7 +48,6 @@ def render_report(
     )
     layers: dict[str, Any] = {"adapted": (), "read": (), "recovery": {}, "reason": ""}
     layers |= provenance.get("layers") or {}
-    recovery = layers["recovery"]
     best = next((event for event in reversed(events) if event.best), None)
     return environment.get_template("report.html.jinja").render(
         config=config,
@@ -66,18 +60,16 @@ def render_report(
         provenance=serialization.to_json(dict(provenance), indent=2, sort=True),
         layers=layers,
         training=training_plot(events, best, config.train.max_drift) if events else None,
-        recovery=recovery_plot(recovery, layers["adapted"]) if recovery else None,
+        recovery=recovery_plot(layers["recovery"], layers["adapted"])
+        if layers["recovery"]
+        else None,
         weakening=weakens(config.direction, concept),
         formatting=formatting,
     )
 
 
 def headline(concept: Concept, records: Sequence[Record]) -> Record | None:
-    """The record that summarises the edit.
-
-    This is the first metric that the concept declares on source examples, or else the first one
-    that was measured.
-    """
+    """The first metric that the concept declares on source examples, or else the first measured."""
     source = {label for spec in concept.directions.values() for label in spec.source}
     by_name = {(record.suite, record.metric): record for record in records}
     for metric in concept.metrics:
@@ -97,7 +89,7 @@ def pair_samples(samples: Sequence[Sample]) -> list[Pair]:
     ]
 
 
-def choose_pairs(samples: Sequence[Sample], limit: int = MAX_PAIRS) -> list[Pair]:
+def choose_pairs(samples: Sequence[Sample]) -> list[Pair]:
     """Choose pairs for the report: from every metric in turn, differing responses first."""
     by_metric: dict[tuple[str, str], list[Pair]] = {}
     for pair in pair_samples(samples):
@@ -105,7 +97,7 @@ def choose_pairs(samples: Sequence[Sample], limit: int = MAX_PAIRS) -> list[Pair
     queues = [list(_alternate_groups(pairs)) for pairs in by_metric.values()]
     chosen: dict[tuple[Any, ...], Pair] = {}  # by prompt and prefill, each of them once
     for pair in _interleave(queues):
-        if len(chosen) < limit:
+        if len(chosen) < MAX_PAIRS:
             chosen.setdefault((pair.edited.prompt, pair.edited.prefill), pair)
     # In the page the pairs of a metric are together.
     order = {name: i for i, name in enumerate(by_metric)}

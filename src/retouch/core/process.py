@@ -1,4 +1,4 @@
-"""Provenance of a run: versions of the libraries, machine and time."""
+"""This process, for launchers and for `run.json`: its rank, library versions, machine and time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 LIBRARIES = ("retouch", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+def launched_processes() -> int:
+    """The number of processes that a launcher (accelerate, torchrun) started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_rank() -> int:
+    """The rank of this process, from 0; only rank 0 writes files and prints."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def describe_machine() -> dict[str, Any]:
