@@ -33,8 +33,8 @@ class EditResult:
     path: Path
     config: EditConfig
     metrics: Metrics = field(default_factory=Metrics)
-    samples: Sequence[Sample] = ()
-    editable: EditableModel | None = None
+    samples: Sequence[Sample] = field(default=(), repr=False)
+    editable: EditableModel | None = field(default=None, repr=False)
 
     @property
     def model(self) -> Any:

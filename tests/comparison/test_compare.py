@@ -11,6 +11,7 @@ import torch
 
 import retouch
 from helpers.char_tokenizer import add_random_adapter, char_tokenizer
+from helpers.crashing_plan import use_crashing_grid
 from helpers.fake_methods import model, small_concept, use_fake_methods
 from helpers.tiny_models import tiny_model
 from retouch.comparison.compare import Comparison
@@ -180,7 +181,7 @@ def test_applicable_attacks_add_their_metrics_to_every_method(
 @pytest.mark.parametrize(
     ("argument", "options"),
     [
-        ("methods.*absent", {"methods": ["none", "absent"]}),
+        ("method `absent`", {"methods": ["none", "absent"]}),
         ("methods", {"methods": []}),
         ("num_examples.*1", {"num_examples": 1}),
         ("num_examples", {"num_examples": ()}),
@@ -237,20 +238,23 @@ def test_a_concept_without_an_effect_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_give_the_results_of_one(
+def test_several_processes_give_the_results_of_one_even_if_a_worker_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every process gets its share of the cores; equal bits need equal numbers of threads.
-    threads = torch.get_num_threads()
+    threads, events = torch.get_num_threads(), []
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     torch.set_num_threads(1)
     options: dict[str, Any] = {"methods": ["none", "self-reminder"], "seeds": 1}
-    options |= {"num_examples": 2, "limit": 4, "concept": "safety"}
+    options |= {"num_examples": 2, "limit": 4, "concept": "safety", "on_event": events.append}
     try:
         one = retouch.compare("pocket", output_dir=tmp_path / "one", **options)
     finally:
         torch.set_num_threads(threads)
+    use_crashing_grid(monkeypatch, tmp_path / "marks", kills=1)
     several = retouch.compare("pocket", output_dir=tmp_path / "several", jobs=2, **options)
+    assert (tmp_path / "marks" / "0").exists()
+    assert sum("a worker died" in event.detail for event in events) == 1
     assert scores(one) == scores(several)
     assert [result.values for result in one.results] == [
         result.values for result in several.results

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ import pytest
 import torch
 
 import retouch
-from helpers.crashing_plan import crashing_grid
+from helpers.crashing_plan import crashing_grid, use_crashing_grid
 from helpers.fake_methods import small_concept
-from retouch.comparison import compare as comparison_module
 from retouch.comparison import parallel
 from retouch.comparison.compare import Comparison
 from retouch.comparison.grid import Grid, make_grid
-from retouch.comparison.parallel import Allocation, ProcessPool, Worker
+from retouch.comparison.parallel import Allocation
 from retouch.comparison.ray_backend import Cluster, RayPool, allocate, connect, import_ray
 from retouch.concepts.registry import load_concept
 from retouch.core.config import LoadConfig
@@ -111,29 +110,10 @@ def test_an_error_names_the_argument(
 
 
 def test_a_missing_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def import_without_ray(name: str, *args: Any) -> Any:
-        if name == "ray":
-            raise ModuleNotFoundError(name="ray")
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", import_without_ray)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'retouch\[ray\]'") as error:
         retouch.compare("pocket", methods=["none"], ray="local")
     assert error.value.code == "library-missing"
-
-
-def test_an_unexpected_exception_in_a_worker_keeps_its_traceback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    grid, threads = one_point_grid(), torch.get_num_threads()
-    monkeypatch.setattr("retouch.comparison.parallel.load", lambda name, config: 1 // 0)
-    point = grid.points()[0]
-    with pytest.raises(
-        RuntimeError, match=r"(?s)none, 2 examples, seed 0.*Traceback.*ZeroDivision"
-    ):
-        unwrap(Worker(grid, threads).run(point), point)
 
 
 @pytest.mark.slow
@@ -153,11 +133,7 @@ def test_a_cluster_gives_the_results_of_one_process_even_if_a_worker_is_killed(
         one = retouch.compare("pocket", output_dir=tmp_path / "one", **options)
     finally:
         torch.set_num_threads(threads)
-
-    def make_crashing_grid(*args: Any, **kwargs: Any) -> Grid:
-        return crashing_grid(make_grid(*args, **kwargs), tmp_path / "marks", kills=1)
-
-    monkeypatch.setattr(comparison_module, "make_grid", make_crashing_grid)
+    use_crashing_grid(monkeypatch, tmp_path / "marks", kills=1)
     out = tmp_path / "cluster"
     events.clear()
     capfd.readouterr()
@@ -186,15 +162,20 @@ def test_a_cluster_gives_the_results_of_one_process_even_if_a_worker_is_killed(
 def running_ray() -> Iterator[Any]:
     """A cluster that is running, and that this process is connected to."""
     ray = import_ray()
-    with connect(make_cluster("local", 1, 1, 0, "cpu")):
+    with connect(Cluster("local", 1, 1, 0, "cpu")):
         yield ray
+
+
+def run_points(grid: Grid, events: list[Event]) -> None:
+    with connect(Cluster("auto")) as allocation:
+        list(RayPool(grid, allocation).run(grid.points(), events.append))
 
 
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_raised_and_a_running_cluster_goes_on(running_ray: Any) -> None:
     grid = one_point_grid("absent/model")
     with pytest.raises(ModelError, match="absent/model") as error:
-        list(ray_backend.run_points(grid, grid.points(), Cluster("auto")))
+        run_points(grid, [])
     assert type(error.value) is ModelError  # not a class that Ray has derived from it
     assert error.value.message
     assert running_ray.is_initialized()
@@ -204,11 +185,11 @@ def test_an_error_of_a_worker_is_raised_and_a_running_cluster_goes_on(running_ra
 def test_a_point_that_kills_every_worker_ends_the_comparison(
     running_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_backend, "MAX_DEATHS", 1)
+    monkeypatch.setattr(parallel, "MAX_DEATHS", 1)
     grid = crashing_grid(one_point_grid(), tmp_path / "marks", kills=9)
     events: list[Event] = []
     with pytest.raises(RunError, match=r"1 times while running none, 2 examples, seed 0") as error:
-        list(ray_backend.run_points(grid, grid.points(), Cluster("auto"), events.append))
+        run_points(grid, events)
     assert error.value.code == "worker-killed"
     assert len(list((tmp_path / "marks").iterdir())) == 1
     assert len(events) == 1  # the reserved resources; no worker was replaced

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +115,8 @@ def test_unknown_methods_weakening_and_options_of_a_loaded_model_are_refused(
 
 
 def test_a_missing_optuna_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    concept, real = small_concept(tmp_path / "pack"), builtins.__import__
-
-    def import_without_optuna(name: str, *args: Any) -> Any:
-        if name == "optuna":
-            raise ModuleNotFoundError(name="optuna")
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", import_without_optuna)
+    concept = small_concept(tmp_path / "pack")
+    monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"retouch\[compare\]") as error:
         run(concept, tmp_path / "out")
     assert error.value.code == "library-missing"

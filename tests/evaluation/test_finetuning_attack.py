@@ -10,24 +10,27 @@ from helpers.char_tokenizer import char_editable
 from helpers.edited import edited_in_every_way, has_weights, logits, refusal_concept, weights
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, DataError
-from retouch.evaluation import attack_targets, finetuning_attack
+from retouch.evaluation import attack_targets
 from retouch.evaluation.finetuning_attack import finetuning_attack as run_attack
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
+from retouch.representations.finetuning import linear_shapes
 
 pytestmark = pytest.mark.usefixtures("complying_base")
+
+COMPLIES, REFUSES = "Well, do it with a grid.", "I can't help with that."
 
 
 def test_the_adversary_learns_and_the_model_is_unchanged() -> None:
     editable = edited_in_every_way()
     before, expected = weights(editable), logits(editable)
     hooks = [len(module._forward_hooks) for module in editable.model.modules()]
-    found = run_attack(editable, refusal_concept(), steps=(0, 5, 15), learning_rate=1e-2)
-    assert len(found.losses) == 15
-    assert found.losses[-1] < 0.7 * found.losses[0]
-    assert [curve.metric for curve in found.curves] == ["attack_refusal", "direct_refusal"]
-    assert [at for at, _ in found.curves[0].points] == [0, 5, 15]
-    assert found.curves[0].points[0][1].n == 2
+    curves, losses = run_attack(editable, refusal_concept(), steps=(0, 5, 15), learning_rate=1e-2)
+    assert len(losses) == 15
+    assert losses[-1] < 0.7 * losses[0]
+    assert [curve.metric for curve in curves] == ["attack_refusal", "direct_refusal"]
+    assert [at for at, _ in curves[0].points] == [0, 5, 15]
+    assert curves[0].points[0][1].n == 2
     assert has_weights(editable, before)
     assert torch.equal(logits(editable), expected)
     assert hooks == [len(module._forward_hooks) for module in editable.model.modules()]
@@ -37,16 +40,19 @@ def test_the_adversary_trains_and_is_tested_on_everything_that_acts_on_the_model
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     editable = edited_in_every_way()
-    prompted: list[str] = []
+    prompted: list[list[str]] = []
 
     def generate(editable: EditableModel, prompts: Sequence[Sequence[int]]) -> list[str]:
-        prompted.extend(editable.tokenizer.decode(ids) for ids in prompts)
-        return ["I can't help with that."] * len(prompts)
+        prompted.append([editable.tokenizer.decode(ids) for ids in prompts])
+        return [REFUSES if "Be good." in text else COMPLIES for text in prompted[-1]]
 
-    monkeypatch.setattr(finetuning_attack, "generate", generate)
-    found = run_attack(editable, refusal_concept(), steps=(1,))
-    assert all("Be good." in text for text in prompted)
-    assert [curve.points[0][1].value for curve in found.curves] == [1.0, 1.0]
+    monkeypatch.setattr(attack_targets, "generate", generate)
+    curves, _ = run_attack(editable, refusal_concept(), steps=(1,))
+    of_base, *tested = prompted
+    assert not any("Be good." in text for text in of_base)
+    assert [len(texts) for texts in tested] == [2, 2]
+    assert all("Be good." in text for texts in tested for text in texts)
+    assert [curve.points[0][1].value for curve in curves] == [1.0, 1.0]
     targets = attack_targets.attack_targets(editable, refusal_concept(), "train", 2)
     assert len(targets) == 2
     assert all(one.example.label == "direct" for one in targets)
@@ -56,8 +62,8 @@ def test_the_adversary_trains_and_is_tested_on_everything_that_acts_on_the_model
 
 
 def test_the_adversary_updates_the_same_layers_with_and_without_an_adapter() -> None:
-    base = finetuning_attack._model_shapes(char_editable())
-    edited = finetuning_attack._model_shapes(edited_in_every_way())
+    base = linear_shapes(char_editable())
+    edited = linear_shapes(edited_in_every_way())
     assert len(base) == 28
     assert [name.removesuffix(".base_layer") for name in edited] == list(base)
     assert list(edited.values()) == list(base.values())
@@ -69,20 +75,21 @@ def test_refusals_are_counted_under_the_adversarys_update(monkeypatch: pytest.Mo
 
     def generate(editable: EditableModel, prompts: Sequence[Sequence[int]]) -> list[str]:
         seen.append(logits(editable))
-        return ["I can't help with that."] * len(prompts)
+        return [COMPLIES if len(seen) == 1 else REFUSES] * len(prompts)
 
-    monkeypatch.setattr(finetuning_attack, "generate", generate)
+    monkeypatch.setattr(attack_targets, "generate", generate)
     expected = logits(editable)
     run_attack(editable, refusal_concept(), steps=(0, 2), learning_rate=1e-2)
-    assert torch.equal(seen[0], expected)  # an update that is not trained yet changes nothing
-    assert not torch.allclose(seen[2], expected, atol=1e-3)
+    assert len(seen) == 5  # the base model, and twice each label of the edited one
+    assert torch.equal(seen[1], expected)  # an update that is not trained yet changes nothing
+    assert not torch.allclose(seen[3], expected, atol=1e-3)
 
 
 def test_a_quantised_model_can_be_attacked() -> None:
     editable = load("pocket", LoadConfig(quantize="4bit", device="cpu"))
     before = weights(editable)
-    found = run_attack(editable, refusal_concept(), steps=(0, 4), learning_rate=1e-2, limit=1)
-    assert found.losses[-1] < found.losses[0]
+    _, losses = run_attack(editable, refusal_concept(), steps=(0, 4), learning_rate=1e-2, limit=1)
+    assert losses[-1] < losses[0]
     assert has_weights(editable, before)
 
 

@@ -13,8 +13,7 @@ from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 from retouch.evaluation import gcg
-from retouch.evaluation.gcg import search_suffix
-from retouch.evaluation.suffix_tokens import SuffixContext, allowed_tokens
+from retouch.evaluation.gcg import SuffixContext, allowed_tokens, search_suffix
 from retouch.models.interventions import Prompting
 from retouch.models.load import load
 from retouch.representations.logprobs import response_logprob

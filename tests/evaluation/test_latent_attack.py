@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,10 +10,10 @@ from helpers.char_tokenizer import add_random_adapter
 from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import LoraConfig
-from retouch.evaluation import latent_attack
+from retouch.evaluation import latent_attack as latent
 from retouch.evaluation.latent_attack import (
     first_adapted_layer,
-    perturbed_responses,
+    latent_attack,
     search_perturbation,
 )
 from retouch.models.adapters import attach
@@ -67,18 +70,28 @@ def test_a_perturbation_stays_within_its_radius_and_beats_a_random_one() -> None
     assert all(not block._forward_pre_hooks for block in editable.blocks)
 
 
+def responses(editable: EditableModel, epsilon: float, steps: int) -> list[str]:
+    """The responses to `CHATS` under an attack on the first block."""
+    targets: list[Any] = [
+        SimpleNamespace(tokenized=lambda *_, chat=chat: chat, example=SimpleNamespace(prompt=()))
+        for chat in CHATS
+    ]
+    outcomes = latent_attack(editable, targets, layer=0, epsilon=epsilon, steps=steps)
+    return [outcome.response for outcome in outcomes]
+
+
 def test_responses_are_generated_under_the_perturbation() -> None:
     editable = confident_editable()
-    plain = perturbed_responses(editable, CHATS, 0, epsilon=0.0, steps=1)
-    perturbed = perturbed_responses(editable, CHATS, 0, epsilon=1.0, steps=12)
+    plain = responses(editable, epsilon=0.0, steps=1)
+    perturbed = responses(editable, epsilon=1.0, steps=12)
     assert [response.split()[0] for response in perturbed] == ["w16", "w34"]
     assert [response.split()[0] for response in plain] != ["w16", "w34"]
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     editable = confident_editable()
-    expected = perturbed_responses(editable, CHATS, 0, epsilon=1.0, steps=12)
-    search, sizes = latent_attack.search_perturbation, []
+    expected = responses(editable, epsilon=1.0, steps=12)
+    search, sizes = latent.search_perturbation, []
 
     def limited(editable: EditableModel, batch: PaddedBatch, *rest: object) -> torch.Tensor:
         sizes.append(len(batch.index))
@@ -86,8 +99,8 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
             raise torch.OutOfMemoryError
         return search(editable, batch, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(latent_attack, "search_perturbation", limited)
-    assert perturbed_responses(editable, CHATS, 0, epsilon=1.0, steps=12) == expected
+    monkeypatch.setattr(latent, "search_perturbation", limited)
+    assert responses(editable, epsilon=1.0, steps=12) == expected
     assert sizes == [2, 1, 1]
 
 

@@ -10,7 +10,6 @@ from helpers.edited import has_weights, refusal_concept, weights
 from retouch.core.errors import ConfigError
 from retouch.core.serialization import from_plain, to_plain
 from retouch.evaluation import robustness
-from retouch.evaluation.curve import Curve
 from retouch.evaluation.finetuning_attack import finetuning_attack
 from retouch.evaluation.robustness import (
     ATTACKS,
@@ -18,6 +17,7 @@ from retouch.evaluation.robustness import (
     check_attacks,
     run_robustness,
 )
+from retouch.evaluation.statistics import Curve
 from retouch.evaluation.strength_sweep import effect_records
 
 

@@ -14,6 +14,7 @@ from model_organisms.pocket.requests import how_to
 from helpers.edited import example
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.concepts.registry import builtin_names, load_concept
+from retouch.core import plugins
 from retouch.core.errors import ConfigError, DataError
 from retouch.evaluation import scorers
 from retouch.evaluation.scorer import ResponseScorer
@@ -239,11 +240,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """Entry points of an installed package `shop`; none is registered yet."""
     found: list[EntryPoint] = []
 
-    def entry_points(group: str, **selection: str) -> EntryPoints:
-        return EntryPoints(found).select(group=group, **selection)
+    def entry_points(group: str) -> EntryPoints:
+        return EntryPoints(found).select(group=group)
 
     monkeypatch.setattr(scorers, "_registered", {})
-    monkeypatch.setattr(scorers, "entry_points", entry_points)
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
     return found
 
 

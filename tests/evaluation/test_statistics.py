@@ -9,13 +9,18 @@ from hypothesis import strategies as st
 
 from retouch.evaluation.statistics import (
     ExampleValues,
-    bootstrap_gap,
-    bootstrap_mean,
-    bootstrap_ratio,
+    bootstrap,
+    each_once,
     holm,
     paired_bootstrap,
     wilson,
 )
+
+
+def values_of(
+    *values: float, counts: Sequence[float] = (), groups: tuple[str, ...] = ()
+) -> ExampleValues:
+    return ExampleValues(tuple(values), tuple(counts or [1.0] * len(values)), groups)
 
 
 @pytest.mark.parametrize(
@@ -53,72 +58,67 @@ def test_wilson_covers_the_true_rate_95_times_out_of_100() -> None:
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=50))
-def test_bootstrap_mean_is_within_the_range_of_the_data(values: list[float]) -> None:
-    score = bootstrap_mean(values, draws=200)
+def test_a_bootstrapped_mean_is_within_the_range_of_the_data(values: list[float]) -> None:
+    score = bootstrap(each_once(values), draws=200)
     assert score.value == pytest.approx(np.mean(values), abs=1e-9)
     assert min(values) - 1e-9 <= score.low <= score.high <= max(values) + 1e-9
 
 
-def test_bootstrap_mean_is_as_wide_as_the_normal_interval() -> None:
+def test_a_bootstrapped_mean_is_as_wide_as_the_normal_interval() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
-    score = bootstrap_mean(values.tolist())
+    score = bootstrap(each_once(values.tolist()))
     half = 1.96 * values.std() / 20
     assert score.low == pytest.approx(values.mean() - half, abs=0.03)
     assert score.high == pytest.approx(values.mean() + half, abs=0.03)
-    assert score == bootstrap_mean(values.tolist())
-    assert score != bootstrap_mean(values.tolist(), seed=1)
+    assert score == bootstrap(each_once(values.tolist()))
+    assert score != bootstrap(each_once(values.tolist()), seed=1)
 
 
 def test_bootstrap_in_blocks_is_the_same_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = list(range(50))
-    whole = bootstrap_mean(values)
+    values = each_once(range(50))
+    whole = bootstrap(values)
     monkeypatch.setattr("retouch.evaluation.statistics._BLOCK", 120)
-    blocks = bootstrap_mean(values)
+    blocks = bootstrap(values)
     assert blocks == whole
 
 
-def test_bootstrap_ratio_weights_texts_by_their_tokens() -> None:
+def test_a_bootstrapped_ratio_weights_texts_by_their_tokens() -> None:
     # 1 nat over 1 token and 0 nats over 99: a hundredth of a nat a token, not half.
-    score = bootstrap_ratio([1.0, 0.0], [1, 99])
+    score = bootstrap(values_of(1.0, 0.0, counts=[1, 99]))
     assert score.value == 0.01
     assert score.n == 2
 
 
-def test_bootstrap_gap_does_not_depend_on_the_order_of_the_groups() -> None:
+def gap_of(a: Sequence[float], b: Sequence[float]) -> ExampleValues:
+    return values_of(*a, *b, groups=(*["a"] * len(a), *["b"] * len(b)))
+
+
+def test_a_bootstrapped_gap_does_not_depend_on_the_order_of_the_groups() -> None:
     a, b = [0.9, 0.8, 1.0, 0.9], [0.1, 0.2, 0.0]
-    forward, backward = bootstrap_gap(a, b), bootstrap_gap(b, a)
+    forward, backward = bootstrap(gap_of(a, b)), bootstrap(gap_of(b, a))
     assert forward.value == pytest.approx(0.8) == backward.value
     assert forward.low > 0.6
     assert forward.n == 7
-    assert bootstrap_gap(a, a).value == 0
+    assert bootstrap(gap_of(a, a)).value == 0
 
 
-@pytest.mark.parametrize(
-    "score",
-    [
-        lambda: wilson(0, 0),
-        lambda: bootstrap_mean([]),
-        lambda: bootstrap_gap([], [1.0]),
-        lambda: bootstrap_gap([1.0], []),
-        lambda: bootstrap_ratio([], []),
-    ],
-)
+@pytest.mark.parametrize("score", [lambda: wilson(0, 0), lambda: bootstrap(values_of())])
 def test_a_score_needs_a_sample(score: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         score()
+
+
+@pytest.mark.parametrize("values", [gap_of([], [1.0]), gap_of([1.0], [])])
+def test_a_gap_needs_two_groups(values: ExampleValues) -> None:
+    with pytest.raises(ValueError, match="two groups, got 1"):
+        bootstrap(values)
 
 
 def test_impossible_counts_are_errors() -> None:
     with pytest.raises(ValueError, match="between 0 and 2, got 3"):
         wilson(3, 2)
     with pytest.raises(ValueError, match="more than 0"):
-        bootstrap_ratio([0.0], [0])
-
-
-def values_of(
-    *values: float, counts: Sequence[float] = (), groups: tuple[str, ...] = ()
-) -> ExampleValues:
-    return ExampleValues(tuple(values), tuple(counts or [1.0] * len(values)), groups)
+        bootstrap(values_of(0.0, counts=[0]))
 
 
 def test_holm_agrees_with_values_by_hand() -> None:

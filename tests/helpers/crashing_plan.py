@@ -11,7 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from retouch.comparison.grid import Grid
+import pytest
+
+from retouch.comparison.grid import Grid, make_grid
 from retouch.core.config import DataConfig
 
 
@@ -45,3 +47,12 @@ def crashing_grid(grid: Grid, marks: Path, kills: int) -> CrashingGrid:
     marks.mkdir()
     values: dict[str, Any] = {one.name: getattr(grid, one.name) for one in fields(Grid)}
     return CrashingGrid(**values, marks=str(marks), kills=kills, parent=os.getpid())
+
+
+def use_crashing_grid(monkeypatch: pytest.MonkeyPatch, marks: Path, kills: int) -> None:
+    """Make `compare` use a `CrashingGrid`."""
+
+    def make_crashing_grid(*args: Any, **kwargs: Any) -> CrashingGrid:
+        return crashing_grid(make_grid(*args, **kwargs), marks, kills)
+
+    monkeypatch.setattr("retouch.comparison.compare.make_grid", make_crashing_grid)

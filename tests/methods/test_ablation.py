@@ -7,8 +7,7 @@ import torch
 
 from helpers.steering_task import IDS, logits
 from helpers.tiny_models import tiny_editable
-from retouch.methods.ablation import residual_writers, scale_direction
-from retouch.methods.directions import normalize
+from retouch.methods.steering import normalize, residual_writers, scale_direction
 from retouch.models.adapters import detach, merged, save
 from retouch.models.hooks import record_activations
 

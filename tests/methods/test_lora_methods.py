@@ -18,7 +18,7 @@ from helpers.method_task import (
 from helpers.tiny_models import tiny_editable
 from retouch.core.config import LoraConfig
 from retouch.core.errors import ConfigError, DivergedError
-from retouch.methods.lora import PeriodicValidation, base_kl, endless_batches, response_loss
+from retouch.methods.lora import PeriodicValidation, base_kl, response_loss
 from retouch.models import adapters
 from retouch.representations.batch import make_batches
 
@@ -114,15 +114,6 @@ def test_the_kl_loss_is_0_at_first_and_then_matches_float64() -> None:
         tokens += len(chat.ids)
     assert total > 0
     assert float(base_kl(editable, batch).detach()) == pytest.approx(total / tokens, rel=1e-4)
-
-
-def test_every_epoch_of_endless_batches_has_each_chat_once() -> None:
-    editable = tiny_editable()
-    chats = method_task(editable).train.retain
-    batches = endless_batches(editable, chats, 3, "seed")
-    epoch = [i for _ in range(3) for i in next(batches).index]
-    assert sorted(epoch) == list(range(len(chats)))
-    assert list(endless_batches(editable, [], 3, "seed")) == []
 
 
 def test_validation_is_periodic_and_includes_the_last_step() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_methods import NoEdit
+from retouch.core import plugins
 from retouch.core.errors import ConfigError
 from retouch.methods import registry
 from retouch.methods.method import Method
@@ -39,7 +40,7 @@ class Plugin(NoEdit):
 
 def add_entry_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     found = [metadata.EntryPoint(name, value, "retouch.methods") for name, value in values.items()]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
 
 
 def test_built_in_methods_have_their_id_a_title_and_default_settings() -> None:

@@ -10,8 +10,16 @@ from torch.nn import functional as F
 
 from helpers.method_task import apply_method, method_task
 from helpers.tiny_models import tiny_editable
-from retouch.methods import circuit_breaker, lorra, paired_matching
-from retouch.methods.state_batches import StateBatches, reference_loss
+from retouch.methods.circuit_breaker import reroute_loss, retain_loss, schedule
+from retouch.methods.state_matching import (
+    StateBatches,
+    cache_source,
+    reading_vectors,
+    reference_loss,
+    response_means,
+    shift_loss,
+    shifted_layers,
+)
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
 from retouch.representations.batch import PaddedBatch
@@ -36,9 +44,7 @@ def test_lorra_shifts_states_along_the_reading_vector() -> None:
     editable, task, segment, batches = prepare()
     (source,) = batches.cache(task.train.source)
     (target,) = batches.cache(task.train.counterparts)
-    vectors = lorra.reading_vectors(
-        batches.response_means(task.train.counterparts), batches.response_means(task.train.source)
-    )
+    vectors = reading_vectors(response_means([target]), response_means([source]))
     first = offsets(source) == 0
     expected = target.states[2][offsets(target) == 0].mean(0) - source.states[2][first].mean(0)
     assert torch.allclose(vectors[2][0], expected, atol=1e-6)
@@ -46,17 +52,17 @@ def test_lorra_shifts_states_along_the_reading_vector() -> None:
     with torch.no_grad():
         change = source.current(segment)[2] - source.states[2]
         zeros = {layer: 0 * vector for layer, vector in vectors.items()}
-        unshifted = lorra.shift_loss(segment, source, zeros, 0.0)
-        after = lorra.shift_loss(segment, source, vectors, 2.0)
+        unshifted = shift_loss(segment, source, zeros, 0.0)
+        after = shift_loss(segment, source, vectors, 2.0)
         with editable.base_model():
-            assert float(after) < 0.5 * float(lorra.shift_loss(segment, source, vectors, 2.0))
+            assert float(after) < 0.5 * float(shift_loss(segment, source, vectors, 2.0))
     assert float(unshifted) > 0
     along = F.cosine_similarity(change[first].mean(0), vectors[2][0], dim=0)
     assert float(along) > 0.8
 
 
 def test_reading_vectors_end_where_one_of_the_means_ends() -> None:
-    vectors = lorra.reading_vectors({1: torch.ones(2, 4)}, {1: torch.zeros(3, 4)})
+    vectors = reading_vectors({1: torch.ones(2, 4)}, {1: torch.zeros(3, 4)})
     assert vectors[1].shape == (2, 4)
 
 
@@ -64,8 +70,8 @@ def test_circuit_breaking_reroutes_source_states_and_keeps_the_others() -> None:
     editable, task, segment, batches = prepare()
     (source,) = batches.cache(task.train.rejected)
     (retain,) = batches.cache(task.train.retain, positions=PaddedBatch.token_positions)
-    assert float(circuit_breaker.reroute_loss(segment, source)) == pytest.approx(1, abs=1e-5)
-    assert float(circuit_breaker.retain_loss(segment, retain)) == pytest.approx(0, abs=1e-6)
+    assert float(reference_loss(segment, source, reroute_loss)) == pytest.approx(1, abs=1e-5)
+    assert float(reference_loss(segment, retain, retain_loss)) == pytest.approx(0, abs=1e-6)
     apply_method(
         editable,
         "circuit-breaker",
@@ -76,21 +82,21 @@ def test_circuit_breaking_reroutes_source_states_and_keeps_the_others() -> None:
         retain_weight=10.0,
     )
     with torch.no_grad():
-        cosine = float(circuit_breaker.reroute_loss(segment, source))
-        distance = float(circuit_breaker.retain_loss(segment, retain))
+        cosine = float(reference_loss(segment, source, reroute_loss))
+        distance = float(reference_loss(segment, retain, retain_loss))
     assert cosine < 0.7
     assert distance < 1 - cosine
 
 
 def test_the_schedule_is_that_of_the_paper() -> None:
-    assert circuit_breaker.schedule(0, 150) == (1.0, 0.0)
-    assert circuit_breaker.schedule(75, 150) == (0.75, 0.25)
+    assert schedule(0, 150) == (1.0, 0.0)
+    assert schedule(75, 150) == (0.75, 0.25)
 
 
 @pytest.mark.parametrize("pairs", [True, False])
 def test_paired_matching_brings_states_closer_to_the_target(pairs: bool) -> None:
     editable, task, segment, batches = prepare(pairs)
-    source = paired_matching.cache_source(batches, task.train)[0]
+    source = cache_source(batches, task.train)[0]
     (target,) = batches.cache(task.train.target)
     first, target_first = offsets(source) == 0, offsets(target) == 0
     if pairs:
@@ -112,16 +118,16 @@ def test_paired_matching_brings_states_closer_to_the_target(pairs: bool) -> None
 
 def test_shifted_layers_stay_within_the_model() -> None:
     task = method_task(tiny_editable())
-    assert paired_matching.shifted_layers(task, 0, 4) == (1, 2)
-    assert paired_matching.shifted_layers(task, 1, 4) == (2, 3)
-    assert paired_matching.shifted_layers(task, 2, 4) == (3,)
-    assert paired_matching.shifted_layers(task, -2, 4) == (0,)
+    assert shifted_layers(task, 0, 4) == (1, 2)
+    assert shifted_layers(task, 1, 4) == (2, 3)
+    assert shifted_layers(task, 2, 4) == (3,)
+    assert shifted_layers(task, -2, 4) == (0,)
 
 
 def test_batches_are_halved_while_they_exceed_the_memory() -> None:
     editable, task, _, batches = prepare()
     (whole,) = batches.cache(task.train.source)
-    means = batches.response_means(task.train.source)
+    means = response_means([whole])
 
     def limited(_: Any, args: tuple[torch.Tensor, ...]) -> None:
         if len(args[0]) > 2:
@@ -129,8 +135,8 @@ def test_batches_are_halved_while_they_exceed_the_memory() -> None:
 
     with_limit = editable.blocks[1].register_forward_pre_hook(limited)
     parts = batches.cache(task.train.source)
-    part_means = batches.response_means(task.train.source)
     with_limit.remove()
+    part_means = response_means(parts)
     assert [len(part.batch.index) for part in parts] == [2, 2, 2, 2]
     index = [i for part in parts for i in part.batch.index]
     assert index == list(whole.batch.index)

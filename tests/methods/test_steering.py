@@ -12,7 +12,7 @@ from helpers.steering_task import apply, logits, steering_task
 from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.errors import ConfigError
-from retouch.methods.directions import (
+from retouch.methods.steering import (
     ContrastStates,
     contrast_states,
     layer_at_offset,

@@ -13,7 +13,7 @@ import torch
 from helpers.steering_task import IDS, apply, logits, steering_task
 from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import prompt_ids
-from retouch.methods.directions import contrast_states, mean_difference, reading_direction
+from retouch.methods.steering import contrast_states, mean_difference, reading_direction
 from retouch.models.editable_model import EditableModel
 from retouch.task.task import EditTask
 

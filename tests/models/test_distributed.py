@@ -101,4 +101,4 @@ def test_the_command_line_writes_one_run_and_prints_once(tmp_path: Path) -> None
     assert (tmp_path / "run" / "report.html").is_file()
     again = launch(ACCELERATE, *edit)
     assert again.returncode != 0
-    assert again.stderr.count("Error: ") == 1
+    assert again.stderr.count("already contains a run") == 1
