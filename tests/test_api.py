@@ -18,6 +18,7 @@ import retouch
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.models.load import POCKET
+from retouch.pipeline import NO_CHAT_TEMPLATE
 
 ONE_ROUND = {"train.rounds": 1, "evaluation.suites": "none"}
 PROMPTS = [f"Name {i} things that float." for i in range(12)]
@@ -277,3 +278,32 @@ def test_pushing_uploads_the_adapter_and_its_card(
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(
         uploaded["files"]
     )
+
+
+def test_a_missing_chat_template_is_reported(tmp_path: Path) -> None:
+    model, tokenizer = pocket()
+    tokenizer.chat_template = None
+    details: list[str] = []
+
+    def on_event(event: Any) -> None:
+        details.append(getattr(event, "detail", ""))
+
+    config = small_settings(ONE_ROUND)
+    retouch.edit(
+        model, tokenizer, "tone", config=config, output_dir=tmp_path / "run", on_event=on_event
+    )
+    assert NO_CHAT_TEMPLATE in details
+    details.clear()
+    model, _ = pocket()
+    retouch.evaluate(model, tokenizer, concepts=["capability"], limit=2, on_event=on_event)
+    assert NO_CHAT_TEMPLATE in details
+
+
+def test_a_concept_object_with_the_name_of_a_built_in_one_is_stored(tmp_path: Path) -> None:
+    concept = retouch.Concept.from_pairs(
+        source=PROMPTS, target=[f"{prompt} Be cheerful." for prompt in PROMPTS], name="safety"
+    )
+    config = small_settings(ONE_ROUND)
+    path = tmp_path / "run"
+    retouch.edit("pocket", concept=concept, config=config, output_dir=path)
+    assert retouch.Concept.from_file(RunDir.open(path).concept).hash == concept.hash
