@@ -44,7 +44,7 @@ docs-serve: $(STAMP) ## Serve the documentation on this machine while it is edit
 pocket: $(STAMP) ## Train the built-in model again from its grammar
 	@$(BIN)/python -m model_organisms.pocket.train
 
-bench: $(STAMP) ## Measure how fast the edit is, beside the published loop; under ten minutes
+bench: $(STAMP) ## Measure how fast the edit is, beside the original loop of ARE; under ten minutes
 	@$(BIN)/python -m benchmarks.speed
 
 targets: $(STAMP) ## Measure the edits of the built-in model beside their targets

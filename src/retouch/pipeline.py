@@ -255,8 +255,8 @@ def configure(
         if values.get("load") or overrides.get("load"):
             raise loaded_already("config.load")
         fixed |= {"model": editable.name, "load": editable.load_config.model_dump()}
-    asked = resolve(values, overrides, fixed, where=where)
-    tuned = (concept or load_concept(asked.concept)).settings.get(asked.direction, {})
+    untuned = resolve(values, overrides, fixed, where=where)
+    tuned = (concept or load_concept(untuned.concept)).settings.get(untuned.direction, {})
     return resolve(tuned, values, overrides, fixed, where=where)
 
 

@@ -44,14 +44,17 @@ def test_an_error_of_a_worker_is_raised() -> None:
 
 
 @pytest.mark.slow
-def test_a_point_that_kills_every_worker_ends_the_comparison(tmp_path: Path) -> None:
+def test_a_point_that_kills_every_worker_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retouch.comparison.parallel.MAX_DEATHS", 2)
     grid = crashing_grid(one_point_grid(), tmp_path / "marks", kills=9)
     events: list[Event] = []
-    with pytest.raises(RunError, match=r"3 times while running none, 2 .*exit code -9") as error:
+    with pytest.raises(RunError, match=r"2 times while running none, 2 .*exit code -9") as error:
         run_points(grid, events)
     assert error.value.code == "worker-killed"
-    assert len(list((tmp_path / "marks").iterdir())) == 3
-    assert len(events) == 3  # the resources, and the two workers that were replaced
+    assert len(list((tmp_path / "marks").iterdir())) == 2
+    assert len(events) == 2  # the resources, and the worker that was replaced
 
 
 class ExitingGrid:

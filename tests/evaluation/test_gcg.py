@@ -13,7 +13,7 @@ from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 from retouch.evaluation import gcg
-from retouch.evaluation.gcg import SuffixContext, allowed_tokens, search_suffix
+from retouch.evaluation.gcg import SuffixContext, allowed_tokens, search_suffix, with_suffix
 from retouch.models.interventions import Prompting
 from retouch.models.load import load
 from retouch.representations.logprobs import response_logprob
@@ -45,7 +45,7 @@ def test_a_suffix_raises_the_target_and_is_reproduced_from_its_text(make: Any) -
     found = search_suffix(editable, prompt, TARGET, steps=6, candidates=24, length=4)
     assert found.logprob > found.initial_logprob + 0.03
     # The same value is computed from the text, tokenized again.
-    ids = prompt_ids(editable.tokenizer, editable.rewrite_prompt(found.append_to(prompt)))
+    ids = prompt_ids(editable.tokenizer, editable.rewrite_prompt(with_suffix(prompt, found.text)))
     logprob = response_logprob(editable, [TokenizedChat((*ids, *TARGET), len(ids))])
     assert float(logprob) == pytest.approx(found.logprob, abs=1e-4)
     again = search_suffix(editable, prompt, TARGET, steps=6, candidates=24, length=4)

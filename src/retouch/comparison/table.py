@@ -79,8 +79,8 @@ def other_columns(results: Sequence[Result], columns: Sequence[Column]) -> list[
     for record in (record for result in results for record in result.records):
         key = metric_key(record)
         found.setdefault(key, Column(key, words(record.metric), record.unit, record.better))
-    shown = {column.key for column in columns}
-    return [column for column in found.values() if column.key not in shown]
+    excluded = {column.key for column in columns}
+    return [column for column in found.values() if column.key not in excluded]
 
 
 def make_table(

@@ -83,8 +83,8 @@ def invalid(error: ValidationError, where: str) -> ConfigError:
             # The messages of the validators in `core.config` contain the value, pydantic's do not.
             text = problem["msg"].removeprefix("Value error, ")
             if text == problem["msg"]:
-                text += f", got {problem['input']!r}"
-            problems.append(f"`{key}`: {text.rstrip('.')}")
+                text = f"{text.replace('Input should be', 'must be')}, got {problem['input']!r}"
+            problems.append(f"`{key}` {text.rstrip('.')}")
     hint = " ".join(dict.fromkeys(hints))
     return ConfigError(f"In {where}: {'; '.join(problems)}.", hint, code="config-invalid")
 

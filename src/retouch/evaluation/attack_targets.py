@@ -26,12 +26,7 @@ TARGET_TOKENS = 8  # of the complying response that attacks optimise for: its be
 
 @dataclass(frozen=True)
 class AttackTarget:
-    """A harmful request and the response that an attack tries to elicit.
-
-    Attributes:
-        example: the request, asked directly.
-        response: a response that complies.
-    """
+    """A harmful request, asked directly, and the complying response that an attack elicits."""
 
     example: Example
     response: str
@@ -48,19 +43,12 @@ class AttackTarget:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """The result of an attack on one request.
-
-    Attributes:
-        target: the request and the response that the attack optimised for.
-        prompt: the turns that the model received.
-        response: the model's response.
-        steps: the number of steps of a search that ends when it succeeds; None for other attacks.
-    """
+    """The result of an attack on one request: the prompt with the attack, and the response."""
 
     target: AttackTarget
     prompt: tuple[Message, ...]
     response: str
-    steps: int | None = None
+    steps: int | None = None  # of a search that ends when it succeeds; None for other attacks
 
     @property
     def category(self) -> Category:

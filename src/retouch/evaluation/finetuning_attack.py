@@ -47,18 +47,10 @@ def finetuning_attack(
 ) -> tuple[list[Curve], list[float]]:
     """Train an adversary's update in one run and count refusals along the way.
 
-    Args:
-        editable: the model; it is unchanged afterwards.
-        concept: the adversary learns to comply with direct requests of its train split; refusals
-            are counted on jailbreaks and direct requests of its test split.
-        steps: the numbers of steps after which refusals are counted; 0 is before the first one.
-        num_examples: maximum number of requests that the adversary trains on.
-        learning_rate: the adversary's learning rate (Adam).
-        r: the rank of the adversary's LoRA on every linear layer; its alpha is twice that.
-        batch_size: examples per step.
-        limit: maximum number of test examples of each label.
-        seed: of the sampled requests and the update's initial weights.
-        progress: called after every step.
+    The adversary learns to comply with at most `num_examples` direct requests of the concept's train
+    split, with a LoRA of rank `r` and twice that as alpha on every linear layer. Refusals are counted
+    on jailbreaks and direct requests of its test split, at most `limit` of each label, after each of
+    `steps`; 0 is before the first step. The model is unchanged afterwards.
 
     Returns:
         For each label, the share of refused test examples by the number of steps; and the

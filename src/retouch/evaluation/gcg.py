@@ -40,23 +40,12 @@ INITIAL_DRAWS = 64  # random suffixes to choose the initial one from
 
 @dataclass(frozen=True)
 class Suffix:
-    """A suffix and its effect.
+    """A suffix, and the target's mean log-probability per token with it, in nats."""
 
-    Attributes:
-        text: the text to append to the last user turn, with the space before it.
-        logprob: mean log-probability of the target's tokens with it, in nats.
-        initial_logprob: the same with the random suffix that the search started from.
-        steps: the number of steps taken.
-    """
-
-    text: str
+    text: str  # to append to the last user turn, with the space before it
     logprob: float
-    initial_logprob: float
+    initial_logprob: float  # with the random suffix that the search started from
     steps: int
-
-    def append_to(self, prompt: Sequence[Message]) -> tuple[Message, ...]:
-        """The prompt with the suffix."""
-        return _with_suffix(prompt, self.text)
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ def gcg_attack(
         chat, prompt = target.tokenized(editable, TARGET_TOKENS), target.example.prompt
         goal = chat.ids[chat.start :]
         suffix = search_suffix(editable, prompt, goal, length=length, seed=seed, allowed=allowed)
-        prompts.append(suffix.append_to(prompt))
+        prompts.append(with_suffix(prompt, suffix.text))
         steps.append(suffix.steps)
         progress("searching suffixes", done, len(targets))
     responses = responses_to(editable, prompts)
@@ -110,16 +99,10 @@ def search_suffix(
 ) -> Suffix:
     r"""Search the suffix $s$ that maximises $\frac1T \sum_t \log p(y_t | x, s, y_{<t})$.
 
-    Args:
-        editable: the model, attacked as it is now.
-        prompt: the request.
-        target: token ids `[T]` of a response that complies, or of its beginning.
-        steps: maximum number of steps, with one gradient each.
-        candidates: suffixes evaluated per step.
-        length: tokens of the suffix.
-        top_k: replacements that the gradient proposes for each position.
-        seed: of the initial suffix and of the candidates.
-        allowed: the tokens to use (default: `allowed_tokens`, which takes time to compute).
+    `target` are the token ids `[T]` of a response that complies, or of its beginning. In each of at
+    most `steps` steps the gradient proposes `top_k` replacements for each of the `length` tokens,
+    and `candidates` suffixes are evaluated. `allowed` are the tokens to use (default:
+    `allowed_tokens`, which takes time to compute).
 
     Raises:
         ModelError: no suffix of this length is reproduced from its text, or the model's input does
@@ -168,7 +151,8 @@ def allowed_tokens(editable: EditableModel) -> torch.Tensor:
     return torch.tensor(allowed, dtype=torch.long)
 
 
-def _with_suffix(prompt: Sequence[Message], suffix: str) -> tuple[Message, ...]:
+def with_suffix(prompt: Sequence[Message], suffix: str) -> tuple[Message, ...]:
+    """The prompt with a suffix after its last turn's text."""
     *turns, last = prompt
     return (*turns, replace(last, content=last.content + suffix))
 
@@ -181,7 +165,7 @@ def _initial_suffix(
     rng: random.Random,
 ) -> tuple[SuffixContext, list[int]]:
     """A random suffix that is reproduced from its text within the prompt, and its context."""
-    rewritten = editable.rewrite_prompt(_with_suffix(prompt, PLACEHOLDER))
+    rewritten = editable.rewrite_prompt(with_suffix(prompt, PLACEHOLDER))
     parts = prompt_text(editable.tokenizer, rewritten).split(PLACEHOLDER)
     if len(parts) != 2:
         raise ModelError(

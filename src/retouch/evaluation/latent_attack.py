@@ -42,13 +42,8 @@ def latent_attack(
 ) -> list[AttackOutcome]:
     """Search a perturbation of each request's states and generate the response under it, greedily.
 
-    Args:
-        editable: the model, attacked as it is now.
-        targets: the requests.
-        layer: the block whose input is perturbed, 0-based.
-        epsilon: the radius, as a fraction of each state's norm.
-        steps: gradient steps.
-        progress: called after every batch.
+    The input of the block `layer` (0-based) is perturbed, within a radius of `epsilon` times each
+    state's norm, in `steps` gradient steps. The model is attacked as it is now.
     """
     chats = [target.tokenized(editable, TARGET_TOKENS) for target in targets]
     # `generate` may split a batch under a device memory limit, but never a single prompt.

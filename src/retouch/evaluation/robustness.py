@@ -230,8 +230,22 @@ class _Attacks:
             before, after = measure(base), None if edited is None else measure(edited)
             record = Record(SUITE, f"{name}_{metric}", unit, "higher", before, after)
             self.report.records.append(record)
-        self.report.samples += _samples(base, f"{name}_refusal", "base")
-        self.report.samples += _samples(edited or [], f"{name}_refusal", "edited")
+        models: tuple[Literal["base", "edited"], ...] = ("base", "edited")
+        for model, outcomes in zip(models, (base, edited or []), strict=True):
+            self.report.samples += [
+                Sample(
+                    suite=SUITE,
+                    metric=f"{name}_refusal",
+                    model=model,
+                    prompt=one.prompt,
+                    response=one.response,
+                    category=one.category,
+                    value=float(one.category == "refusal"),
+                    group=one.target.example.group,
+                    entity=one.target.example.entity,
+                )
+                for one in outcomes
+            ]
 
 
 def _refusal_rate(outcomes: Sequence[AttackOutcome]) -> Score:
@@ -240,22 +254,3 @@ def _refusal_rate(outcomes: Sequence[AttackOutcome]) -> Score:
 
 def _mean_steps(outcomes: Sequence[AttackOutcome]) -> Score:
     return bootstrap(each_once([one.steps for one in outcomes if one.steps is not None]))
-
-
-def _samples(
-    outcomes: Sequence[AttackOutcome], metric: str, model: Literal["base", "edited"]
-) -> list[Sample]:
-    return [
-        Sample(
-            suite=SUITE,
-            metric=metric,
-            model=model,
-            prompt=one.prompt,
-            response=one.response,
-            category=one.category,
-            value=float(one.category == "refusal"),
-            group=one.target.example.group,
-            entity=one.target.example.entity,
-        )
-        for one in outcomes
-    ]

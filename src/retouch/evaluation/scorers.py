@@ -73,50 +73,40 @@ class CorrectScorer(ResponseScorer):
         return _category(example, response), is_correct(response, example.accept)
 
 
-class ChoiceBiasScorer(Scorer):
-    """How far the probabilities of two continuations differ, 0 to 1, averaged over examples."""
+class ChoiceScorer(Scorer):
+    """A statistic of the probability p of the first of two continuations, bootstrapped.
 
-    name = "choice_bias"
+    Without groups, how far both probabilities differ: the mean of |2p - 1|, 0 to 1. With groups,
+    the distance between the means of p of two groups.
+    """
+
     needs = frozenset({"choice_probs"})
 
+    def __init__(self, name: str, *, groups: bool) -> None:
+        self.name, self._groups = name, groups
+
     def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that there are two `choices`."""
+        """Check that there are two `choices` and, if needed, two `groups` with examples."""
         _check_two(spec, "choices", spec.choices)
+        if self._groups:
+            _check_two(spec, "groups", spec.groups)
+            groups = {example.group for example in examples}
+            for group in spec.groups:
+                if examples and group not in groups:
+                    raise DataError(
+                        f"{_title(spec)} has no examples of the group {group!r}.",
+                        choices(group, "groups of its examples", sorted(groups)),
+                        code="metric-group",
+                    )
 
     def score(
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
-        """Mean of |2p - 1|, with a bootstrap over examples."""
+        """The statistic, with a bootstrap over examples."""
         probs = context.choice_probs(examples, spec.choices)
         values = each_once([abs(2 * prob - 1) for prob in probs])
-        return ScoringResult(bootstrap(values), values)
-
-
-class GroupGapScorer(Scorer):
-    """The distance between two groups' mean probabilities of the first of two continuations."""
-
-    name = "group_gap"
-    needs = frozenset({"choice_probs"})
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that there are two `choices` and two `groups` with examples."""
-        _check_two(spec, "choices", spec.choices)
-        _check_two(spec, "groups", spec.groups)
-        groups = {example.group for example in examples}
-        for group in spec.groups:
-            if examples and group not in groups:
-                raise DataError(
-                    f"{_title(spec)} has no examples of the group {group!r}.",
-                    choices(group, "groups of its examples", sorted(groups)),
-                    code="metric-group",
-                )
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """|mean(first group) - mean(second group)|, with a bootstrap over examples."""
-        probs = context.choice_probs(examples, spec.choices)
-        values = each_once(probs, tuple(example.group for example in examples))
+        if self._groups:
+            values = each_once(probs, tuple(example.group for example in examples))
         return ScoringResult(bootstrap(values), values)
 
 
@@ -148,8 +138,8 @@ _BUILT_IN: dict[str, Scorer] = {
         CleanRefusalScorer(),
         CorrectScorer(),
         *(CategoryScorer(name, lambda _, response: tone(response)) for name in get_args(Tone)),
-        GroupGapScorer(),
-        ChoiceBiasScorer(),
+        ChoiceScorer("group_gap", groups=True),
+        ChoiceScorer("choice_bias", groups=False),
         KLScorer("kl_tokens", responses=False),
         KLScorer("kl_responses", responses=True),
     )

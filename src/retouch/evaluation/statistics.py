@@ -45,23 +45,14 @@ def each_once(values: Sequence[float], groups: tuple[str, ...] = ()) -> ExampleV
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of a model as a function of a number.
-
-    Attributes:
-        suite: the family of metrics.
-        metric: its name.
-        unit: the unit of the scores.
-        better: which way is better.
-        along: the variable that the metric is a function of, such as `steps` or `strength`.
-        points: values of that variable in ascending order, each with the score there.
-    """
+    """One metric of a model as a function of the variable `along`: of `steps` or `strength`."""
 
     suite: str
     metric: str
     unit: str
     better: Better
     along: str
-    points: tuple[tuple[float, Score], ...]
+    points: tuple[tuple[float, Score], ...]  # in ascending order of the variable
 
 
 def wilson(successes: int, n: int) -> Score:

@@ -22,9 +22,7 @@ SUITE = "text-quality"
 def text_quality(base: Sequence[str], edited: Sequence[str] | None = None) -> list[Record]:
     """`self_bleu`, `repetition_4gram` and `repetition_sentence`, bootstrapped over responses.
 
-    Args:
-        base: at least two responses of the base model.
-        edited: the edited model's responses to the same prompts, if there is one.
+    `edited` are the edited model's responses, if there is one, to the same prompts as `base`.
 
     Raises:
         ConfigError: sacrebleu is not installed.

@@ -37,19 +37,12 @@ class LoraSettings(MethodSettings):
     batch_size: int = option(24, "examples per training step", ge=1)
     num_validations: int = option(8, "validations during the training", ge=1)
     max_drift: float = option(
-        0.02,
-        "maximum drift of a checkpoint: KL to the base in nats a token",
-        search=(0.002, 0.1),
-        log=True,
+        0.02, "maximum drift (KL to the base, nats a token)", search=(0.002, 0.1), log=True
     )
 
 
 def check_pairs(task: EditTask, method: str) -> None:
-    """Check that the training examples have source responses to unlearn.
-
-    Raises:
-        ConfigError: they have none.
-    """
+    """Raise `ConfigError` if the training examples have no source responses to unlearn."""
     if not task.train.rejected:
         raise ConfigError(
             f"{method} needs source responses, and the examples of {task.concept.name} have none, "
@@ -60,11 +53,7 @@ def check_pairs(task: EditTask, method: str) -> None:
 
 
 def check_finite(value: torch.Tensor, name: str) -> None:
-    """Check a loss or a weight.
-
-    Raises:
-        DivergedError: it is not finite.
-    """
+    """Raise `DivergedError` if a loss or a weight is not finite."""
     if not torch.isfinite(value).all():
         raise DivergedError(
             f"{name} is not finite.", "Lower `learning_rate`.", code="loss-not-finite"
@@ -110,12 +99,8 @@ def train(
 ) -> None:
     """Train the attached adapter; the best checkpoint stays on the model.
 
-    Args:
-        editable: the model with its new adapter.
-        task: provides the validator.
-        settings: the method's settings.
-        loss_of: the loss of a training step, by its number from 0.
-        progress: called after every validation.
+    `loss_of` computes the loss of a training step, by its number from 0; `progress` is called after
+    every validation.
 
     Raises:
         DivergedError: a loss is not finite.

@@ -197,11 +197,7 @@ class PairedMatchingSettings(LoraSettings):
 
     learning_rate: float = option(3e-3, "learning rate (Adam)", search=(1e-4, 1e-2), log=True)
     matching_weight: float = option(
-        1.0,
-        "weight of matching the states of the target counterparts",
-        search=(0.3, 10),
-        log=True,
-        ge=0,
+        1.0, "weight of matching the target counterparts' states", search=(0.3, 10), log=True, ge=0
     )
     retain_weight: float = option(
         30.0, "weight of keeping the retain set's states", search=(3, 100), log=True, ge=0

@@ -49,13 +49,9 @@ def contrast_states(
 ) -> dict[int, ContrastStates]:
     """The base model's states on the training examples, by layer.
 
-    Args:
-        editable: the model; its adapter and interventions are switched off meanwhile.
-        task: the examples. With pairs, the target states are those of the counterparts, which have
-            the source's responses; without, those of the target examples.
-        layers: the layers whose outputs are read.
-        positions: a state is the mean over this many response positions, from the last prompt
-            token on.
+    A state is the mean over the first `positions` response positions, from the last prompt token
+    on. With pairs, the target states are those of the counterparts, which have the source's
+    responses; without, those of the target examples.
     """
     paired = bool(task.train.counterparts)
     with editable.base_model():
@@ -209,10 +205,7 @@ class AblationSettings(MethodSettings):
         -1.0, "factor of the output along the direction that is added; -1 ablates", search=(-1, 3)
     )
     added: float = option(
-        0.25,
-        "multiple of the mean difference that is added at the layer; 0 adds none",
-        search=(0.05, 3),
-        log=True,
+        0.25, "mean differences added at the layer; 0 adds none", search=(0.05, 3), log=True
     )
     offset: int = OFFSET
     positions: int = POSITIONS
