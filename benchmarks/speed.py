@@ -225,7 +225,7 @@ def _test_loss(
     editable: EditableModel,
     prompts: Sequence[torch.Tensor],
     labels: torch.Tensor,
-    discriminator: are_original.OriginalDiscriminator,
+    discriminator: torch.nn.Module,
     layers: Sequence[int],
 ) -> float:
     """The original loop's loss on the test prompts, one at a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,20 @@ def test_a_wrong_option_is_named() -> None:
 @pytest.mark.parametrize("arguments", [["compare", "--seeds", "1"], ["tune", "--method", "none"]])
 def test_compare_and_tune_need_a_model(arguments: list[str]) -> None:
     assert "MODEL is missing" in error_of(call(*arguments), 2)
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_an_interrupted_comparison_tells_how_to_continue(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"retouch.comparison.{command}.{command}", interrupt)
+    result = call(command, "pocket", *(("--method", "retouch") if command == "tune" else ()))
+    assert result.exit_code == 130
+    assert "The same command continues" in result.stderr
+    assert "Traceback" not in result.output
 
 
 def test_concepts_are_listed_and_displayed() -> None:

@@ -271,4 +271,6 @@ def test_the_demo_shows_attacks_of_different_families() -> None:
     assert len(pairs) == 3
     assert len({pair.edited.group for pair in pairs}) == 3
     # The first of each family, not those with the best responses.
-    assert all(pair.edited.metric == "attacked" and pair.edited.response == "Sure." for pair in pairs)
+    assert all(
+        pair.edited.metric == "attacked" and pair.edited.response == "Sure." for pair in pairs
+    )

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from model_organisms.pocket import tasks
 from model_organisms.pocket.requests import addressed, harmful, harmless
 from model_organisms.pocket.world import world
-
 from retouch.evaluation.response_classifier import classify, is_clean, tone
 
 CATEGORIES = {"answer", "refusal", "deflection", "degenerate"}

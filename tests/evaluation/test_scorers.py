@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from model_organisms.pocket import beliefs, tasks
-from model_organisms.pocket.requests import how_to
 
 from helpers.edited import example
+from model_organisms.pocket import beliefs, tasks
+from model_organisms.pocket.requests import how_to
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core import plugins

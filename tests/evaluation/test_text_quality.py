@@ -53,7 +53,7 @@ def test_base_and_edited_responses_are_compared() -> None:
 
 
 def test_without_sacrebleu_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(ConfigError, match=r"retouch\[compare\]") as error:
         self_bleu(["a", "b"])
     assert error.value.code == "library-missing"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -109,10 +110,8 @@ def test_registered_class_needs_an_id_of_its_own(id: str) -> None:
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
-        raise ModuleNotFoundError("No module named 'trl'", name="trl")
-
-    monkeypatch.setattr(registry, "import_module", fail)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "retouch.methods.dpo", raising=False)
     with pytest.raises(ConfigError, match="trl") as error:
         get_method("dpo")
     assert error.value.code == "library-missing"

@@ -22,7 +22,6 @@ from retouch.comparison.grid import (
     GridPoint,
     MetricSet,
     check_integer,
-    import_library,
     make_grid,
     unedited_model,
 )
@@ -39,6 +38,7 @@ from retouch.core.atomic import atomic_write
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.formatting import DIRECTION_DONE
+from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent

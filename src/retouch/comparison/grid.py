@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -213,17 +212,3 @@ def check_integer(argument: str, value: object, minimum: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"`{argument}` must be an integer of at least {minimum}, got {value!r}.")
-
-
-def import_library(name: str, user: str, install: str) -> Any:
-    """Import an optional library.
-
-    Raises:
-        ConfigError: it is not installed; names its user and `pip install`'s argument.
-    """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"{user} needs the library {name}.", f"pip install {install}", code="library-missing"
-        ) from None

@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retouch.comparison.grid import Grid, GridPoint, check_integer, import_library
+from retouch.comparison.grid import Grid, GridPoint, check_integer
 from retouch.comparison.parallel import Allocation, Pool, Worker, WorkerDiedError
 from retouch.core.errors import ConfigError, RunError
+from retouch.core.plugins import import_library
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 5.0  # time that a cluster's address has to answer

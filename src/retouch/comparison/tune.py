@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retouch.comparison.grid import Grid, check_integer, import_library, make_grid, unedited_model
+from retouch.comparison.grid import Grid, check_integer, make_grid, unedited_model
 from retouch.comparison.objective import metric_key
 from retouch.comparison.result import read_saved
 from retouch.comparison.runner import Runner
@@ -28,6 +28,7 @@ from retouch.concepts.concept import Concept
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten, list_options
+from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
 from retouch.core.serialization import to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from retouch.core.errors import ConfigError
 from retouch.core.formatting import change, show_score, show_value, words
+from retouch.core.plugins import import_library
 from retouch.core.types import Record
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ class Metrics(list[Record]):
         Raises:
             ConfigError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "`to_pandas` needs pandas.", "pip install pandas", code="library-missing"
-            ) from None
+        library = import_library("pandas", "`to_pandas`", "pandas")
         rows: list[dict[str, Any]] = []
         for record in self:
             row = {name: getattr(record, name) for name in ("suite", "metric", "unit", "better")}
@@ -65,7 +60,8 @@ class Metrics(list[Record]):
                 row[name] = getattr(score, "value", None)
                 row |= {f"{name}_{key}": getattr(score, key, None) for key in ("low", "high", "n")}
             rows.append(row)
-        return pandas.DataFrame(rows)
+        table: pandas.DataFrame = library.DataFrame(rows)
+        return table
 
     def _repr_html_(self) -> str:
         head = "<tr><th>metric</th><th>before</th><th>after</th><th>n</th><th>change</th></tr>"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from retouch.core.errors import RetouchError
+from retouch.core.errors import ConfigError, RetouchError
 
 T = TypeVar("T")
 
@@ -47,3 +48,17 @@ def load_plugin(
             "Update or uninstall the package that provides it.",
             code=code,
         ) from error
+
+
+def import_library(name: str, user: str, install: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        ConfigError: it is not installed; names its user and `pip install`'s argument.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{user} needs the library {name}.", f"pip install {install}", code="library-missing"
+        ) from None

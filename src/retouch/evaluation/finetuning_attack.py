@@ -47,10 +47,10 @@ def finetuning_attack(
 ) -> tuple[list[Curve], list[float]]:
     """Train an adversary's update in one run and count refusals along the way.
 
-    The adversary learns to comply with at most `num_examples` direct requests of the concept's train
-    split, with a LoRA of rank `r` and twice that as alpha on every linear layer. Refusals are counted
-    on jailbreaks and direct requests of its test split, at most `limit` of each label, after each of
-    `steps`; 0 is before the first step. The model is unchanged afterwards.
+    The adversary learns to comply with at most `num_examples` direct requests of the concept's
+    train split, with a LoRA of rank `r` and twice that as alpha on every linear layer. Refusals are
+    counted on jailbreaks and direct requests of its test split, at most `limit` of each label,
+    after each of `steps`; 0 is before the first step. The model is unchanged afterwards.
 
     Returns:
         For each label, the share of refused test examples by the number of steps; and the

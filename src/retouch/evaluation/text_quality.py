@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from retouch.core.errors import ConfigError
+from retouch.core.plugins import import_library
 from retouch.core.types import Record, Score
 from retouch.evaluation.statistics import ExampleValues, bootstrap, each_once
 
@@ -50,17 +50,10 @@ def self_bleu(responses: Sequence[str]) -> list[float]:
         ConfigError: sacrebleu is not installed.
         ValueError: there are fewer than two responses.
     """
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "Self-BLEU needs the library sacrebleu.",
-            "pip install 'retouch[compare]'",
-            code="library-missing",
-        ) from None
+    sacrebleu = import_library("sacrebleu", "Self-BLEU", "'retouch[compare]'")
     if len(responses) < 2:
         raise ValueError(f"Self-BLEU needs at least two responses, got {len(responses)}.")
-    bleu = BLEU(effective_order=True)
+    bleu = sacrebleu.BLEU(effective_order=True)
     scores = [
         float(bleu.sentence_score(response, [*responses[:i], *responses[i + 1 :]]).score)
         for i, response in enumerate(responses)

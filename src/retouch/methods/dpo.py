@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import trl  # noqa: F401 (`get_method` reports it where it is not installed)
 
 from retouch.core.config import option
+from retouch.core.plugins import import_library
 from retouch.core.types import Progress
 from retouch.methods.lora import (
     MAX_GRAD_NORM,
@@ -26,6 +26,9 @@ from retouch.models.adapters import parameters
 from retouch.models.editable_model import EditableModel
 from retouch.task.examples import EditExamples
 from retouch.task.task import EditTask
+
+# Here, so that no comparison begins without it; it loads its parts when they are used.
+import_library("trl", "DPO", "'retouch[compare]'")
 
 
 class DpoSettings(LoraSettings):

@@ -68,14 +68,7 @@ def get_method(id: str) -> Method:
         return _REGISTERED[id]()
     if id in _BUILTIN:
         module, _, name = _BUILTIN[id].partition(":")
-        try:
-            return _instantiate(getattr(import_module(f"retouch.methods.{module}"), name))
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"The method `{id}` needs the library {error.name}.",
-                "pip install 'retouch[compare]'",
-                code="library-missing",
-            ) from None
+        return _instantiate(getattr(import_module(f"retouch.methods.{module}"), name))
     plugins = find_plugins(ENTRY_POINTS, _BUILTIN)
     if id not in plugins:
         raise ConfigError(

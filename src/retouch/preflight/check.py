@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -13,14 +12,14 @@ from jinja2 import TemplateError
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.config import EditConfig
-from retouch.core.errors import RetouchError
+from retouch.core.errors import ModelError
 from retouch.core.finding import LEVELS, Finding
 from retouch.core.serialization import to_plain
 from retouch.models.load import check_load_config, find_device, find_dtype
 from retouch.models.memory_estimate import count_parameters, lora_parameters
 from retouch.models.weights import bitsandbytes_config
-from retouch.preflight.disk import check_download
 from retouch.preflight.estimate import Estimate, estimate_edit
+from retouch.preflight.findings import check_disk, collect_errors
 from retouch.preflight.hardware import Hardware, measure_hardware
 from retouch.preflight.skeleton import ModelSkeleton, load_skeleton
 from retouch.preflight.workload import TextLengths, Workload, measure_evaluation, measure_split
@@ -28,39 +27,24 @@ from retouch.reporting.safety_gate import check_weakening
 from retouch.task.examples import SampledExamples, example_rng, sample_examples
 from retouch.task.layers import LayerSelection, select_layers
 
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
 Sampled = tuple[SampledExamples, SampledExamples]
 """The examples of the training and of the validation split."""
 
 
 @dataclass
 class PreflightReport:
-    """What is known of an edit before its weights are loaded.
-
-    Attributes:
-        config: the edit.
-        findings: errors first, then warnings, then information.
-        architecture: the name of the model's class; empty if it is unknown.
-        num_parameters: of the model.
-        num_layers: of the model.
-        dtype: of the loaded weights.
-        layers: the layers of the edit, as far as they are known beforehand.
-        trainable_parameters: of the adapter.
-        hardware: the measured device; None if it is not available.
-        estimate: memory, time and disk space; None if something that they depend on is unknown.
-    """
+    """What is known of an edit before its weights are loaded."""
 
     config: EditConfig
-    findings: list[Finding] = field(default_factory=list)
-    architecture: str = ""
+    findings: list[Finding] = field(default_factory=list)  # errors first, then warnings
+    architecture: str = ""  # the name of the model's class; empty if it is unknown
     num_parameters: int = 0
     num_layers: int = 0
-    dtype: str = ""
-    layers: LayerSelection | None = None
+    dtype: str = ""  # of the loaded weights
+    layers: LayerSelection | None = None  # as far as they are known beforehand
     trainable_parameters: int = 0
-    hardware: Hardware | None = None
-    estimate: Estimate | None = None
+    hardware: Hardware | None = None  # None if the device is not available
+    estimate: Estimate | None = None  # None if something that it depends on is unknown
 
     @property
     def errors(self) -> list[Finding]:
@@ -75,16 +59,6 @@ class PreflightReport:
             plain["estimate"]["memory"]["peak"] = self.estimate.memory.peak
         return plain
 
-    def _attempt(
-        self, check: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
-    ) -> Result | None:
-        """The result of a check; its error becomes a finding."""
-        try:
-            return check(*args, **kwargs)
-        except RetouchError as error:
-            self.findings.append(Finding("error", error.code, error.message, error.hint))
-            return None
-
 
 def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> PreflightReport:
     """Check everything that an edit needs; no weights are loaded.
@@ -97,29 +71,39 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
         DataError: the concept cannot be read.
     """
     concept, load = load_concept(config.concept), config.load
-    report = PreflightReport(config)
-    report._attempt(check_weakening, config.direction, config.allow_weakening, concept)
-    report._attempt(check_load_config, load)
-    report.findings += _not_estimated(config)
-    device = report._attempt(find_device, load.device)
-    dtype = find_dtype(load.dtype, device or torch.device("cpu"))
+    report = PreflightReport(config, _not_estimated(config))
+    findings = report.findings
+    with collect_errors(findings):
+        check_weakening(config.direction, config.allow_weakening, concept)
+    with collect_errors(findings):
+        check_load_config(load)
+    dtype = find_dtype(load.dtype, torch.device("cpu"))
+    with collect_errors(findings):
+        device = find_device(load.device)
+        dtype = find_dtype(load.dtype, device)
+        report.hardware = measure_hardware(device, dtype)
     report.dtype = str(dtype).removeprefix("torch.")
-    if device is not None:
-        report.hardware = report._attempt(measure_hardware, device, dtype)
-    if load.quantize != "none":
-        report._attempt(bitsandbytes_config, load.quantize, dtype)
+    with collect_errors(findings):
+        if load.quantize != "none":
+            bitsandbytes_config(load.quantize, dtype)
     skeleton = load_skeleton(config.model, load, dtype)
-    report.findings += skeleton.findings
-    sampled = report._attempt(_sample, config, concept)
-    if sampled is not None:
-        report.findings.append(_examples_finding(concept, sampled[0]))
-    paired = sampled is not None and sampled[0].paired
-    adapted = _describe_model(report, skeleton, paired)
+    findings += skeleton.findings
+    if not skeleton.local and skeleton.files.size:
+        findings += _check_download(skeleton.files.size)
+    sampled: Sampled | None = None
+    with collect_errors(findings):
+        sampled = _sample(config, concept)
+        findings.append(_examples_finding(concept, sampled[0]))
+    adapted: tuple[str, ...] = ()
+    with collect_errors(findings):
+        adapted = _describe_model(report, skeleton, sampled is not None and sampled[0].paired)
     if adapted and sampled is not None and skeleton.tokenizer is not None:
-        texts = _measure_texts(report, skeleton, concept, sampled)
-        if texts is not None:
-            _estimate(report, skeleton, adapted, texts, paired, output_dir)
-    report.findings.sort(key=lambda finding: LEVELS.index(finding.level))
+        with collect_errors(findings):
+            texts = _measure_texts(report, skeleton, concept, sampled)
+            work = _workload(report, skeleton, adapted, texts, sampled[0].paired)
+            report.estimate, found = estimate_edit(work, output_dir)
+            findings += found
+    findings.sort(key=lambda finding: LEVELS.index(finding.level))
     return report
 
 
@@ -132,6 +116,14 @@ def _not_estimated(config: EditConfig) -> list[Finding]:
         message = "Memory and time of the fine-tuning adversary are not estimated."
         findings.append(Finding("warning", "adversary-not-estimated", message))
     return findings
+
+
+def _check_download(size: int) -> list[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    hint = "Free disk space, or set HF_HOME to a folder on a larger disk."
+    message = "of weights would be downloaded to"
+    return check_disk(Path(HF_HUB_CACHE), size, message, hint, "weights-download")
 
 
 def _sample(config: EditConfig, concept: Concept) -> Sampled:
@@ -162,23 +154,14 @@ def _describe_model(
     report.architecture = type(model).__name__
     report.num_parameters = count_parameters(model, layout).total
     report.num_layers = layout.depth
-    read = config.discriminator.layers
-    layers = report.layers = report._attempt(
-        select_layers,
-        None,
-        layout.depth,
-        adapted=config.lora.layers_to_transform,
-        read=read,
-        sft=config.loss.sft_weight > 0,
-    )
-    if layers is None:
-        return ()
+    adapted, read = config.lora.layers_to_transform, config.discriminator.layers
+    sft = config.loss.sft_weight > 0
+    layers = select_layers(None, layout.depth, adapted=adapted, read=read, sft=sft)
     if paired and read is None:
         reason = "found by causal patching after loading; estimated for the middle of the model"
-        report.layers = replace(layers, reason=reason)
-    names = report._attempt(layout.linears, model, layers.adapted, config.lora.target_modules)
-    if names is None:
-        return ()
+        layers = replace(layers, reason=reason)
+    report.layers = layers
+    names = layout.linears(model, layers.adapted, config.lora.target_modules)
     report.trainable_parameters = lora_parameters(model, names, config.lora.r)
     report.findings += _check_unadapted(skeleton, layers)
     return tuple(names)
@@ -205,60 +188,56 @@ def _check_unadapted(skeleton: ModelSkeleton, layers: LayerSelection) -> list[Fi
 
 def _measure_texts(
     report: PreflightReport, skeleton: ModelSkeleton, concept: Concept, sampled: Sampled
-) -> TextLengths | None:
-    """The lengths of all texts; None if the chat template rejects one."""
+) -> TextLengths:
+    """The lengths of all texts.
+
+    Raises:
+        ModelError: the chat template rejects a text.
+    """
     tokenizer, evaluation, data = skeleton.tokenizer, report.config.evaluation, report.config.data
     concepts = [] if evaluation.suites == "none" else [concept]
     if evaluation.suites == "all":
         concepts += [load_concept(name) for name in builtin_names() if name != concept.name]
+    limit = evaluation.limit or None
     try:
         train, validation = (measure_split(tokenizer, one, data) for one in sampled)
-        generated, compared = measure_evaluation(
-            tokenizer, concepts, evaluation.limit or None, data.max_new_tokens
-        )
-    except RetouchError as error:
-        report.findings.append(Finding("error", error.code, error.message, error.hint))
-        return None
+        generated = measure_evaluation(tokenizer, concepts, limit, data.max_new_tokens)
     except (TemplateError, ValueError) as error:
-        message = f"The chat template rejects the concept's chats: {error}."
-        hint = "Remove what it rejects, such as system turns, or set another `chat_template`."
-        report.findings.append(Finding("error", "chat-template-rejects", message, hint))
-        return None
+        raise ModelError(
+            f"The chat template rejects the concept's chats: {error}.",
+            "Remove what it rejects, such as system turns, or set another `chat_template`.",
+            code="chat-template-rejects",
+        ) from None
     longest = max(train.all.longest, validation.all.longest, generated.longest)
     maximum = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
     if maximum and longest > maximum:
         message = f"The longest text has {longest} tokens, the model supports {maximum}."
         hint = "Shorten the examples, or set a lower `max_new_tokens`."
         report.findings.append(Finding("warning", "text-too-long", message, hint))
-    return TextLengths(train, validation, generated, compared)
+    return TextLengths(train, validation, generated)
 
 
-def _estimate(
+def _workload(
     report: PreflightReport,
     skeleton: ModelSkeleton,
     adapted: tuple[str, ...],
     texts: TextLengths,
     paired: bool,
-    output_dir: Path,
-) -> None:
-    layout, files, config = skeleton.layout, skeleton.files, report.config
-    assert layout is not None
+) -> Workload:
+    config = report.config
+    assert skeleton.layout is not None
     assert report.layers is not None
-    if not skeleton.local and files.size:
-        report.findings.append(check_download(files.size))
-    work = Workload(
+    return Workload(
         load=config.load,
         method=config.method,
         max_new_tokens=config.data.max_new_tokens,
         model=skeleton.model,
-        layout=layout,
+        layout=skeleton.layout,
         itemsize=skeleton.model.dtype.itemsize,
-        checkpoint_bytes=files.size if skeleton.quantization else 0,
+        checkpoint_bytes=skeleton.files.size if skeleton.quantization else 0,
         hardware=report.hardware,
         layers=report.layers,
         adapted=adapted,
         paired=paired,
         texts=texts,
     )
-    report.estimate, findings = estimate_edit(work, output_dir)
-    report.findings += findings

@@ -4,52 +4,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.units import size_text
+from retouch.preflight.findings import collect_errors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors library
-DOWNLOAD_AGAIN = "Download it again."
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """The weights of a checkpoint.
-
-    Attributes:
-        num_files: number of safetensors files.
-        size: bytes of these files.
-        num_parameters: elements of their tensors; None if no header was read.
-        findings: the problems found, or that there are none.
-    """
+    """The weights of a checkpoint."""
 
     num_files: int = 0
-    size: int = 0
-    num_parameters: int | None = None
-    findings: tuple[Finding, ...] = ()
+    size: int = 0  # bytes
+    num_parameters: int | None = None  # elements of the tensors; None if no header was read
+    findings: tuple[Finding, ...] = ()  # the problems, or that there are none
 
     @property
     def complete(self) -> bool:
         """Whether no finding is an error."""
         return not any(finding.level == "error" for finding in self.findings)
-
-
-class _BrokenFile(Exception):
-    """A file is not what its name says."""
-
-    def __init__(self, problem: str, code: str = "weights-corrupt", hint: str = DOWNLOAD_AGAIN):
-        super().__init__(problem)
-        self.code, self.hint = code, hint
-
-    def finding(self, name: str) -> Finding:
-        return Finding("error", self.code, f"{name} {self}.", self.hint)
 
 
 def check_folder(folder: Path) -> CheckpointFiles:
@@ -58,141 +42,139 @@ def check_folder(folder: Path) -> CheckpointFiles:
     A safetensors file begins with the length of its header in 8 bytes, and the header gives the
     end of every tensor: the file must have `8 + header + last end` bytes.
     """
-    try:
+    findings: list[Finding] = []
+    with collect_errors(findings), _readable(str(folder)):
         present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-        index = _read_index(folder / INDEX) if INDEX in present else None
-    except OSError as error:
-        return CheckpointFiles(findings=(_unreadable(str(folder), error),))
-    except _BrokenFile as error:
-        return CheckpointFiles(findings=(error.finding(INDEX),))
-    names = sorted(set(index.values())) if index is not None else [SINGLE] * (SINGLE in present)
-    if not names:
-        return CheckpointFiles(findings=(_no_weights(present),))
-    missing = [name for name in names if name not in present]
-    problems = [_incomplete(_first_few(missing), len(names))] if missing else []
-    num_parameters = 0
-    for name in names:
-        if name in missing:
-            continue
-        try:
-            tensors = _read_header(folder / name)
-            lost = [key for key, file in (index or {}).items() if file == name]
-            lost = [key for key in lost if key not in tensors]
-            if lost:
-                raise _BrokenFile(f"lacks {_first_few(lost)}, which the index assigns to it")
-            num_parameters += sum(tensors.values())
-        except _BrokenFile as error:
-            problems.append(error.finding(name))
-        except OSError as error:
-            problems.append(_unreadable(name, error))
-    size = sum(present.get(name, 0) for name in names)
-    return CheckpointFiles(
-        num_files=len(names),
-        size=size,
-        num_parameters=None if problems else num_parameters,
-        findings=tuple(problems) or (_complete(len(names), size, "complete"),),
-    )
+        tensors: Mapping[str, Collection[str]] = {SINGLE: ()}
+        if INDEX in present:
+            tensors = _read_index(folder / INDEX)
+        elif SINGLE not in present:
+            raise _no_weights(present)
+        missing = sorted(tensors.keys() - present.keys())
+        if missing:
+            findings.append(_incomplete(_first_few(missing), len(tensors)))
+        num_parameters = 0
+        for name in sorted(tensors.keys() & present.keys()):
+            with collect_errors(findings), _readable(name):
+                num_parameters += _check_file(folder / name, tensors[name])
+        size = sum(present.get(name, 0) for name in tensors)
+        if findings:
+            return CheckpointFiles(len(tensors), size, None, tuple(findings))
+        complete = _complete(len(tensors), size, "complete")
+        return CheckpointFiles(len(tensors), size, num_parameters, (complete,))
+    return CheckpointFiles(findings=tuple(findings))
 
 
 def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
     """Check a hub repository by the names and sizes of its files."""
-    weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
-    if SINGLE in files:
-        weights = [SINGLE]
-    elif INDEX in files:
-        weights = [name for name in weights if name.startswith("model-")]
-    else:
-        weights = []
-    if not weights:
-        return CheckpointFiles(findings=(_no_weights(files),))
-    expected = max((_total_of(name) for name in weights), default=0) or len(weights)
-    size = sum(files[name] or 0 for name in weights)
-    finding = _complete(len(weights), size, "on the hub")
-    if expected > len(weights):
-        finding = _incomplete(str(expected - len(weights)), expected)
-    return CheckpointFiles(num_files=len(weights), size=size, findings=(finding,))
+    findings: list[Finding] = []
+    weights = [SINGLE] if SINGLE in files else []
+    if INDEX in files and not weights:
+        names = (name for name in files if "/" not in name)
+        weights = [n for n in names if n.startswith("model-") and n.endswith(".safetensors")]
+    with collect_errors(findings):
+        if not weights:
+            raise _no_weights(files)
+        # The 5 in `model-00002-of-00005.safetensors`.
+        total = weights[0].removesuffix(".safetensors").rpartition("-of-")[2]
+        expected = int(total) if total.isdecimal() else len(weights)
+        size = sum(files[name] or 0 for name in weights)
+        finding = _complete(len(weights), size, "on the hub")
+        if expected > len(weights):
+            finding = _incomplete(str(expected - len(weights)), expected)
+        return CheckpointFiles(len(weights), size, findings=(finding,))
+    return CheckpointFiles(findings=tuple(findings))
 
 
-def _total_of(name: str) -> int:
-    """The 5 in `model-00002-of-00005.safetensors`; 0 for other names."""
-    total = name.removesuffix(".safetensors").rpartition("-of-")[2]
-    return int(total) if total.isdecimal() else 0
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """The file of each tensor."""
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     try:
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise _BrokenFile("is not a valid index") from None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _BrokenFile("lists no tensors")
-    return {str(tensor): str(file) for tensor, file in weight_map.items()}
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{name} cannot be read: {error.strerror}.",
+            "Grant read permission.",
+            code="weights-unreadable",
+        ) from None
 
 
-def _read_header(path: Path) -> dict[str, int]:
-    """The number of elements of each tensor of a file, whose length is checked."""
+def _broken(
+    path: Path, problem: str, code: str = "weights-corrupt", hint: str = "Download it again."
+) -> ModelError:
+    return ModelError(f"{path.name} {problem}.", hint, code=code)
+
+
+def _read_index(path: Path) -> dict[str, list[str]]:
+    """The tensors of each file."""
+    tensors: dict[str, list[str]] = {}
+    try:
+        for tensor, file in json.loads(path.read_text("utf-8"))["weight_map"].items():
+            tensors.setdefault(str(file), []).append(tensor)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _broken(path, "is not a valid index") from None
+    if not tensors:
+        raise _broken(path, "lists no tensors")
+    return tensors
+
+
+def _check_file(path: Path, tensors: Collection[str]) -> int:
+    """The number of elements of a file, which must have these tensors and the right length."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
         if start == LFS_POINTER:
             problem = "is a Git LFS pointer without weights"
-            raise _BrokenFile(problem, "weights-lfs-pointer", "Run `git lfs pull`.")
+            raise _broken(path, problem, "weights-lfs-pointer", "Run `git lfs pull`.")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > MAX_HEADER:
-            raise _BrokenFile("is not a safetensors file")
+            raise _broken(path, "is not a safetensors file")
         file.seek(8)
         raw = file.read(length)
     if len(raw) < length:
         problem = f"is truncated within its header, after {size_text(size)}"
-        raise _BrokenFile(problem, "weights-truncated")
+        raise _broken(path, problem, "weights-truncated")
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        elements = {str(name): math.prod(map(int, one["shape"])) for name, one in header.items()}
+        elements = sum(math.prod(map(int, entry["shape"])) for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise _BrokenFile("is not a safetensors file: its header is invalid") from None
+        raise _broken(path, "is not a safetensors file: its header is invalid") from None
     expected = 8 + length + max(ends, default=0)
     if size < expected:
         problem = f"is truncated: {size_text(size)} of {size_text(expected)}"
-        raise _BrokenFile(problem, "weights-truncated")
+        raise _broken(path, problem, "weights-truncated")
     if size > expected:
-        raise _BrokenFile(f"is {size_text(size - expected)} longer than its header says")
+        raise _broken(path, f"is {size_text(size - expected)} longer than its header says")
+    if lost := [name for name in tensors if name not in header]:
+        raise _broken(path, f"lacks {_first_few(lost)}, which the index assigns to it")
     return elements
 
 
-def _no_weights(names: Iterable[str]) -> Finding:
-    """Why there are no weights to load."""
-    names = set(names)
+def _no_weights(names: Collection[str]) -> ModelError:
+    """The reason why there are no weights to load."""
     pickled = sorted(name for name in names if name.endswith(PICKLED))
     others = sorted(name for name in names if name.endswith(".safetensors"))
+    code, message = "weights-missing", "There are no weights."
+    hint = f"Add {SINGLE}, or shards with {INDEX}."
     if "adapter_config.json" in names and "config.json" not in names:
-        return Finding(
-            "error", "model-is-adapter", "This is an adapter, not a model.", "Give its base model."
-        )
-    if others:
-        return Finding(
-            "error",
-            "weights-misnamed",
-            f"There is {_first_few(others)}, but neither {SINGLE} nor {INDEX}.",
-            "transformers reads only these names: rename the file, or save the model again.",
-        )
-    if pickled:
-        return Finding(
-            "error",
-            "weights-pickled",
+        code, message = "model-is-adapter", "This is an adapter, not a model."
+        hint = "Give its base model."
+    elif others:
+        code = "weights-misnamed"
+        message = f"There is {_first_few(others)}, but neither {SINGLE} nor {INDEX}."
+        hint = "transformers reads only these names: rename the file, or save the model again."
+    elif pickled:
+        code = "weights-pickled"
+        message = (
             f"The weights are pickled ({_first_few(pickled)}), and loading a pickle can run "
-            "arbitrary code.",
-            "If you trust them, load them with transformers and call `save_pretrained`, which "
-            "writes safetensors; or set another `revision`.",
+            "arbitrary code."
         )
-    return Finding(
-        "error",
-        "weights-missing",
-        "There are no weights.",
-        f"Add {SINGLE}, or shards with {INDEX}.",
-    )
+        hint = (
+            "If you trust them, load them with transformers and call `save_pretrained`, which "
+            "writes safetensors; or set another `revision`."
+        )
+    return ModelError(message, hint, code=code)
 
 
 def _incomplete(missing: str, total: int) -> Finding:
@@ -203,11 +185,6 @@ def _incomplete(missing: str, total: int) -> Finding:
 def _complete(num_files: int, size: int, where: str) -> Finding:
     files = f"{num_files} safetensors file{'s' if num_files > 1 else ''}"
     return Finding("ok", "weights-complete", f"{files}, {size_text(size)}, {where}.")
-
-
-def _unreadable(name: str, error: OSError) -> Finding:
-    message = f"{name} cannot be read: {error.strerror}."
-    return Finding("error", "weights-unreadable", message, "Grant read permission.")
 
 
 def _first_few(names: list[str]) -> str:

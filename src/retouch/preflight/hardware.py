@@ -18,25 +18,15 @@ SECONDS = 0.15  # that one measurement takes
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device and its measured limits.
+    """A device and its measured limits."""
 
-    Attributes:
-        device: where the model would be, such as `cuda:0`.
-        label: the device with the name of the GPU or the number of threads.
-        free_bytes: free bytes of the device's memory.
-        host_free_bytes: free bytes of host memory; the same on the CPU.
-        flops_per_second: of a matrix product.
-        bytes_per_second: read or written in the device's memory.
-        upload_bytes_per_second: copied from host memory to the device; 0 on the CPU.
-    """
-
-    device: str
-    label: str
+    device: str  # where the model would be, such as `cuda:0`
+    label: str  # the device with the name of the GPU or the number of threads
     free_bytes: int
-    host_free_bytes: int
-    flops_per_second: float
-    bytes_per_second: float
-    upload_bytes_per_second: float = 0.0
+    host_free_bytes: int  # the same on the CPU
+    flops_per_second: float  # of a matrix product
+    bytes_per_second: float  # read or written in the device's memory
+    upload_bytes_per_second: float = 0.0  # copied from host memory; 0 on the CPU
 
     @property
     def is_cpu(self) -> bool:
@@ -50,7 +40,7 @@ def measure_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
     Raises:
         ModelError: the device does not support `dtype`.
     """
-    host_free = free_host_bytes()
+    host_free = _free_host_bytes()
     on_gpu = device.type == "cuda"
     try:
         flops = _matmul_flops(device, dtype, 4096 if on_gpu else 512)
@@ -76,7 +66,7 @@ def measure_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
     )
 
 
-def free_host_bytes() -> int:
+def _free_host_bytes() -> int:
     """Free bytes of host memory, within the limit of a container."""
     free = int(psutil.virtual_memory().available)
     try:

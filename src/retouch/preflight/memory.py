@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -29,35 +29,27 @@ VALIDATION_ROWS = 32  # maximum rows of a validation batch
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of an edit, by part.
+    """Bytes of an edit, by part."""
 
-    Attributes:
-        weights: of the model, on the device.
-        generation: keys, values, states and logits while the base model responds.
-        cached_states: cached activations on the device.
-        adapter: its weights, gradients, Adam's moments and averages.
-        activations: what autograd saves in one step.
-        logits: of one validation batch.
-        host_states: cached activations in host memory beside the device.
-        disk_states: cached activations in a memory-mapped file.
-        streams: whether layers are streamed to the device.
-    """
+    weights: int  # of the model, on the device
+    generation: int  # keys, values, states and logits while the base model responds
+    cached_states: int  # on the device
+    adapter: int  # weights, gradients, Adam's moments and averages
+    activations: int  # what autograd saves in one step
+    logits: int  # of one validation batch
+    host_states: int = 0  # cached states in host memory beside the device
+    disk_states: int = 0  # cached states in a memory-mapped file
+    streams: bool = False  # whether layers are streamed to the device
 
-    weights: int
-    generation: int
-    cached_states: int
-    adapter: int
-    activations: int
-    logits: int
-    host_states: int = 0
-    disk_states: int = 0
-    streams: bool = False
+    @property
+    def training(self) -> int:
+        """The peak of the training beside the weights."""
+        return self.cached_states + self.adapter + max(self.activations, self.logits)
 
     @property
     def beside_weights(self) -> int:
         """The peak of everything but the weights."""
-        training = self.cached_states + self.adapter + max(self.activations, self.logits)
-        return max(self.generation, training)
+        return max(self.generation, self.training)
 
     @property
     def peak(self) -> int:
@@ -67,26 +59,11 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Settings with which an edit fits.
+    """Settings with which an edit fits."""
 
-    Attributes:
-        load: load options by name.
-        micro_batch_size: the micro-batch size; None if it need not be changed.
-        peak: bytes on the device with them.
-        streams: whether layers are streamed then.
-    """
-
-    load: Mapping[str, Any]
-    micro_batch_size: int | None
-    peak: int
-    streams: bool
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings as nested configuration values."""
-        train = {"micro_batch_size": self.micro_batch_size} if self.micro_batch_size else {}
-        groups = {"load": dict(self.load), "train": train}
-        return {name: values for name, values in groups.items() if values}
+    settings: dict[str, dict[str, Any]]  # by group, as in a configuration file
+    peak: int  # bytes on the device with them
+    streams: bool  # whether layers are streamed then
 
     def __str__(self) -> str:
         values = {key: value for group in self.settings.values() for key, value in group.items()}
@@ -184,13 +161,21 @@ def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[
     Returns:
         The findings, and settings with which the edit fits, if it does not.
     """
-    hardware, available = work.hardware, work.available
+    hardware, available, suggestions = work.hardware, work.available, list[Suggestion]()
     assert hardware is not None
-    fewer, found = None, []
-    if plan.peak > available:
-        fewer = _rows_after_oom(work)
-        found = suggestions(work) if fewer is None else []
-    findings = [_memory_finding(plan, available, fewer, found)]
+    message = f"Needs {size_text(plan.peak)}, {size_text(available)} available."
+    if plan.peak <= COMFORTABLE * available:
+        finding = Finding("ok", "memory-fits", message)
+    elif plan.peak <= available:
+        finding = Finding("warning", "memory-tight", message, "Free memory before the edit.")
+    elif rows := _rows_after_oom(work, hardware.is_cpu):
+        message += " The micro-batch size is reduced automatically when memory runs out."
+        hint = f"Set `micro_batch_size` {rows}, which is estimated to fit."
+        finding = Finding("warning", "micro-batch-reduced", message, hint)
+    else:
+        suggestions = _suggest(work)
+        finding = _exceeded(plan, available, message, suggestions)
+    findings = [finding]
     # On a GPU, unquantised weights that stay there are loaded through host memory.
     direct = hardware.is_cpu or plan.streams or work.load.quantize != "none"
     if not direct and plan.weights > hardware.host_free_bytes:
@@ -201,48 +186,36 @@ def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[
         )
         hint = f"Set a lower `max_device_memory`{dtype}."
         findings.append(Finding("error", "host-memory-exceeded", message, hint))
-    return findings, found
+    return findings, suggestions
 
 
-def _memory_finding(
-    plan: MemoryPlan, available: int, fewer: int | None, found: Sequence[Suggestion]
+def _exceeded(
+    plan: MemoryPlan, available: int, message: str, suggestions: Sequence[Suggestion]
 ) -> Finding:
-    message = f"Needs {size_text(plan.peak)}, {size_text(available)} available."
-    if plan.peak <= COMFORTABLE * available:
-        return Finding("ok", "memory-fits", message)
-    if plan.peak <= available:
-        return Finding("warning", "memory-tight", message, "Free memory before the edit.")
-    if fewer is not None:
-        message += " The micro-batch size is reduced automatically when memory runs out."
-        hint = f"Set `micro_batch_size` {fewer}, which is estimated to fit."
-        return Finding("warning", "micro-batch-reduced", message, hint)
     hint = "Set a lower `micro_batch_size`, `num_examples` or `num_retain`, or adapt fewer layers"
     if plan.weights > available:
-        message = f"{message} The weights alone take {size_text(plan.weights)}."
+        message += f" The weights alone take {size_text(plan.weights)}."
         hint = "Use a device with more memory or a smaller model"
     elif plan.beside_weights == plan.generation:
         # Generation has a batch size of its own.
         hint = "Set a lower `num_examples`, `num_retain` or `max_new_tokens`"
-    if found:
-        hint += f"; or set {', or '.join(map(str, found))}"
+    if suggestions:
+        hint += f"; or set {', or '.join(map(str, suggestions))}"
     return Finding("error", "memory-exceeded", message, f"{hint}.")
 
 
-def _rows_after_oom(work: Workload) -> int | None:
+def _rows_after_oom(work: Workload, is_cpu: bool) -> int | None:
     """The micro-batch size that the training halves itself down to on a GPU; None if none fits.
 
-    Not on a CPU, where exhausted memory is not an error that can be handled.
+    Not on a CPU, where exhausted memory is not an error that can be handled. Generation is left
+    out, since its batches are halved down to one row too.
     """
-    if work.hardware is None or work.hardware.is_cpu:
-        return None
-    for rows, plan in _plans(work, {}):
-        # Generation batches are halved down to one row too.
-        if replace(plan, generation=0).peak <= work.available:
-            return rows
-    return None
+    plans = () if is_cpu else _plans(work, {})
+    fitting = (rows for rows, one in plans if one.weights + one.training <= work.available)
+    return next(fitting, None)
 
 
-def suggestions(work: Workload) -> list[Suggestion]:
+def _suggest(work: Workload) -> list[Suggestion]:
     """Settings with which an edit fits the device, those that change least first."""
     candidates: list[dict[str, Any]] = []
     limited = work.load.max_device_memory is not None
@@ -256,13 +229,15 @@ def suggestions(work: Workload) -> list[Suggestion]:
         candidates.append({"max_device_memory": _round_size(work.available)})
     found: list[Suggestion] = []
     for load in candidates:
-        if "quantize" in load and any("quantize" in one.load for one in found):
+        if "quantize" in load and any("quantize" in one.settings.get("load", {}) for one in found):
             continue  # 8 bits suffice
         fitting = ((r, plan) for r, plan in _plans(work, load) if plan.peak <= work.available)
         for rows, plan in islice(fitting, 1):
-            smaller = rows if rows < work.micro_batch_size else None
-            if load or smaller:
-                found.append(Suggestion(load, smaller, plan.peak, plan.streams))
+            settings = {"load": load} if load else {}
+            if rows < work.micro_batch_size:
+                settings["train"] = {"micro_batch_size": rows}
+            if settings:
+                found.append(Suggestion(settings, plan.peak, plan.streams))
     return found
 
 

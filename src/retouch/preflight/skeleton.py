@@ -6,6 +6,8 @@ seventy billion parameters takes a second and no memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from retouch.core.config import LoadConfig
-from retouch.core.errors import RetouchError
+from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.models.chat_template import set_chat_template
 from retouch.models.editable_model import prepare_tokenizer
@@ -21,30 +23,21 @@ from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
 from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
 from retouch.preflight.checkpoint_files import CheckpointFiles, check_folder, check_listing
+from retouch.preflight.findings import collect_errors
 
 TIMEOUT = 10.0  # seconds to wait for the hub
 
 
 @dataclass
 class ModelSkeleton:
-    """A model without its weights.
+    """A model without its weights."""
 
-    Attributes:
-        model: the architecture on the meta device; None if it could not be built.
-        layout: where its blocks are; None if they were not found.
-        tokenizer: None if it could not be loaded.
-        files: its weights.
-        local: whether the files are on this machine.
-        quantization: the checkpoint's quantisation, such as `gptq, 4 bit`; empty without one.
-        findings: what was found.
-    """
-
-    model: Any = None
-    layout: ModelLayout | None = None
-    tokenizer: Any = None
+    model: Any = None  # the architecture on the meta device; None if it could not be built
+    layout: ModelLayout | None = None  # None if the blocks were not found
+    tokenizer: Any = None  # None if it could not be loaded
     files: CheckpointFiles = field(default_factory=CheckpointFiles)
-    local: bool = False
-    quantization: str = ""
+    local: bool = False  # whether the files are on this machine
+    quantization: str = ""  # the checkpoint's, such as `gptq, 4 bit`; empty without one
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -57,54 +50,54 @@ def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkele
         dtype: of the weights.
     """
     skeleton = ModelSkeleton()
+    findings = skeleton.findings
     folder = POCKET if name == "pocket" else Path(name) if Path(name).is_dir() else None
-    if folder is None and _is_hub_id(name):
-        folder, skeleton.files = _find_on_hub(name, load.revision)
-    elif folder is None:
-        hint = "Give `pocket`, a folder with config.json, or a hub id."
-        finding = Finding("error", "model-not-found", f"There is no folder {name}.", hint)
-        skeleton.files = CheckpointFiles(findings=(finding,))
-    else:
-        skeleton.files = check_folder(folder)
+    with collect_errors(findings):
+        if folder is None:
+            folder, skeleton.files = _find_on_hub(name, load.revision)
+        else:
+            skeleton.files = check_folder(folder)
     if folder is None and not skeleton.files.num_files:
-        skeleton.findings += skeleton.files.findings
+        findings += skeleton.files.findings
         return skeleton
     skeleton.local = folder is not None
     path = str(folder or name)
     options = {"revision": load.revision, "trust_remote_code": load.trust_remote_code}
-    _add_architecture(skeleton, path, dtype, options)
-    skeleton.findings += skeleton.files.findings
+    hint = (
+        "Give the folder of a causal language model that transformers supports, with its "
+        "config.json, or upgrade transformers."
+    )
+    with _reading("architecture", hint, findings):
+        model = build_skeleton(path, dtype, options)
+        skeleton.model = model.eval().requires_grad_(False)
+        _check_quantization(skeleton)
+        skeleton.layout = find_layout(model)
+    findings += skeleton.files.findings
     _check_num_parameters(skeleton)
-    _add_tokenizer(skeleton, path, load.chat_template, options)
+    hint = "Add the tokenizer's files to the folder, or install the missing library."
+    with _reading("tokenizer", hint, findings):
+        skeleton.tokenizer = _load_tokenizer(path, load.chat_template, options)
+    if skeleton.tokenizer is not None:
+        findings += _check_tokenizer(skeleton.tokenizer, skeleton.model)
     return skeleton
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a name may be `owner/name` or `name` on the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, CheckpointFiles]:
     """The cached folder of a hub model if it is complete, else the hub's list of its files."""
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(cached, str):
-        folder = Path(cached).parent
-        files = check_folder(folder)
-        if files.complete:
-            return folder, files
     try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            files = check_folder(Path(cached).parent)
+            if files.complete:
+                return Path(cached).parent, files
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
         return None, check_listing({file.rfilename: file.size for file in info.siblings or ()})
+    except HFValidationError:
+        code, message = "model-not-found", f"There is no folder {name}."
+        hint = "Give `pocket`, a folder with config.json, or a hub id."
     except GatedRepoError:
         code, message = "model-gated", f"{name} is gated, and this account has no access to it."
         hint = "Request access on its page, then run `hf auth login`."
@@ -115,49 +108,37 @@ def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, Checkpoi
         code, hint = "hub-unreachable", "Connect to the network, or give a local folder."
         message = f"{name} is not completely cached, and the hub cannot be reached: "
         message += f"{first_sentence(error)}."
-    return None, CheckpointFiles(findings=(Finding("error", code, message, hint),))
+    raise ModelError(message, hint, code=code)
 
 
-def _add_architecture(
-    skeleton: ModelSkeleton, path: str, dtype: torch.dtype, options: dict[str, Any]
-) -> None:
-    try:
-        model = build_skeleton(path, dtype, options)
-        skeleton.model = model.eval().requires_grad_(False)
-        _add_quantization(skeleton, model.config)
-        skeleton.layout = find_layout(model)
-    except RetouchError as error:
-        skeleton.findings.append(Finding("error", error.code, error.message, error.hint))
-    except UNREADABLE as error:
-        hint = (
-            "Give the folder of a causal language model that transformers supports, with its "
-            "config.json, or upgrade transformers."
-        )
-        skeleton.findings.append(_unreadable("architecture", error, hint))
+@contextmanager
+def _reading(part: str, hint: str, findings: list[Finding]) -> Iterator[None]:
+    """Add an error that is raised while a part of the model is read to the findings."""
+    with collect_errors(findings):
+        try:
+            yield
+        except UNREADABLE as error:
+            code = f"{part}-unreadable"
+            message = f"The {part} cannot be read: {first_sentence(error)}."
+            if "trust_remote_code" in str(error):
+                code, hint = "remote-code", "Read that code, then set `trust_remote_code`."
+                message = f"The {part} is code of the model, which is not run by default."
+            raise ModelError(message, hint, code=code) from None
 
 
-def _unreadable(part: str, error: Exception, hint: str) -> Finding:
-    if "trust_remote_code" in str(error):
-        message = f"The {part} is code that comes with the model, which is not run by default."
-        hint = "Read that code, then set `trust_remote_code`."
-        return Finding("error", "remote-code", message, hint)
-    message = f"The {part} cannot be read: {first_sentence(error)}."
-    return Finding("error", f"{part}-unreadable", message, hint)
-
-
-def _add_quantization(skeleton: ModelSkeleton, config: Any) -> None:
+def _check_quantization(skeleton: ModelSkeleton) -> None:
     """Name the checkpoint's quantisation and check that this machine supports it."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    settings = getattr(config, "quantization_config", None)
+    settings = getattr(skeleton.model.config, "quantization_config", None)
     if not settings:
         return
     settings = dict(settings) if isinstance(settings, dict) else settings.to_dict()
     bitsandbytes = {"load_in_4bit": 4, "load_in_8bit": 8}
-    set_bits = [bits for key, bits in bitsandbytes.items() if settings.get(key)]
-    bits = settings.get("bits") or (set_bits[0] if set_bits else None)
-    method = str(settings.get("quant_method") or ("bitsandbytes" if set_bits else "unknown"))
-    skeleton.quantization = method + (f", {bits} bit" if bits else "")
+    set_bits = next((bits for key, bits in bitsandbytes.items() if settings.get(key)), None)
+    method = settings.get("quant_method") or ("bitsandbytes" if set_bits else "unknown")
+    bits = settings.get("bits") or set_bits
+    skeleton.quantization = str(method) + (f", {bits} bit" if bits else "")
     message = f"The weights are quantised ({skeleton.quantization})"
     try:
         AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment()
@@ -186,29 +167,14 @@ def _check_num_parameters(skeleton: ModelSkeleton) -> None:
         skeleton.findings.append(Finding("error", "weights-mismatch", message, hint))
 
 
-def _add_tokenizer(
-    skeleton: ModelSkeleton, path: str, chat_template: str | None, options: dict[str, Any]
-) -> None:
+def _load_tokenizer(path: str, chat_template: str | None, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        has_padding = tokenizer.pad_token_id is not None
-        prepare_tokenizer(tokenizer, path)
-        if chat_template is not None:
-            set_chat_template(tokenizer, Path(chat_template))
-    except RetouchError as error:
-        skeleton.findings.append(Finding("error", error.code, error.message, error.hint))
-        return
-    except UNREADABLE as error:
-        hint = "Add the tokenizer's files to the folder, or install the missing library."
-        skeleton.findings.append(_unreadable("tokenizer", error, hint))
-        return
-    skeleton.tokenizer = tokenizer
-    findings = list(_check_tokenizer(tokenizer, skeleton.model))
-    padding = "a padding token" if has_padding else "the end token as padding"
-    message = f"{len(tokenizer):,} tokens, a chat template and {padding}."
-    skeleton.findings += findings or [Finding("ok", "tokenizer-complete", message)]
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    prepare_tokenizer(tokenizer, path)
+    if chat_template is not None:
+        set_chat_template(tokenizer, Path(chat_template))
+    return tokenizer
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> list[Finding]:
@@ -222,4 +188,7 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> list[Finding]:
         message = "There is no chat template: prompts are written as `User: ...`, `Assistant:`."
         hint = "Edit the chat model, if there is one, or set `chat_template`."
         findings.append(Finding("warning", "chat-template-missing", message, hint))
-    return findings
+    is_end = tokenizer.pad_token_id == tokenizer.eos_token_id
+    padding = "the end token as padding" if is_end else "a padding token"
+    message = f"{len(tokenizer):,} tokens, a chat template and {padding}."
+    return findings or [Finding("ok", "tokenizer-complete", message)]

@@ -1,7 +1,6 @@
 """The inputs of an estimate: shapes of the model, lengths of the texts, settings and hardware.
 
-Responses that are not given are counted at `max_new_tokens`, since none is generated yet:
-estimates from them are upper bounds.
+Responses that are not given count as `max_new_tokens`: estimates from them are upper bounds.
 """
 
 from __future__ import annotations
@@ -32,15 +31,10 @@ from retouch.task.layers import LayerSelection
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Lengths of texts in tokens.
-
-    Attributes:
-        prompts: of each prompt.
-        responses: of each response, the end token included.
-    """
+    """Lengths of texts in tokens."""
 
     prompts: tuple[int, ...] = ()
-    responses: tuple[int, ...] = ()
+    responses: tuple[int, ...] = ()  # the end tokens included
 
     def __add__(self, other: TokenLengths) -> TokenLengths:
         return TokenLengths(self.prompts + other.prompts, self.responses + other.responses)
@@ -110,90 +104,51 @@ def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) ->
         prompts = tuple(length + data.prefill_tokens for length in source.prompts)
         copies = data.prefills_per_example
         source += TokenLengths(prompts * copies, source.responses * copies)
-    return SplitLengths(
-        source=source,
-        target=measure_examples(tokenizer, sampled.target, limit),
-        retain=measure_examples(tokenizer, sampled.retain, limit),
-    )
+    others = (sampled.target, sampled.retain)
+    return SplitLengths(source, *(measure_examples(tokenizer, one, limit) for one in others))
 
 
 def measure_evaluation(
     tokenizer: Any, concepts: Iterable[Concept], limit: int | None, max_new_tokens: int
-) -> tuple[TokenLengths, TokenLengths]:
-    """The lengths of what the concepts' metrics generate, and of what they compare with the base.
+) -> TokenLengths:
+    """The lengths of the test examples whose responses the concepts' metrics need, each once.
 
-    Args:
-        tokenizer: the model's tokenizer.
-        concepts: what is evaluated, on the test split.
-        limit: maximum number of examples per metric.
-        max_new_tokens: maximum length of a response.
+    At most `limit` examples of a metric are evaluated.
     """
-    generated: dict[object, Example] = {}
-    compared: dict[object, Example] = {}
     metrics = {(one.suite, one.metric): (one, c) for c in concepts for one in c.metrics}
-    for metric, concept in metrics.values():
-        examples = concept.select("test", metric.labels)[:limit]
-        keyed: dict[object, Example] = {
-            (example.prompt, example.prefill): example for example in examples
-        }
-        needs = get_scorer(metric.scorer).needs
-        if needs & {"responses", "base_responses"}:
-            generated |= keyed
-        if "base_responses" in needs:
-            compared |= keyed
-    return (
-        measure_examples(tokenizer, generated.values(), max_new_tokens),
-        measure_examples(tokenizer, compared.values(), max_new_tokens),
-    )
+    examples = {
+        (example.prompt, example.prefill): example
+        for metric, concept in metrics.values()
+        if get_scorer(metric.scorer).needs & {"responses", "base_responses"}
+        for example in concept.select("test", metric.labels)[:limit]
+    }
+    return measure_examples(tokenizer, examples.values(), max_new_tokens)
 
 
 @dataclass(frozen=True)
 class TextLengths:
-    """The texts of an edit and of its evaluation.
-
-    Attributes:
-        train: the training examples.
-        validation: the validation examples.
-        generated: texts whose responses the evaluation generates.
-        compared: texts whose KL divergence from the base it measures.
-    """
+    """The texts of an edit, and those whose responses its evaluation generates."""
 
     train: SplitLengths
     validation: SplitLengths
     generated: TokenLengths
-    compared: TokenLengths
 
 
 @dataclass(frozen=True)
 class Workload:
-    """An edit on a machine, before its weights are loaded.
-
-    Attributes:
-        load: how the model is loaded.
-        method: the settings of the method.
-        max_new_tokens: maximum length of a response, in tokens.
-        model: the architecture on the meta device.
-        layout: where its blocks are.
-        itemsize: bytes of an element of its weights and states.
-        checkpoint_bytes: bytes of a checkpoint that is quantised itself; else 0.
-        hardware: the device; None if it is not available.
-        layers: the layers that are adapted and read.
-        adapted: full names of the linear layers that get adapters.
-        paired: whether source examples have target counterparts.
-        texts: the lengths of all texts.
-    """
+    """An edit on a machine, before its weights are loaded."""
 
     load: LoadConfig
     method: MethodConfig
     max_new_tokens: int
-    model: Any
+    model: Any  # the architecture on the meta device
     layout: ModelLayout
-    itemsize: int
-    checkpoint_bytes: int
-    hardware: Hardware | None
+    itemsize: int  # bytes of an element of weights and states
+    checkpoint_bytes: int  # of a checkpoint that is quantised itself; else 0
+    hardware: Hardware | None  # None if the device is not available
     layers: LayerSelection
-    adapted: tuple[str, ...]
-    paired: bool
+    adapted: tuple[str, ...]  # full names of the linear layers that get adapters
+    paired: bool  # whether source examples have target counterparts
     texts: TextLengths
 
     @cached_property
@@ -261,13 +216,10 @@ class Workload:
         plan.keep_on_device(self.model, self.segment)
         return plan
 
-    def with_settings(
-        self, load: Mapping[str, Any], micro_batch_size: int | None = None
-    ) -> Workload:
-        """The same edit with other load options, and another micro-batch size."""
+    def with_settings(self, load: Mapping[str, Any], rows: int | None = None) -> Workload:
+        """The same edit with other load options, and with micro-batches of `rows`."""
         train = self.method.train
-        if micro_batch_size is not None:
-            train = train.model_copy(update={"micro_batch_size": micro_batch_size})
+        train = train.model_copy(update={"micro_batch_size": rows or train.micro_batch_size})
         return replace(
             self,
             load=self.load.model_copy(update=load),

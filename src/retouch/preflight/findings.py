@@ -1,0 +1,32 @@
+"""Findings about errors and about disk space."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from retouch.core.errors import RetouchError
+from retouch.core.finding import Finding
+from retouch.core.units import size_text
+
+
+@contextmanager
+def collect_errors(findings: list[Finding]) -> Iterator[None]:
+    """Add an error that is raised inside the context to the findings, in place of raising it."""
+    try:
+        yield
+    except RetouchError as error:
+        findings.append(Finding("error", error.code, error.message, error.hint))
+
+
+def check_disk(folder: Path, size: int, message: str, hint: str, code: str = "") -> list[Finding]:
+    """An error if `size` bytes do not fit into a folder; else a warning with `code`, if given."""
+    folder = folder.absolute()
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    free = shutil.disk_usage(existing).free
+    message = f"{size_text(size)} {message} {folder}, {size_text(free)} available."
+    if size > free:
+        return [Finding("error", "disk-full", message, hint)]
+    return [Finding("warning", code, message)] if code else []
