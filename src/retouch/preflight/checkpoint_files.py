@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.units import size_text
-from retouch.preflight.findings import collect_errors
+from retouch.preflight.findings import ErrorsAsFindings, first_few
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LFS_POINTER = b"version https://git-lfs"
-MAX_HEADER = 100_000_000  # bytes: the limit of the safetensors library
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,9 @@ class CheckpointFiles:
 
 
 def check_folder(folder: Path) -> CheckpointFiles:
-    """Check a local checkpoint by its index and the headers of its files; no weights are read.
-
-    A safetensors file begins with the length of its header in 8 bytes, and the header gives the
-    end of every tensor: the file must have `8 + header + last end` bytes.
-    """
+    """Check a local checkpoint by its index and the headers of its files; no weights are read."""
     findings: list[Finding] = []
-    with collect_errors(findings), _readable(str(folder)):
+    with ErrorsAsFindings(findings), _readable(str(folder)):
         present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         tensors: Mapping[str, Collection[str]] = {SINGLE: ()}
         if INDEX in present:
@@ -52,10 +50,10 @@ def check_folder(folder: Path) -> CheckpointFiles:
             raise _no_weights(present)
         missing = sorted(tensors.keys() - present.keys())
         if missing:
-            findings.append(_incomplete(_first_few(missing), len(tensors)))
+            findings.append(_incomplete(first_few(missing), len(tensors)))
         num_parameters = 0
         for name in sorted(tensors.keys() & present.keys()):
-            with collect_errors(findings), _readable(name):
+            with ErrorsAsFindings(findings), _readable(name):
                 num_parameters += _check_file(folder / name, tensors[name])
         size = sum(present.get(name, 0) for name in tensors)
         if findings:
@@ -72,7 +70,7 @@ def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
     if INDEX in files and not weights:
         names = (name for name in files if "/" not in name)
         weights = [n for n in names if n.startswith("model-") and n.endswith(".safetensors")]
-    with collect_errors(findings):
+    with ErrorsAsFindings(findings):
         if not weights:
             raise _no_weights(files)
         # The 5 in `model-00002-of-00005.safetensors`.
@@ -118,37 +116,23 @@ def _read_index(path: Path) -> dict[str, list[str]]:
 
 
 def _check_file(path: Path, tensors: Collection[str]) -> int:
-    """The number of elements of a file, which must have these tensors and the right length."""
-    size = path.stat().st_size
+    """The number of elements of a file, which must be complete and have these tensors."""
     with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
             problem = "is a Git LFS pointer without weights"
             raise _broken(path, problem, "weights-lfs-pointer", "Run `git lfs pull`.")
-        length = int.from_bytes(start[:8], "little")
-        if size < 8 or length > MAX_HEADER:
-            raise _broken(path, "is not a safetensors file")
-        file.seek(8)
-        raw = file.read(length)
-    if len(raw) < length:
-        problem = f"is truncated within its header, after {size_text(size)}"
-        raise _broken(path, problem, "weights-truncated")
     try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        elements = sum(math.prod(map(int, entry["shape"])) for entry in header.values())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise _broken(path, "is not a safetensors file: its header is invalid") from None
-    expected = 8 + length + max(ends, default=0)
-    if size < expected:
-        problem = f"is truncated: {size_text(size)} of {size_text(expected)}"
-        raise _broken(path, problem, "weights-truncated")
-    if size > expected:
-        raise _broken(path, f"is {size_text(size - expected)} longer than its header says")
-    if lost := [name for name in tensors if name not in header]:
-        raise _broken(path, f"lacks {_first_few(lost)}, which the index assigns to it")
-    return elements
+        with safe_open(path, framework="pt") as opened:  # reads the header
+            names = opened.keys()
+            shapes = {name: opened.get_slice(name).get_shape() for name in names}
+    except SafetensorError as error:
+        if re.search("incomplete|header ?length", str(error), re.IGNORECASE):
+            problem = f"has another length, {size_text(path.stat().st_size)}, than its header says"
+            raise _broken(path, problem, "weights-truncated") from None
+        raise _broken(path, f"is not a safetensors file: {error}") from None
+    if lost := [name for name in tensors if name not in shapes]:
+        raise _broken(path, f"lacks {first_few(lost)}, which the index assigns to it")
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _no_weights(names: Collection[str]) -> ModelError:
@@ -162,12 +146,12 @@ def _no_weights(names: Collection[str]) -> ModelError:
         hint = "Give its base model."
     elif others:
         code = "weights-misnamed"
-        message = f"There is {_first_few(others)}, but neither {SINGLE} nor {INDEX}."
+        message = f"There is {first_few(others)}, but neither {SINGLE} nor {INDEX}."
         hint = "transformers reads only these names: rename the file, or save the model again."
     elif pickled:
         code = "weights-pickled"
         message = (
-            f"The weights are pickled ({_first_few(pickled)}), and loading a pickle can run "
+            f"The weights are pickled ({first_few(pickled)}), and loading a pickle can run "
             "arbitrary code."
         )
         hint = (
@@ -185,8 +169,3 @@ def _incomplete(missing: str, total: int) -> Finding:
 def _complete(num_files: int, size: int, where: str) -> Finding:
     files = f"{num_files} safetensors file{'s' if num_files > 1 else ''}"
     return Finding("ok", "weights-complete", f"{files}, {size_text(size)}, {where}.")
-
-
-def _first_few(names: list[str]) -> str:
-    listed = ", ".join(names[:3])
-    return listed if len(names) <= 3 else f"{listed} and {len(names) - 3} more"

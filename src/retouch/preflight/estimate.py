@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from retouch.core.finding import Finding
 from retouch.core.units import size_text, time_text
@@ -18,7 +17,7 @@ from retouch.models.memory_estimate import (
     training_flops,
 )
 from retouch.models.offload import OffloadPlan
-from retouch.preflight.findings import check_disk, collect_errors
+from retouch.preflight.findings import ErrorsAsFindings, check_disk
 from retouch.preflight.hardware import Hardware
 from retouch.preflight.memory import (
     MemoryPlan,
@@ -87,7 +86,7 @@ def estimate_edit(work: Workload, output_dir: Path) -> tuple[Estimate, list[Find
     """Estimate an edit whose run directory would be `output_dir`."""
     findings: list[Finding] = []
     offload, suggestions, hardware = None, list[Suggestion](), work.hardware
-    with collect_errors(findings):
+    with ErrorsAsFindings(findings):
         offload = work.plan_offload()
     if findings:
         work = work.with_settings({"max_device_memory": None})
@@ -106,7 +105,7 @@ def estimate_edit(work: Workload, output_dir: Path) -> tuple[Estimate, list[Find
         findings += check_disk(folder, memory.disk_states, message, hint, "states-on-disk")
     if work.load.quantize != "none" and not work.checkpoint_bytes:
         findings.append(_quantisation_finding(work))
-    phases = tuple(_phases(work, offload, hardware))
+    phases = _phases(work, offload, hardware)
     streaming = None
     if memory.streams and offload is not None:
         streaming = Streaming(
@@ -117,7 +116,9 @@ def estimate_edit(work: Workload, output_dir: Path) -> tuple[Estimate, list[Find
             bytes_per_second=_streaming_speed(offload, hardware),
         )
         findings.append(_streaming_finding(streaming, phases, work.layout.depth))
-    return Estimate(memory, work.available, disk, phases, streaming, tuple(suggestions)), findings
+    return Estimate(
+        memory, work.available, disk, tuple(phases), streaming, tuple(suggestions)
+    ), findings
 
 
 def _run_bytes(work: Workload) -> int:
@@ -125,12 +126,11 @@ def _run_bytes(work: Workload) -> int:
 
     A checkpoint has the adapter five times: weights, average, best, Adam's two moments.
     """
-    hidden = max(work.method.discriminator.hidden_size, 1)
-    adapter = FLOAT32_BYTES * work.adapter_parameters
-    discriminators = 3 * FLOAT32_BYTES * len(work.layers.read) * (work.hidden_size + 2) * hidden
-    tokens = work.texts.generated.total + work.texts.train.source.total
+    adapter, hidden = work.adapter_parameters, max(work.method.discriminator.hidden_size, 1)
+    discriminators = 3 * len(work.layers.read) * (work.hidden_size + 2) * hidden
+    tokens = work.generated.total + work.train.source.total
     texts = 2 * 4 * tokens + 2**20  # 4 bytes a token, of two models
-    return 2 * (5 * adapter + discriminators) + adapter + discriminators + texts
+    return FLOAT32_BYTES * (11 * adapter + 3 * discriminators) + texts
 
 
 def _streaming_speed(offload: OffloadPlan | None, hardware: Hardware) -> float:
@@ -138,40 +138,27 @@ def _streaming_speed(offload: OffloadPlan | None, hardware: Hardware) -> float:
     return hardware.upload_bytes_per_second if from_host else DISK_SPEED
 
 
-class _Passes(NamedTuple):
-    """The passes of a phase through the model or its segment."""
-
-    name: str
-    flops: float  # of all passes
-    count: int
-    blocks: int  # that one pass launches; one with gradients launches three times as many
-    streamed_bytes: int = 0  # of one pass
-
-
-def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> Iterator[Phase]:
-    """The phases of an edit and of its evaluation, in order.
-
-    A phase lasts for its operations, and in every pass for launching the blocks, for reading their
-    weights, and for streaming those that are not on the device.
-    """
-    launch = LAUNCH_SECONDS["cpu" if hardware.is_cpu else "cuda"]
-    block_bytes = work.itemsize * sum(work.counts.blocks) / work.layout.depth
-    for phase in _passes(work, offload):
-        seconds = phase.flops / (UTILISATION * hardware.flops_per_second)
-        seconds += phase.count * phase.blocks * (launch + block_bytes / hardware.bytes_per_second)
-        streamed = phase.count * phase.streamed_bytes
-        seconds += streamed / _streaming_speed(offload, hardware)
-        yield Phase(phase.name, seconds, streamed)
-
-
-def _passes(work: Workload, offload: OffloadPlan | None) -> Iterator[_Passes]:
+def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> list[Phase]:
+    """The phases of an edit and of its evaluation, in order."""
     counts, depth, segment, method = work.counts, work.layout.depth, work.segment, work.method
-    train, validation, generated = work.texts.train, work.texts.validation, work.texts.generated
+    train, validation, generated = work.train, work.validation, work.generated
     free = None if offload is None else offload.free_bytes
     layer_bytes = (0,) * depth if offload is None else offload.streamed_bytes
     streamed = sum(layer_bytes)
     # No layer is resident before the training.
     streamed_before = work.itemsize * sum(counts.blocks) if streamed else 0
+    block_seconds = LAUNCH_SECONDS["cpu" if hardware.is_cpu else "cuda"]
+    block_seconds += work.itemsize * sum(counts.blocks) / depth / hardware.bytes_per_second
+
+    def phase(name: str, flops: float, passes: int, blocks: int, streamed: int = 0) -> Phase:
+        """Its operations, and passes that launch and read blocks and stream bytes of weights."""
+        seconds = flops / (UTILISATION * hardware.flops_per_second)
+        seconds += passes * blocks * block_seconds
+        seconds += passes * streamed / _streaming_speed(offload, hardware)
+        return Phase(name, seconds, passes * streamed)
+
+    def whole(name: str, tokens: int, passes: int, streamed: int = streamed) -> Phase:
+        return phase(name, forward_flops(counts.active_total, tokens), passes, depth, streamed)
 
     def generate(texts: TokenLengths) -> int:  # a pass for each token of a batch's responses
         row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
@@ -182,41 +169,39 @@ def _passes(work: Workload, offload: OffloadPlan | None) -> Iterator[_Passes]:
         return models * texts.batches(validation_rows(work, texts, free, models))
 
     base = train.all + validation.all
-    flops = forward_flops(counts.active_total, base.total)
-    yield _Passes("base responses", flops, generate(base), depth, streamed_before)
+    phases = [whole("base responses", base.total, generate(base), streamed_before)]
     if work.paired and None in (method.discriminator.layers, method.lora.layers_to_transform):
         pairs, passes = train.source, depth + 2
         tokens = passes * pairs.total * min(TRACED_PAIRS, pairs.count) // pairs.count
-        flops = forward_flops(counts.active_total, tokens)
-        yield _Passes("causal patching", flops, passes, depth, streamed_before)
+        phases.append(whole("causal patching", tokens, passes, streamed_before))
     cached = train.all + train.target if work.paired else train.all
     flops = forward_flops(sum(counts.active[: segment.stop]), cached.total)
-    passes = cached.batches(work.micro_batch_size)
-    below = sum(layer_bytes[: segment.start])
-    yield _Passes("activation cache", flops, passes, segment.stop, below)
-    yield _training(work, streamed)
-    rounds = method.train.rounds
-    tokens = rounds * (validation.source.total + 2 * validation.retain.total)
-    passes = rounds * (validate(validation.source, 1) + validate(validation.retain, 2))
-    flops = forward_flops(counts.active_total, tokens)
-    yield _Passes("validation", flops, passes, depth, streamed)
+    passes, below = cached.batches(work.micro_batch_size), sum(layer_bytes[: segment.start])
+    phases.append(phase("activation cache", flops, passes, segment.stop, below))
+    phases.append(phase("training", *_training(work), streamed if method.loss.sft_weight else 0))
+    tokens = validation.source.total + 2 * validation.retain.total
+    passes, rounds = (
+        validate(validation.source, 1) + validate(validation.retain, 2),
+        method.train.rounds,
+    )
+    phases.append(whole("validation", rounds * tokens, rounds * passes))
     if generated.count:  # by the base model and by the edited one
-        flops = forward_flops(counts.active_total, 2 * generated.total)
-        yield _Passes("evaluation", flops, 2 * generate(generated), depth, streamed)
+        phases.append(whole("evaluation", 2 * generated.total, 2 * generate(generated)))
+    return phases
 
 
-def _training(work: Workload, streamed: int) -> _Passes:
-    """Steps of the generator and of the discriminators, which run in the segment.
+def _training(work: Workload) -> tuple[float, int, int]:
+    """Operations and passes of the training, and the blocks that one pass launches.
 
     A generator step takes a source and a retain batch through the segment and back. A gradient
     step of the latent attack takes the source batch once more, and the supervised loss takes it
-    through the whole model, of which `streamed` bytes are streamed. The discriminators are trained
-    on the states of the source examples, recorded before the first round and after every one.
+    through the whole model. The discriminators are trained on the states of the source examples,
+    recorded before the first round and after every one. A pass with gradients counts as three.
     """
     counts, segment, method = work.counts, work.segment, work.method
     train, adversary, fit = method.train, method.adversary, method.discriminator
     trainable = work.adapter_parameters
-    source, retain = work.texts.train.source, work.texts.train.retain
+    source, retain = work.train.source, work.train.retain
     source_tokens, retain_tokens = (
         one.total * min(train.batch_size, one.count) // max(one.count, 1)
         for one in (source, retain)
@@ -229,14 +214,14 @@ def _training(work: Workload, streamed: int) -> _Passes:
     fits = fit.warmup_steps + (train.rounds - 1) * fit.steps_per_round
     if fit.reset_each_round:
         fits = train.rounds * fit.warmup_steps
-    responses = source.responses + work.texts.train.target.responses
+    responses = source.responses + work.train.target.responses
     states = len(work.layers.read) * sum(min(one, fit.positions) for one in responses)
     discriminator = work.hidden_size * max(fit.hidden_size, 1)
     flops = steps * step + training_flops(0, discriminator, states * fits)
     flops += (train.rounds + 1) * forward_flops(active, source.total)
     passes = steps * -(-train.batch_size // work.micro_batch_size)
     blocks = (sources + (retain.count > 0)) * len(segment) + sft * work.layout.depth
-    return _Passes("training", flops, passes, 3 * blocks, sft * streamed)
+    return flops, passes, 3 * blocks
 
 
 def _streaming_finding(streaming: Streaming, phases: Sequence[Phase], depth: int) -> Finding:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from retouch.core.errors import RetouchError
@@ -12,13 +11,19 @@ from retouch.core.finding import Finding
 from retouch.core.units import size_text
 
 
-@contextmanager
-def collect_errors(findings: list[Finding]) -> Iterator[None]:
-    """Add an error that is raised inside the context to the findings, in place of raising it."""
-    try:
-        yield
-    except RetouchError as error:
-        findings.append(Finding("error", error.code, error.message, error.hint))
+class ErrorsAsFindings:
+    """A context that adds an error raised inside to the findings, in place of raising it."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self._findings = findings
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, RetouchError):
+            self._findings.append(Finding("error", error.code, error.message, error.hint))
+        return isinstance(error, RetouchError)
 
 
 def check_disk(folder: Path, size: int, message: str, hint: str, code: str = "") -> list[Finding]:
@@ -30,3 +35,9 @@ def check_disk(folder: Path, size: int, message: str, hint: str, code: str = "")
     if size > free:
         return [Finding("error", "disk-full", message, hint)]
     return [Finding("warning", code, message)] if code else []
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three names, and the number of the others."""
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + others

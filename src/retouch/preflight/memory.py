@@ -79,9 +79,9 @@ def plan_memory(work: Workload, offload: OffloadPlan | None) -> MemoryPlan:
     """
     free = None if offload is None else offload.free_bytes
     weights = work.weight_bytes if offload is None else offload.weights
-    texts = work.texts.train.all + work.texts.generated
+    texts = work.train.all + work.generated
     row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
-    validated = work.texts.validation.source + work.texts.validation.retain
+    validated = work.validation.source + work.validation.retain
     two_models = 2 * validation_rows(work, validated, free) * validated.longest
     logits = min(two_models, logit_tokens(free, work.vocabulary)) * work.vocabulary
     device, host, disk = _cached_states(work, weights, free)
@@ -112,7 +112,7 @@ def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tupl
     As `training.dataset` and `models.activation_cache` place them: segment inputs of source and
     retain examples, reference states of the retain set and of the target counterparts.
     """
-    train, hardware = work.texts.train, work.hardware
+    train, hardware = work.train, work.hardware
     positions = train.source.total + 2 * train.retain.total
     if work.paired:
         positions += len(work.layers.read) * sum(train.source.responses)
@@ -130,29 +130,24 @@ def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tupl
 
 
 def _activations(work: Workload, offload: OffloadPlan | None) -> int:
-    """What autograd saves for a micro-batch of source or of retain examples."""
-    source, retain = work.texts.train.source, work.texts.train.retain
-    first, end, depth = min(work.layers.adapted), work.segment.stop, work.layout.depth
-
-    def saved(texts: TokenLengths, layers: range) -> int:
-        return activation_bytes(
-            work.model,
-            work.layout,
-            layers,
-            adapted=set(work.adapted),
-            rows=min(work.micro_batch_size, texts.count),
-            tokens=texts.longest,
-            itemsize=work.itemsize,
-        )
-
-    segment = max(saved(texts, range(first, end)) for texts in (source, retain))
-    if not work.method.loss.sft_weight:
-        return segment
-    tokens = min(work.micro_batch_size, source.count) * source.longest
-    logits = tokens * work.vocabulary * (work.itemsize + 2 * FLOAT32_BYTES)
-    # Streamed layers above the segment stay until the gradients have passed through them.
-    streamed = sum(offload.streamed_bytes[end:]) if offload else 0
-    return max(segment, saved(source, range(first, depth)) + logits + streamed)
+    """What autograd saves for a micro-batch of the longest texts."""
+    texts, sft = work.train.source + work.train.retain, work.method.loss.sft_weight > 0
+    end = work.layout.depth if sft else work.segment.stop
+    rows, tokens = min(work.micro_batch_size, texts.count), texts.longest
+    saved = activation_bytes(
+        work.model,
+        work.layout,
+        range(min(work.layers.adapted), end),
+        adapted=set(work.adapted),
+        rows=rows,
+        tokens=tokens,
+        itemsize=work.itemsize,
+    )
+    if sft:
+        saved += rows * tokens * work.vocabulary * (work.itemsize + 2 * FLOAT32_BYTES)
+        # Streamed layers above the segment stay until the gradients have passed through them.
+        saved += sum(offload.streamed_bytes[work.segment.stop :]) if offload else 0
+    return saved
 
 
 def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[Suggestion]]:

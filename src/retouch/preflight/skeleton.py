@@ -23,7 +23,7 @@ from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
 from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
 from retouch.preflight.checkpoint_files import CheckpointFiles, check_folder, check_listing
-from retouch.preflight.findings import collect_errors
+from retouch.preflight.findings import ErrorsAsFindings
 
 TIMEOUT = 10.0  # seconds to wait for the hub
 
@@ -49,10 +49,12 @@ def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkele
         load: how it would be loaded.
         dtype: of the weights.
     """
+    from transformers import AutoTokenizer
+
     skeleton = ModelSkeleton()
     findings = skeleton.findings
     folder = POCKET if name == "pocket" else Path(name) if Path(name).is_dir() else None
-    with collect_errors(findings):
+    with ErrorsAsFindings(findings):
         if folder is None:
             folder, skeleton.files = _find_on_hub(name, load.revision)
         else:
@@ -76,7 +78,11 @@ def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkele
     _check_num_parameters(skeleton)
     hint = "Add the tokenizer's files to the folder, or install the missing library."
     with _reading("tokenizer", hint, findings):
-        skeleton.tokenizer = _load_tokenizer(path, load.chat_template, options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        prepare_tokenizer(tokenizer, path)
+        if load.chat_template is not None:
+            set_chat_template(tokenizer, Path(load.chat_template))
+        skeleton.tokenizer = tokenizer
     if skeleton.tokenizer is not None:
         findings += _check_tokenizer(skeleton.tokenizer, skeleton.model)
     return skeleton
@@ -114,7 +120,7 @@ def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, Checkpoi
 @contextmanager
 def _reading(part: str, hint: str, findings: list[Finding]) -> Iterator[None]:
     """Add an error that is raised while a part of the model is read to the findings."""
-    with collect_errors(findings):
+    with ErrorsAsFindings(findings):
         try:
             yield
         except UNREADABLE as error:
@@ -165,16 +171,6 @@ def _check_num_parameters(skeleton: ModelSkeleton) -> None:
         )
         hint = "Check that config.json and the weights are of the same model."
         skeleton.findings.append(Finding("error", "weights-mismatch", message, hint))
-
-
-def _load_tokenizer(path: str, chat_template: str | None, options: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    prepare_tokenizer(tokenizer, path)
-    if chat_template is not None:
-        set_chat_template(tokenizer, Path(chat_template))
-    return tokenizer
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> list[Finding]:

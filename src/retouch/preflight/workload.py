@@ -126,15 +126,6 @@ def measure_evaluation(
 
 
 @dataclass(frozen=True)
-class TextLengths:
-    """The texts of an edit, and those whose responses its evaluation generates."""
-
-    train: SplitLengths
-    validation: SplitLengths
-    generated: TokenLengths
-
-
-@dataclass(frozen=True)
 class Workload:
     """An edit on a machine, before its weights are loaded."""
 
@@ -143,13 +134,14 @@ class Workload:
     max_new_tokens: int
     model: Any  # the architecture on the meta device
     layout: ModelLayout
-    itemsize: int  # bytes of an element of weights and states
     checkpoint_bytes: int  # of a checkpoint that is quantised itself; else 0
     hardware: Hardware | None  # None if the device is not available
     layers: LayerSelection
     adapted: tuple[str, ...]  # full names of the linear layers that get adapters
     paired: bool  # whether source examples have target counterparts
-    texts: TextLengths
+    train: SplitLengths
+    validation: SplitLengths
+    generated: TokenLengths  # the texts whose responses the evaluation generates
 
     @cached_property
     def counts(self) -> ParameterCounts:
@@ -161,6 +153,11 @@ class Workload:
         """The layers from the first adapted or read one to the last."""
         layers = (*self.layers.adapted, *self.layers.read)
         return range(min(layers), max(layers) + 1)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of weights and states."""
+        return 2 if self.load.dtype == "bfloat16" else int(self.model.dtype.itemsize)
 
     @property
     def hidden_size(self) -> int:
@@ -224,5 +221,4 @@ class Workload:
             self,
             load=self.load.model_copy(update=load),
             method=self.method.model_copy(update={"train": train}),
-            itemsize=2 if load.get("dtype") == "bfloat16" else self.itemsize,
         )
