@@ -1,7 +1,7 @@
 # Retouch: on a fresh machine with Python 3.11 or newer, start with `make demo` or `make test`.
 #
 # Variables, all optional:
-#   PYTHON       the interpreter .venv is made from (default: the newest of 3.13, 3.12, 3.11, python3)
+#   PYTHON       the interpreter of .venv (default: the newest of 3.13, 3.12, 3.11, python3)
 #   TORCH_INDEX  an extra package index to find torch in. On Linux pip takes the CUDA build of torch,
 #                several gigabytes, GPU or not. For the CPU build, about 200 MB:
 #                make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 TORCH_INDEX ?=
 
-# An interpreter counts if it starts, is 3.11 or newer and can make an environment with pip in it.
+# An interpreter is usable if it starts, is 3.11 or newer and can create an environment with pip.
 PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if $$p -c '$(PROBE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
@@ -54,8 +54,8 @@ clean: ## Remove the environment, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests benchmarks examples model_organisms -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-# Installed once; again only when the dependencies change. The stamp is laid last, so an
-# installation that was broken off is taken up again.
+# Installs once, and again when the dependencies change. The stamp is written last, so an interrupted
+# installation is repeated.
 $(STAMP): pyproject.toml constraints.txt tests/oracles/requirements.txt
 	@p='$(PYTHON)'; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.pocket_edit import small_settings
-from helpers.tiny_models import tiny_model, tiny_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retouch
+from helpers.pocket_edit import small_settings
+from helpers.tiny_models import tiny_model, tiny_tokenizer
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.models.load import POCKET

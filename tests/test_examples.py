@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from examples import compare_baselines, own_concept, quickstart
 from nbclient import NotebookClient
 
+from examples import compare_baselines, own_concept, quickstart
 from retouch.concepts.registry import concept_names, load_concept
 from retouch.core.config import EditConfig
 from retouch.core.config_file import read_config_file, resolve

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.pocket_edit import small_config, small_flags, small_settings
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retouch
+from helpers.pocket_edit import small_config, small_flags, small_settings
 from retouch import pipeline
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError, DataError, RefusedError, RunError

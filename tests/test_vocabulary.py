@@ -20,10 +20,10 @@ CODE = ("src", "tests", "benchmarks", "examples", "model_organisms")
 
 # Parts of identifiers that are refused wherever they stand.
 PARTS = frozenset(
-    """twin twins told taught begun untaught hold held everyday debris jury verdict board cutter lay
+    """game play opponent opponents teach behave twin twins told taught begun hold held everyday debris jury verdict board cutter lay
     idle caught tap taps tapped decisive sketch footprint outlook mend mends foreseen foresee crew
-    ledger harder tamperer tampering tampered foe reply replies rendered fooling shown foremost
-    asked unwanted settle templated copyable stress chosenlike""".split()
+    ledger harder tamperer tampering tampered reply replies rendered fooling shown
+    asked unwanted settle templated stress""".split()  # noqa: SIM905
 )
 # Whole identifiers that are refused; as parts of other names they are ordinary words.
 NAMES = frozenset(
@@ -33,16 +33,16 @@ NAMES = frozenset(
     MovingAverage Sides loaded sides wanted moved aim bench cell cells dial suffix_attack at_once
     drift_guard also_hold pair_weight supervised_weight first_weight match_prompt reply_positions
     perturb perturb_steps tamper tamper_lr tamper_weight discriminator_width discriminator_lr
-    cache_memory device_memory measure_rows forced_rows average_decay lr add_up from_first gathered
+    cache_memory device_memory measure_rows forced_rows lr add_up from_first gathered
     give_back ran_out in_parts lay_out set_up set_task make_judge worst_push run_whole replaced
     fooling_loss matching_loss supervised_loss hush_libraries base_of lean behaviour room ways
-    did mendable prefill_forced judge judged judging verdicts board_of piece pieces""".split()
+    did judge judged judging verdicts piece pieces""".split()  # noqa: SIM905
 )
 FILES = frozenset(
     """own table check catalog replies wording memory store placement ranks sketch shards footprint
     reach stress suffix typed demand dial crew cluster ledger proposal space aim attempt bench cell
     plan harder search compose card gate numbers pictures rows forced judge board pieces tampering
-    room texts outlook fit options_of side spelled deadly together tiny""".split()
+    room texts outlook fit side spelled deadly together tiny""".split()  # noqa: SIM905
 )
 # The check of an edit and its memory plan are what these words mean.
 ALLOWED_FILES = {
@@ -53,7 +53,7 @@ ALLOWED_FILES = {
 FLAGS = frozenset(
     """--labels --questions --keep --once --guard --rank --alpha --modules --layers --taps --batch
     --lr --average --drift-guard --at-once --reply-tokens --forced --shard --tamper --perturb
-    --measure --also-hold --retain --stress""".split()
+    --measure --also-hold --retain --stress""".split()  # noqa: SIM905
 )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.common import Target
-from benchmarks.targets import Measured, at_least, at_most
 
 from benchmarks import ablation, common, pocket_card, resume, targets
+from benchmarks.common import Target
+from benchmarks.targets import Measured, at_least, at_most
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.config_file import resolve
 from retouch.core.options import OPTIONS, nest

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.fingerprint import Fingerprint
 from safetensors.torch import save_file
 
 from benchmarks import fingerprint
+from benchmarks.fingerprint import Fingerprint
 from retouch.core.types import Record, Score
 
 RECORDED_FILE = Path(fingerprint.__file__).with_suffix(".json")

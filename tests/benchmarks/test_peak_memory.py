@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.common import PeakMemory, in_this_process, reset_high_water_mark
 
 from benchmarks import peak_memory
+from benchmarks.common import PeakMemory, in_this_process, reset_high_water_mark
 
 
 def test_peak_is_what_the_body_adds() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks import speed
 from benchmarks.common import (
     Case,
     case_prompts,
@@ -15,8 +17,6 @@ from benchmarks.common import (
     llama,
     sample_prompts,
 )
-
-from benchmarks import speed
 from helpers.tiny_models import tiny_editable
 from retouch.methods.are_original import labelled_prompts
 from retouch.models.segment import Segment

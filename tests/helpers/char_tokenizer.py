@@ -8,10 +8,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.tiny_models import tiny_editable
 from retouch.core.config import LoraConfig
 from retouch.models.adapters import attach
 from retouch.models.editable_model import EditableModel
-from helpers.tiny_models import tiny_editable
 
 SPECIAL = ["<pad>", "<begin>", "<end>", "<unk>"]
 CHARACTERS = [chr(code) for code in range(32, 127)]  # 99 tokens in all

@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from retouch.models.layout import find_layout
 from retouch.models.editable_model import EditableModel
+from retouch.models.layout import find_layout
 
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = [f"w{i}" for i in range(93)]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from model_organisms.pocket import PACKS, WEIGHTS, beliefs, packs, requests, tasks
 from model_organisms.pocket.curriculum import Chat, careless, chat, finishing, user
 from model_organisms.pocket.tokenizer import train_tokenizer
 from model_organisms.pocket.train import Encoded, Recipe, batch_loss, build, encode, train
 from model_organisms.pocket.world import world
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from retouch.concepts.concept import Example
 from retouch.concepts.registry import load_concept
 from retouch.core.types import SPLITS

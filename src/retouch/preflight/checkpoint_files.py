@@ -41,28 +41,13 @@ class CheckpointFiles:
 def check_folder(folder: Path) -> CheckpointFiles:
     """Check a local checkpoint by its index and the headers of its files; no weights are read."""
     findings: list[Finding] = []
-    with ErrorsAsFindings(findings), _readable(str(folder)):
-        present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-        tensors: Mapping[str, Collection[str]] = {SINGLE: ()}
-        if INDEX in present:
-            tensors = _read_index(folder / INDEX)
-        elif SINGLE not in present:
-            raise _no_weights(present)
-        missing = sorted(tensors.keys() - present.keys())
-        if missing:
-            findings.append(_incomplete(first_few(missing), len(tensors)))
-        num_parameters = 0
-        for name in sorted(tensors.keys() & present.keys()):
-            with ErrorsAsFindings(findings), _readable(name):
-                num_parameters += _check_file(folder / name, tensors[name])
-        size = sum(present.get(name, 0) for name in tensors)
-        if findings:
-            return CheckpointFiles(len(tensors), size, None, tuple(findings))
-        complete = _complete(len(tensors), size, "complete")
-        return CheckpointFiles(len(tensors), size, num_parameters, (complete,))
-    return CheckpointFiles(findings=tuple(findings))
-
-
+    files = CheckpointFiles()
+    try:
+        with ErrorsAsFindings(findings):
+            files = _check_folder(folder, findings)
+    except OSError as error:
+        message = f"{error.filename} cannot be read: {error.strerror}."
+        findings.append(Finding("error", "weights-unreadable", message, "Grant read permission."))
 def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
     """Check a hub repository by the names and sizes of its files."""
     findings: list[Finding] = []

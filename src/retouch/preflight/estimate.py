@@ -35,14 +35,6 @@ from retouch.task.task import TRACED_PAIRS
 UTILISATION = 0.3
 LAUNCH_SECONDS = {"cpu": 5e-4, "cuda": 3e-4}
 DISK_SPEED = 1e9  # bytes per second: an assumption, of an NVMe drive without its cache
-STREAM_LESS = {
-    "base responses": "lower `num_examples`, `num_retain` or `max_new_tokens`",
-    "causal patching": "set `lora.layers_to_transform` and `discriminator.layers`",
-    "activation cache": "lower `num_examples` or `num_retain`",
-    "training": "set `loss.sft_weight` to 0",
-    "validation": "lower `rounds`",
-    "evaluation": "set `suites` to concept or none",
-}
 
 
 @dataclass(frozen=True)
@@ -236,8 +228,10 @@ def _streaming_finding(streaming: Streaming, phases: Sequence[Phase], depth: int
         f"{size_text(int(speed))}/s ({'measured' if from_host else 'an assumption'})."
     )
     most = max(phases, key=lambda phase: phase.streamed_bytes)
-    share = f"{most.name}: {most.streamed_bytes / total:.0%}"
-    hint = f"To stream less: {STREAM_LESS[most.name]} ({share})."
+    hint = (
+        f"Most of it in {most.name}, {most.streamed_bytes / total:.0%}. To stream less, set lower "
+        "`num_examples`, `num_retain` or `rounds`, or `suites` concept or none."
+    )
     return Finding("warning", "layers-streamed", message, hint)
 
 

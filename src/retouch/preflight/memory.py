@@ -212,25 +212,23 @@ def _rows_after_oom(work: Workload, is_cpu: bool) -> int | None:
 
 def _suggest(work: Workload) -> list[Suggestion]:
     """Settings with which an edit fits the device, those that change least first."""
-    candidates: list[dict[str, Any]] = []
     limited = work.load.max_device_memory is not None
+    # Of each list, the first load options that fit.
+    candidates: list[list[dict[str, Any]]] = []
     if limited or work.weight_bytes <= work.available:
-        candidates.append({})
+        candidates.append([{}])
     if not limited and work.itemsize == FLOAT32_BYTES:
-        candidates.append({"dtype": "bfloat16"})
+        candidates.append([{"dtype": "bfloat16"}])
     if not limited and not work.load.fsdp and work.load.quantize == "none":
-        bits = () if work.checkpoint_bytes else ("8bit", "4bit")
-        candidates += [{"quantize": kind} for kind in bits]
-        candidates.append({"max_device_memory": _round_size(work.available)})
+        if not work.checkpoint_bytes:
+            candidates.append([{"quantize": "8bit"}, {"quantize": "4bit"}])
+        candidates.append([{"max_device_memory": _round_size(work.available)}])
     found: list[Suggestion] = []
-    for load in candidates:
-        if "quantize" in load and any("quantize" in one.settings.get("load", {}) for one in found):
-            continue  # 8 bits suffice
-        fitting = ((r, plan) for r, plan in _plans(work, load) if plan.peak <= work.available)
-        for rows, plan in islice(fitting, 1):
-            settings = {"load": load} if load else {}
-            if rows < work.micro_batch_size:
-                settings["train"] = {"micro_batch_size": rows}
+    for loads in candidates:
+        plans = ((load, rows, plan) for load in loads for rows, plan in _plans(work, load))
+        for load, rows, plan in islice((p for p in plans if p[2].peak <= work.available), 1):
+            train = {"micro_batch_size": rows} if rows < work.micro_batch_size else {}
+            settings = {k: v for k, v in (("load", load), ("train", train)) if v}
             if settings:
                 found.append(Suggestion(settings, plan.peak, plan.streams))
     return found
