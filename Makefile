@@ -32,7 +32,7 @@ test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at t
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 docs: $(STAMP) ## Build the documentation into site/; a broken link or reference is an error
 	$(BIN)/python -m docs.reference --check

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, no hub, two threads, and no silent skip."""
+"""Settings of every test: no network, no hub, as many threads as cores, no silent skip."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if not NETWORK:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
-# torch takes its thread count from these; more threads than cores make small models slower.
+# torch takes its thread count from these; more threads than cores make small models slower. The
+# worker processes of pytest-xdist share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+os.environ["MKL_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
 
-# The same examples on every run, and no deadline that a busy machine could miss.
+# Hypothesis: the same examples on every run, and no deadline, which a busy machine could exceed.
 settings.register_profile("retouch", deadline=None, derandomize=True)
 settings.load_profile("retouch")
 
@@ -31,7 +34,7 @@ _open = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run."""
+    """Skip tests that this machine cannot run, with the reason."""
     if not NETWORK:
         shut = pytest.mark.skip(reason="reaches the network: set RETOUCH_TEST_NETWORK=1 to run it")
         for item in items:
@@ -48,9 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def shut_network() -> Iterator[None]:
-    """Let no test, and no fixture of any scope, reach a network.
+    """Fail tests and fixtures that connect to a network.
 
-    Unix sockets stay open, and so does this machine to itself: a local cluster talks through it.
+    Unix sockets and the loopback interface stay open: local clusters and notebooks use them.
     """
     real_connect, real_connect_ex = socket.socket.connect, socket.socket.connect_ex
     real_create, real_lookup = socket.create_connection, socket.getaddrinfo
@@ -97,7 +100,7 @@ def shut_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def open_network(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Open the network for one test marked `network`, and shut it again after."""
+    """Allow connections in a test that is marked `network`."""
     global _open
     _open = request.node.get_closest_marker("network") is not None
     yield

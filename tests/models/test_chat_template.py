@@ -11,8 +11,7 @@ from retouch.concepts.chat import prompt_text
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.types import Message
-from retouch.models.chat_template import set_chat_template
-from retouch.models.load import load
+from retouch.models.load import load, set_chat_template
 
 SHORT = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
 

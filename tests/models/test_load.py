@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from helpers.tiny_edit import build_training, tiny_config
 from helpers.tiny_models import VISION, tiny_editable, tiny_model, tiny_tokenizer
 from retouch.core.config import LoadConfig, LoraConfig
-from retouch.core.errors import ModelError
+from retouch.core.errors import ModelError, RunError
 from retouch.models import adapters
 from retouch.models.load import load
 
@@ -76,7 +76,7 @@ def test_a_missing_device_is_an_error(folder: Path) -> None:
 
 
 def test_a_folder_without_an_adapter_is_an_error(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"adapter_config\.json") as raised:
+    with pytest.raises(RunError, match=r"adapter_config\.json") as raised:
         load(str(folder), adapter=tmp_path)
     assert raised.value.code == "adapter-missing"
 

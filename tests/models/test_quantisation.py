@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from helpers.tiny_models import tiny_model, tiny_tokenizer
 from retouch.core.config import LoadConfig, LoraConfig, Quantize
-from retouch.core.errors import ModelError
+from retouch.core.config_file import resolve
+from retouch.core.errors import ConfigError, ModelError
 from retouch.models import adapters, weights
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
@@ -133,6 +134,5 @@ def test_without_bitsandbytes_the_error_says_what_to_install(
 
 
 def test_an_unknown_quantisation_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="none, 8bit, 4bit, got '2bit'") as raised:
-        weights.bitsandbytes_config("2bit", torch.float32)  # type: ignore[arg-type]
-    assert raised.value.code == "quantization-unsupported"
+    with pytest.raises(ConfigError, match="'none', '8bit' or '4bit', got '2bit'"):
+        resolve({"load": {"quantize": "2bit"}})

@@ -187,8 +187,8 @@ def test_seventy_billion_parameters_are_estimated_in_seconds(
     assert "131 GiB" in error.message
     assert "80.0 GiB available" in error.message
     suggestions = estimate_of(report).suggestions
-    loads = [dict(one.load) for one in suggestions]
-    assert loads == [{"quantize": "8bit"}, {"max_device_memory": "80GiB"}]
+    loads = [{"quantize": "8bit"}, {"max_device_memory": "80GiB"}]
+    assert [one.settings for one in suggestions] == [{"load": load} for load in loads]
     for suggestion in suggestions:
         assert str(suggestion) in error.hint
         fixed = run_preflight(resolve(explicit(report.config), suggestion.settings))

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.preflight import only_error, preflight
 from helpers.tiny_models import tiny_model, tiny_tokenizer
+from retouch.core.errors import ModelError
 from retouch.preflight.checkpoint_files import check_folder, check_listing
 
 
@@ -97,14 +98,16 @@ def test_weights_of_a_smaller_model_are_an_error(folder: Path, tmp_path: Path) -
 def test_missing_shards_are_found_in_a_hub_listing() -> None:
     parts: dict[str, int | None] = {f"model-0000{i}-of-00003.safetensors": 10 for i in (1, 2, 3)}
     parts["model.safetensors.index.json"] = 1
-    assert check_listing(parts).complete
+    assert check_listing(parts).findings[0].code == "weights-complete"
     assert check_listing(parts).size == 30
     del parts["model-00002-of-00003.safetensors"]
     (finding,) = check_listing(parts).findings
     assert finding.code == "weights-incomplete"
     assert "missing 1, of 3 files" in finding.message
-    assert check_listing({"pytorch_model.bin": 3}).findings[0].code == "weights-pickled"
     assert check_listing({"model.safetensors": 7, "consolidated.safetensors": 7}).size == 7
+    with pytest.raises(ModelError) as raised:
+        check_listing({"pytorch_model.bin": 3})
+    assert raised.value.code == "weights-pickled"
 
 
 def test_an_adapter_is_not_a_model(folder: Path) -> None:

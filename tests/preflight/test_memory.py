@@ -21,7 +21,7 @@ from retouch.core.config import LoadConfig
 from retouch.core.config_file import explicit, resolve
 from retouch.models.load import load
 from retouch.preflight.check import PreflightReport, run_preflight
-from retouch.preflight.memory import MemoryPlan, Suggestion, _memory_finding
+from retouch.preflight.memory import MemoryPlan, Suggestion
 
 SEGMENT = {"lora.layers_to_transform": (4, 5), "discriminator.layers": (5,)}
 
@@ -58,7 +58,10 @@ def test_every_suggestion_fits_as_estimated(folder: Path, monkeypatch: pytest.Mo
     assert error.code == "memory-exceeded"
     suggestions = estimate_of(report).suggestions
     assert suggestions
-    assert any(one.load == {} and (one.micro_batch_size or 99) < 32 for one in suggestions)
+    assert any(
+        [*one.settings] == ["train"] and one.settings["train"]["micro_batch_size"] < 32
+        for one in suggestions
+    )
     for suggestion in suggestions:
         assert str(suggestion) in error.hint
         fixed = with_suggestion(report, suggestion)
@@ -83,9 +86,14 @@ def test_weights_that_exceed_the_memory_are_named(
     assert "a smaller model" in error.hint
 
 
-def test_the_hint_names_what_generation_depends_on() -> None:
-    plan = MemoryPlan(1000, 900, 100, 100, 500, 10)
-    assert "`max_new_tokens`" in _memory_finding(plan, 1500, None, ()).hint
+def test_the_hint_names_what_generation_depends_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"evaluation.suites": "concept", "data.num_retain": 32}
+    whole = memory_of(preflight(folder, settings))
+    assert whole.generation > whole.training
+    set_hardware(monkeypatch, whole.peak - 1)
+    assert "`max_new_tokens`" in only_error(preflight(folder, settings)).hint
 
 
 def test_on_a_gpu_the_micro_batch_is_halved_automatically(

@@ -27,10 +27,7 @@ Cached = Callable[[], Any]
 class ActivationCache:
     """Caches tensors and returns them on the device.
 
-    Attributes:
-        on_device: bytes cached on the device.
-        in_memory: bytes cached in memory; on a CPU that is the device.
-        on_disk: bytes cached in the memory-mapped file.
+    `on_device`, `in_memory` (on a CPU, the device) and `on_disk` count the cached bytes.
     """
 
     def __init__(self, device: torch.device, limit: int | None = None) -> None:
@@ -42,10 +39,10 @@ class ActivationCache:
     def clear(self) -> None:
         """Forget everything; tensors that are in use stay valid."""
         self.on_device = self.in_memory = self.on_disk = 0
-        memory = self._limit or int(DEFAULT_SHARE * psutil.virtual_memory().available)
-        free = int(DEFAULT_SHARE * torch.cuda.mem_get_info(self._device)[0]) if self._gpu else 0
-        self._device_left = (self._limit or free) if self._gpu else 0
-        self._memory_left = memory
+        free = torch.cuda.mem_get_info(self._device)[0] if self._gpu else 0
+        self._device_left = (self._limit or int(DEFAULT_SHARE * free)) if self._gpu else 0
+        available = psutil.virtual_memory().available
+        self._memory_left = self._limit or int(DEFAULT_SHARE * available)
         self._file: Any = None
 
     def put(self, value: Any) -> Cached:
@@ -103,10 +100,8 @@ class ActivationCache:
             # Copy on write, since torch accepts no read-only array; nothing is written.
             mapped = np.memmap(self._file, np.uint8, "c", begin, raw.shape)
         except OSError as error:
-            raise ModelError(
-                f"The cached activations do not fit into {tempfile.gettempdir()}: "
-                f"{error.strerror}.",
-                "Set TMPDIR to a larger disk, raise `activation_cache` or lower `num_retain`.",
-                code="disk-full",
-            ) from None
+            folder = tempfile.gettempdir()
+            message = f"The cached activations do not fit into {folder}: {error.strerror}."
+            hint = "Set TMPDIR to a larger disk, raise `activation_cache` or lower `num_retain`."
+            raise ModelError(message, hint, code="disk-full") from None
         return torch.from_numpy(mapped).view(tensor.dtype).view(tensor.shape)

@@ -14,7 +14,7 @@ from retouch.core.run_dir import find_adapter
 from retouch.models.adapters import detach
 from retouch.models.editable_model import EditableModel
 from retouch.models.interventions import Steering
-from retouch.models.load import adapter_errors
+from retouch.models.load import adapter_errors, add_adapter
 
 
 def has_strength(editable: EditableModel) -> bool:
@@ -33,38 +33,31 @@ def scaled(editable: EditableModel, strength: float) -> Iterator[None]:
         ConfigError: `strength` is negative, or nothing on the model has a strength.
     """
     if strength < 0:
-        raise ConfigError(
-            f"`strength` must be at least 0, got {strength:g}.",
-            "Give 0 for the base model and 1 for the edit.",
-            code="strength-negative",
-        )
+        message = f"`strength` must be at least 0, got {strength:g}."
+        hint = "Give 0 for the base model and 1 for the edit."
+        raise ConfigError(message, hint, code="strength-negative")
     if not has_strength(editable):
-        raise ConfigError(
-            f"Neither an adapter nor steering acts on {editable.name}, so nothing can be scaled.",
-            "Load the model with an adapter.",
-            code="strength-missing",
-        )
+        message = f"Neither an adapter nor steering acts on {editable.name} and could be scaled."
+        raise ConfigError(message, "Load the model with an adapter.", code="strength-missing")
     from peft.tuners.lora import LoraLayer
 
-    scalings = [m.scaling for m in editable.model.modules() if isinstance(m, LoraLayer)]
+    layers = [m for m in editable.model.modules() if isinstance(m, LoraLayer)]
+    scalings = [(layer.scaling, dict(layer.scaling)) for layer in layers]
     steering = [one for one in editable.interventions if isinstance(one, Steering)]
-    # In place, since the hooks refer to these very tensors.
-    vectors = [vector for one in steering for vector in one.vectors.values()]
-    scalings_before = [dict(scaling) for scaling in scalings]
-    vectors_before = [vector.detach().clone() for vector in vectors]
+    # Changed in place, since the hooks refer to these very tensors.
+    vectors = [vector.detach() for one in steering for vector in one.vectors.values()]
+    originals = [vector.clone() for vector in vectors]
     try:
-        for scaling in scalings:
-            scaling.update({name: strength * value for name, value in scaling.items()})
-        with torch.no_grad():
-            for vector in vectors:
-                vector.mul_(strength)
+        for scaling, before in scalings:
+            scaling.update({name: strength * value for name, value in before.items()})
+        for vector in vectors:
+            vector.mul_(strength)
         yield
     finally:
-        for scaling, before in zip(scalings, scalings_before, strict=True):
+        for scaling, before in scalings:
             scaling.update(before)
-        with torch.no_grad():
-            for vector, original in zip(vectors, vectors_before, strict=True):
-                vector.copy_(original)
+        for vector, original in zip(vectors, originals, strict=True):
+            vector.copy_(original)
 
 
 def merge_adapters(
@@ -74,69 +67,45 @@ def merge_adapters(
 
     The sum is exact: one LoRA adapter whose rank is the sum of the ranks, $[B_1, B_2]\,[A_1; A_2]$.
     The adapters may differ in rank and in the layers they adapt. `models.adapters.save` writes the
-    result as a PEFT folder.
-
-    Args:
-        editable: the base model, without an adapter or interventions.
-        folders: adapter folders, or runs that have one.
-        weights: one for each folder.
+    result as a PEFT folder. After an error the model is the base again.
 
     Raises:
-        ConfigError: there is no adapter, or not one weight for each.
-        ModelError: the model is edited already; or an adapter does not fit it or is not plain LoRA,
-            and the model is then the base again.
+        ConfigError: there is no folder, or not one weight for each.
+        ModelError: the model is edited already, or an adapter does not fit it or is not plain LoRA.
         RunError: a folder has no adapter.
     """
+    from peft import PeftConfig
+
     if len(folders) != len(weights) or not folders:
-        raise ConfigError(
-            f"`weights` must have one value per adapter, got {len(weights)} for {len(folders)}.",
-            "Give at least one adapter, and a weight for each.",
-            code="weights-count",
-        )
+        message = f"`weights` must have a value per adapter, got {len(weights)} for {len(folders)}."
+        hint = "Give at least one adapter, and a weight for each."
+        raise ConfigError(message, hint, code="weights-count")
     if editable.edited:
-        raise ModelError(
-            f"{editable.name} has an adapter or an intervention already.",
-            "Detach it first (`models.adapters.detach`).",
-            code="model-edited",
-        )
-    found = [find_adapter(folder) for folder in folders]
-    names = [f"part{i}" for i in range(len(found))] if len(found) > 1 else ["default"]
+        message = f"{editable.name} has an adapter or an intervention already."
+        hint = "Detach it first (`models.adapters.detach`)."
+        raise ModelError(message, hint, code="model-edited")
+    names = [f"part{i}" for i in range(len(folders))] if len(folders) > 1 else ["default"]
     try:
-        for name, folder in zip(names, found, strict=True):
-            _load(editable, folder, name)
+        for name, folder in zip(names, map(find_adapter, folders), strict=True):
+            with adapter_errors(editable, folder):
+                config = PeftConfig.from_pretrained(str(folder))
+            if not _is_plain_lora(config):
+                message = f"The adapter {folder} is not plain LoRA on linear layers."
+                hint = "Only plain LoRA adapters can be summed; merge others into a model."
+                raise ModelError(message, hint, code="adapter-unsupported")
+            add_adapter(editable, folder, name)
         _sum(editable.model, names, weights)
     except BaseException:
         detach(editable)
         raise
-    editable.model.requires_grad_(False)
-    editable.model.eval()
-
-
-def _load(editable: EditableModel, folder: Path, name: str) -> None:
-    from peft import PeftConfig, PeftModel
-
-    with adapter_errors(editable, folder):
-        config = PeftConfig.from_pretrained(str(folder))
-        if not _is_plain_lora(config):
-            raise ModelError(
-                f"The adapter {folder} is not plain LoRA on linear layers.",
-                "Only plain LoRA adapters can be summed; merge others into a model.",
-                code="adapter-unsupported",
-            )
-        if editable.adapted:
-            editable.model.load_adapter(str(folder), adapter_name=name)
-        else:
-            editable.model = PeftModel.from_pretrained(
-                editable.model, str(folder), adapter_name=name
-            )
+    editable.model.requires_grad_(False).eval()
 
 
 def _is_plain_lora(config: Any) -> bool:
     """Whether the adapter adds (alpha / r) B A to linear layers, and nothing else."""
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-        return False
     more = ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "target_parameters")
-    return config.bias == "none" and not any(getattr(config, name, None) for name in more)
+    is_lora = config.peft_type == "LORA" and config.bias == "none"
+    return is_lora and not any(getattr(config, name, None) for name in more)
 
 
 @torch.no_grad()

@@ -16,11 +16,7 @@ from retouch.models.editable_model import EditableModel
 def attach(editable: EditableModel, layers: Sequence[int], config: LoraConfig, seed: int) -> None:
     """Attach a new LoRA adapter to the linear layers of blocks; it changes nothing yet.
 
-    Args:
-        editable: the model, without an adapter.
-        layers: the blocks, 0-based.
-        config: rank, alpha and target modules; its own layers are not used.
-        seed: of the initial weights.
+    `seed` determines the initial weights. The layers of `config` are not used.
 
     Raises:
         ModelError: a layer does not exist, no linear layer matches `target_modules`, or PEFT would
@@ -48,11 +44,8 @@ def attach(editable: EditableModel, layers: Sequence[int], config: LoraConfig, s
     if adapted != set(names):
         editable.model = editable.model.unload()
         unexpected = ", ".join(sorted(adapted ^ set(names))[:3])
-        raise ModelError(
-            f"PEFT adapts other layers of {editable.name} than it was given, such as {unexpected}.",
-            "Set other `target_modules`.",
-            code="adapter-mismatch",
-        )
+        message = f"PEFT adapts other layers of {editable.name} than given, such as {unexpected}."
+        raise ModelError(message, "Set other `target_modules`.", code="adapter-mismatch")
     if editable.name == "pocket":
         # A path of this machine must not be part of an adapter that is shared.
         editable.model.peft_config["default"].base_model_name_or_path = "pocket"
@@ -85,18 +78,16 @@ def save(editable: EditableModel, folder: Path) -> None:
     existing = card.read_bytes() if card.exists() else None
     # Set explicitly, since PEFT would otherwise ask the hub whether the vocabulary was resized.
     editable.model.save_pretrained(str(folder), save_embedding_layers=False)
-    if existing is None:
-        card.unlink(missing_ok=True)
-    else:
-        card.write_bytes(existing)  # PEFT appends to an existing card
+    card.unlink(missing_ok=True)
+    if existing is not None:  # which PEFT has appended to
+        card.write_bytes(existing)
 
 
 def merged(editable: EditableModel) -> Any:
     """A transformers model with the adapter merged; `editable` stays as it is.
 
     Raises:
-        ModelError: an intervention acts on the model too, and would be lost; or the weights are
-            quantised.
+        ModelError: an intervention acts on the model too, or the weights are quantised.
     """
     _check_no_interventions(editable)
     return editable.merged_copy().model
@@ -104,8 +95,6 @@ def merged(editable: EditableModel) -> Any:
 
 def _check_no_interventions(editable: EditableModel) -> None:
     if editable.interventions:
-        raise ModelError(
-            "Steering or a prompt acts on the model beside its adapter; weights cannot hold it.",
-            "Detach it, or use a method that changes the weights alone.",
-            code="intervention-active",
-        )
+        message = "Steering or a prompt acts on the model too and would be lost."
+        hint = "Detach it, or use a method that changes the weights alone."
+        raise ModelError(message, hint, code="intervention-active")

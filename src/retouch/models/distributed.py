@@ -32,9 +32,7 @@ def init() -> None:
 def shutdown() -> None:
     """Leave the process group, so that no process waits for one that has ended."""
     if dist.is_initialized():
-        from accelerate import PartialState
-
-        PartialState().destroy_process_group()
+        dist.destroy_process_group()
 
 
 # The process group's own numbers, not the launcher's (`core.process`): a caller may have formed the

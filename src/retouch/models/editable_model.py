@@ -8,17 +8,16 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from retouch.core.config import LoadConfig
+from retouch.core.config import QUANTIZE, Dtype, LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 from retouch.models.interventions import Intervention
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.offload import OffloadPlan
-from retouch.models.weights import is_quantised, quantization_of
 
 IN_MEMORY = "in-memory-model"  # the name of a model that was loaded from nowhere
 HASHED_VALUES = 64  # of each weight that a fingerprint covers
@@ -62,7 +61,7 @@ class EditableModel:
 
         Args:
             model: a causal language model of transformers, quantised or not.
-            tokenizer: its tokenizer; a copy is changed, not the caller's.
+            tokenizer: its tokenizer, which is copied.
             name: the name to record (default: what it was loaded from).
 
         Raises:
@@ -70,18 +69,13 @@ class EditableModel:
                 tokenizer has no end token.
         """
         if hasattr(model, "peft_config") and hasattr(model, "disable_adapter"):
-            raise ModelError(
-                "`model` has an adapter already.",
-                "Pass the base model, or merge the adapter first (`merge_and_unload`).",
-                code="model-edited",
-            )
+            hint = "Pass the base model, or merge the adapter first (`merge_and_unload`)."
+            raise ModelError("`model` has an adapter already.", hint, code="model-edited")
         tokenizer = copy.deepcopy(tokenizer)
         name = name or str(getattr(model.config, "_name_or_path", "") or IN_MEMORY)
         prepare_tokenizer(tokenizer, name)
-        model.requires_grad_(False)
-        model.eval()
         return cls(
-            model,
+            model.requires_grad_(False).eval(),
             tokenizer,
             name,
             getattr(model.config, "_commit_hash", None),
@@ -93,11 +87,14 @@ class EditableModel:
     @property
     def load_config(self) -> LoadConfig:
         """The settings that load this model again: those given, or else its own."""
+        dtype: Any = str(self.base.dtype).removeprefix("torch.")
+        bitsandbytes = getattr(self.base.config, "quantization_config", None)
+        kinds = [one for one in QUANTIZE if getattr(bitsandbytes, f"load_in_{one}", False)]
         return self.loaded_with or LoadConfig(
             revision=self.revision,
             device=str(self.device),
-            dtype=dtype_name(self.base.dtype),
-            quantize=quantization_of(self.base),
+            dtype=dtype if dtype in get_args(Dtype) else "auto",
+            quantize=kinds[0] if kinds else "none",
         )
 
     @property
@@ -118,7 +115,7 @@ class EditableModel:
     @property
     def quantised(self) -> bool:
         """Whether the base model's weights are quantised."""
-        return is_quantised(self.model)
+        return bool(getattr(self.base, "is_quantized", False))
 
     @property
     def auto_class(self) -> str:
@@ -202,24 +199,20 @@ class EditableModel:
     def merged_copy(self) -> EditableModel:
         """The same model on weights of its own: adapter merged, interventions carried over.
 
-        Copy and original share nothing but the tokenizer. The original is unchanged.
+        Copy and original share only the tokenizer.
 
         Raises:
             ModelError: an adapter is on quantised weights, which would round it, or not all of the
                 weights are on the device.
         """
         if self.offload_plan is not None and not self.offload_plan.whole:
-            raise ModelError(
-                f"{self.name} cannot be copied while layers are offloaded.",
-                "Load it without a device memory limit, on the CPU if necessary.",
-                code="model-offloaded",
-            )
+            message = f"{self.name} cannot be copied while layers are offloaded."
+            hint = "Load it without a device memory limit, on the CPU if necessary."
+            raise ModelError(message, hint, code="model-offloaded")
         if self.adapted and self.quantised:
-            raise ModelError(
-                f"An adapter cannot be merged into the quantised weights of {self.name}.",
-                "Load the model unquantised (`quantize` none) and merge the adapter into that.",
-                code="model-quantised",
-            )
+            message = f"An adapter cannot be merged into the quantised weights of {self.name}."
+            hint = "Load the model unquantised (`quantize` none) and merge the adapter into that."
+            raise ModelError(message, hint, code="model-quantised")
         # A hook is a function, which deepcopy shares: the copy's blocks would call the original's
         # interventions. So they are detached while the model is copied.
         for one in self.interventions:
@@ -232,8 +225,7 @@ class EditableModel:
                 one.attach(self.blocks)
         if self.adapted:
             model = model.merge_and_unload()
-        model.requires_grad_(False)
-        model.eval()
+        model.requires_grad_(False).eval()
         copied = dataclasses.replace(self, model=model, interventions=[])
         for one in interventions:
             copied.intervene(one)
@@ -247,17 +239,9 @@ def prepare_tokenizer(tokenizer: Any, name: str) -> None:
         ModelError: it has no end token.
     """
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"The tokenizer of {name} has no end token.",
-            "Set `eos_token` in its tokenizer_config.json.",
-            code="tokenizer-no-eos",
-        )
+        message = f"The tokenizer of {name} has no end token."
+        hint = "Set `eos_token` in its tokenizer_config.json."
+        raise ModelError(message, hint, code="tokenizer-no-eos")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-
-
-def dtype_name(dtype: torch.dtype) -> Any:
-    """The name of a dtype as `LoadConfig` has it; `auto` for one that it has not."""
-    name = str(dtype).removeprefix("torch.")
-    return name if name in ("float32", "bfloat16", "float16") else "auto"

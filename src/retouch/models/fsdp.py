@@ -26,11 +26,9 @@ def shard(model: Any, layout: ModelLayout, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if distributed.world_size() == 1:
-        raise ConfigError(
-            "`fsdp` shards a model over several processes, and there is only one.",
-            "Start several: accelerate launch --num_processes N -m retouch edit ...",
-            code="single-process",
-        )
+        message = "`fsdp` shards a model over several processes, and there is only one."
+        hint = "Start several: accelerate launch --num_processes N -m retouch edit ..."
+        raise ConfigError(message, hint, code="single-process")
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in layout.blocks(model):
         # Explicit, since a block that runs on its own is FSDP's root module, whose weights stay
@@ -38,13 +36,9 @@ def shard(model: Any, layout: ModelLayout, device: torch.device) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     for name, module in model.named_modules():
         # `model.to(device)` would move the sharded blocks too, which are in place already.
-        if not name.startswith(f"{layout.path}."):
-            _move_own_tensors(module, device)
-
-
-def _move_own_tensors(module: torch.nn.Module, device: torch.device) -> None:
-    """Move the tensors of a module, but not those of its submodules."""
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.to(device)
-    for name, buffer in module.named_buffers(recurse=False):
-        setattr(module, name, buffer.to(device))
+        if name.startswith(f"{layout.path}."):
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
+        for buffer_name, buffer in module.named_buffers(recurse=False):
+            setattr(module, buffer_name, buffer.to(device))

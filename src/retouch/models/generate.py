@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
@@ -22,20 +23,11 @@ def generate(
     batch_size: int = 128,
     progress: Progress = no_progress,
 ) -> list[str]:
-    """Generate responses to tokenized prompts, greedily.
+    """Generate responses, without special tokens, to tokenized prompts, greedily.
 
-    Prompts of similar length share a batch, padded on the left. Several processes divide the
-    prompts, and each returns all responses. A batch is halved when memory runs out.
-
-    Args:
-        editable: the model, with whatever acts on it.
-        prompts: token ids of each prompt.
-        max_new_tokens: maximum length of a response, in tokens.
-        batch_size: maximum number of prompts that run together; fewer under a device memory limit.
-        progress: called after every batch.
-
-    Returns:
-        The responses without special tokens, in the order of the prompts.
+    Prompts of similar length share a batch, padded on the left. A batch has at most `batch_size`
+    prompts, fewer under a device memory limit, and is halved when memory runs out. Several
+    processes divide the prompts, and each returns all responses.
     """
     if editable.free_bytes is not None:
         longest = max(map(len, prompts), default=0) + max_new_tokens
@@ -63,12 +55,9 @@ def _generate_batch(
     editable: EditableModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[str]:
     tokenizer = editable.tokenizer
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), tokenizer.pad_token_id)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = 1
+    rows = [torch.tensor(list(prompt)) for prompt in prompts]
+    ids = pad_sequence(rows, True, tokenizer.pad_token_id, "left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
     output = editable.model.generate(
         input_ids=ids.to(editable.device),
         attention_mask=mask.to(editable.device),
@@ -81,5 +70,5 @@ def _generate_batch(
         pad_token_id=tokenizer.pad_token_id,
         synced_gpus=editable.sharded,
     )
-    texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,29 +41,19 @@ def removing(handles: Sequence[RemovableHandle]) -> Iterator[None]:
 def record_activations(
     editable: EditableModel, layers: Sequence[int], *, gradients: bool = False
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Record the outputs `[rows, tokens, hidden]` of blocks in every forward pass.
+    """Record the outputs `[rows, tokens, hidden]` of blocks, by layer, of the last forward pass.
 
-    By hook and not through `output_hidden_states`, whose last entry is after the final norm.
-
-    Args:
-        editable: the model.
-        layers: the blocks, 0-based.
-        gradients: whether gradients flow through what is recorded.
-
-    Yields:
-        The outputs by layer, of the last forward pass.
+    By hook and not through `output_hidden_states`, whose last entry is after the final norm. They
+    are detached, unless `gradients` are to flow through them.
     """
     states: dict[int, torch.Tensor] = {}
 
-    def recorder(layer: int) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            found = hidden_state(output)
-            states[layer] = found if gradients else found.detach()
-
-        return hook
+    def record(layer: int, _: Any, __: Any, output: Any) -> None:
+        found = hidden_state(output)
+        states[layer] = found if gradients else found.detach()
 
     blocks = editable.blocks
-    with removing([blocks[i].register_forward_hook(recorder(i)) for i in layers]):
+    with removing([blocks[i].register_forward_hook(partial(record, i)) for i in layers]):
         yield states
 
 
@@ -107,6 +98,5 @@ def edit_inputs(
         hidden = edit(hidden)
         return ((hidden, *args[1:]), named) if args else (args, {**named, HIDDEN_STATES: hidden})
 
-    block = editable.blocks[layer]
-    with removing([block.register_forward_pre_hook(hook, with_kwargs=True)]):
+    with removing([editable.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)]):
         yield

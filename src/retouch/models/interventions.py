@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,42 +35,33 @@ class Intervention:
 
 
 class Steering(Intervention):
-    r"""Vectors added to the outputs of blocks at every position: $h_l \leftarrow h_l + v_l$.
-
-    Attributes:
-        vectors: `[hidden]` by block, 0-based.
-    """
+    r"""Vectors added to the outputs of blocks at every position: $h_l \leftarrow h_l + v_l$."""
 
     def __init__(self, vectors: Mapping[int, torch.Tensor]) -> None:
-        self.vectors = dict(vectors)
+        self.vectors = dict(vectors)  # `[hidden]` by block, 0-based
         self._handles: list[RemovableHandle] = []
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
         """Register a hook on every block that has a vector."""
         for layer, vector in self.vectors.items():
-            self._handles.append(blocks[layer].register_forward_hook(self._adding(vector)))
+            self._handles.append(blocks[layer].register_forward_hook(partial(self._add, vector)))
 
     def detach(self) -> None:
         """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
 
-    def _adding(self, vector: torch.Tensor) -> Any:
-        def add(_: Any, __: Any, output: Any) -> Any:
-            if not self.active:
-                return output
-            hidden = hidden_state(output)
-            return with_hidden_state(output, hidden + vector.to(hidden.device, hidden.dtype))
-
-        return add
+    def _add(self, vector: torch.Tensor, _: Any, __: Any, output: Any) -> Any:
+        if not self.active:
+            return output
+        hidden = hidden_state(output)
+        return with_hidden_state(output, hidden + vector.to(hidden.device, hidden.dtype))
 
 
 class Prompting(Intervention):
-    """Turns before a chat, and text around its last user turn.
+    """Turns before a chat, such as a system prompt or demonstrations.
 
-    Attributes:
-        before: the turns, such as a system prompt or demonstrations.
-        around: a format of the last user turn, with `{prompt}` in place of its text.
+    `around` is a format of the last user turn, with `{prompt}` in place of its text.
     """
 
     def __init__(self, before: Sequence[Message] = (), around: str = "{prompt}") -> None:

@@ -9,32 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError
+from retouch.core.run_dir import find_adapter
 from retouch.models import distributed
-from retouch.models.chat_template import set_chat_template
 from retouch.models.editable_model import EditableModel, prepare_tokenizer
 from retouch.models.fsdp import shard
-from retouch.models.layout import ModelLayout, find_layout
+from retouch.models.layout import find_layout
 from retouch.models.offload import OffloadPlan
 from retouch.models.oom import is_out_of_memory
 from retouch.models.weights import (
     UNREADABLE,
     build_skeleton,
     first_sentence,
-    is_quantised,
     read_weights,
 )
 
 POCKET = Path(__file__).parent / "pocket"
+PROBE = "a question"  # the user turn that a chat template is tried with
 
 
 def load(
-    name: str = "pocket",
-    config: LoadConfig | None = None,
-    *,
-    adapter: Path | str | None = None,
+    name: str = "pocket", config: LoadConfig | None = None, *, adapter: Path | str | None = None
 ) -> EditableModel:
     """Load a model for inference, frozen, with an adapter if one is given.
 
@@ -47,6 +45,7 @@ def load(
         ModelError: the model, its tokenizer, the adapter or the device cannot be loaded, a library
             is missing, or the device memory limit is too low.
         ConfigError: the chat template is invalid, or options exclude each other.
+        RunError: there is no adapter.
     """
     from transformers import AutoTokenizer
 
@@ -58,76 +57,65 @@ def load(
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        plan = _plan_offload(path, dtype, device, config.max_device_bytes, options)
+        plan = None
+        if config.max_device_bytes is not None:
+            empty = build_skeleton(path, dtype, options)
+            limit, layout = config.max_device_bytes, find_layout(empty)
+            plan = OffloadPlan(empty, layout, device, limit, dtype.itemsize)
         model = read_weights(path, dtype, device, config.quantize, options, plan)
     except UNREADABLE as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(
-            f"The model {name!r} cannot be loaded: {first_sentence(error)}.",
-            "Give `pocket`, a folder with config.json and safetensors, or a hub id.",
-            code="model-unreadable",
-        ) from None
+        message = f"The model {name!r} cannot be loaded: {first_sentence(error)}."
+        hint = "Give `pocket`, a folder with config.json and safetensors, or a hub id."
+        raise ModelError(message, hint, code="model-unreadable") from None
     prepare_tokenizer(tokenizer, name)
     if config.chat_template is not None:
         set_chat_template(tokenizer, Path(config.chat_template))
-    model.requires_grad_(False)
-    model.eval()
-    layout = find_layout(model)
-    if config.fsdp:
-        shard(model, layout, device)
-    elif (plan is None or plan.whole) and not is_quantised(model):
-        model.to(device)  # quantised and offloaded models are in place already
     editable = EditableModel(
-        model,
+        model.requires_grad_(False).eval(),
         tokenizer,
         name,
         config.revision,
         device,
-        layout,
+        find_layout(model),
         sharded=config.fsdp,
         offload_plan=plan,
         loaded_with=config,
     )
+    if config.fsdp:
+        shard(model, editable.layout, device)
+    elif (plan is None or plan.whole) and not editable.quantised:
+        model.to(device)  # quantised and offloaded models are in place already
     if adapter is not None:
         add_adapter(editable, Path(adapter))
     return editable
 
 
 def as_editable(model: Any, tokenizer: Any = None) -> EditableModel | None:
-    """A model that is loaded already; None where it is given by its name.
-
-    Args:
-        model: a name, a transformers model, or an `EditableModel`.
-        tokenizer: the tokenizer of a transformers model.
+    """A transformers model with its tokenizer, or an `EditableModel`; None for a name.
 
     Raises:
         ConfigError: a tokenizer is missing, or is given beside something that has one.
     """
     if model is None or isinstance(model, str | EditableModel):
         if tokenizer is not None:
-            raise ConfigError(
-                "`tokenizer` is for a transformers model; a name or an EditableModel has its own.",
-                "Leave it out. A concept is the third argument, or `concept=...`.",
-                code="tokenizer-unexpected",
-            )
+            message = "`tokenizer` is for a transformers model; others have their own."
+            hint = "Leave it out. A concept is the third argument, or `concept=...`."
+            raise ConfigError(message, hint, code="tokenizer-unexpected")
         return model if isinstance(model, EditableModel) else None
     if tokenizer is None:
-        raise ConfigError(
-            f"`tokenizer` is missing beside the {type(model).__name__}.",
-            "Pass it: AutoTokenizer.from_pretrained(...).",
-            code="tokenizer-missing",
-        )
+        message = f"`tokenizer` is missing beside the {type(model).__name__}."
+        hint = "Pass it: AutoTokenizer.from_pretrained(...)."
+        raise ConfigError(message, hint, code="tokenizer-missing")
     return EditableModel.from_transformers(model, tokenizer)
 
 
 def loaded_already(argument: str) -> ConfigError:
     """The error for load options beside a loaded model, which are in `argument`."""
-    return ConfigError(
-        f"`{argument}` has load options, and the model is loaded already.",
-        "A loaded model keeps its own revision, dtype, quantisation and template; leave them out.",
-        code="options-of-loaded-model",
-    )
+    message = f"`{argument}` has load options, and the model is loaded already."
+    hint = "A loaded model keeps its own revision, dtype, quantisation and template."
+    return ConfigError(message, f"{hint} Leave them out.", code="options-of-loaded-model")
 
 
 def check_load_config(config: LoadConfig) -> None:
@@ -136,28 +124,37 @@ def check_load_config(config: LoadConfig) -> None:
     Raises:
         ConfigError: two of them are given.
     """
-    pairs = (
-        ("max_device_memory", config.max_device_memory is not None),
-        ("fsdp", config.fsdp),
-        ("quantize", config.quantize != "none"),
-    )
-    given = [name for name, is_given in pairs if is_given]
+    values = config.model_dump(include={"max_device_memory", "fsdp", "quantize"})
+    given = [name for name, value in values.items() if value not in (None, False, "none")]
     if len(given) > 1:
-        raise ConfigError(
-            f"`{given[0]}` and `{given[1]}` cannot be combined.",
-            "Leave one of them out.",
-            code="options-exclusive",
-        )
+        message = f"`{given[0]}` and `{given[1]}` cannot be combined."
+        raise ConfigError(message, "Leave one of them out.", code="options-exclusive")
 
 
-def _plan_offload(
-    path: str, dtype: torch.dtype, device: torch.device, limit: int | None, options: dict[str, Any]
-) -> OffloadPlan | None:
-    """Where the parts of a model go under a device memory limit."""
-    if limit is None:
-        return None
-    model = build_skeleton(path, dtype, options)
-    return OffloadPlan(model, find_layout(model), device, limit, dtype.itemsize)
+def set_chat_template(tokenizer: Any, path: Path) -> None:
+    """Replace the tokenizer's chat template by the one in a file, if it works.
+
+    Raises:
+        ConfigError: the file cannot be read, the template fails, or its output lacks the content
+            of the user's turn.
+    """
+    try:
+        tokenizer.chat_template = path.read_text("utf-8")
+        chat = [{"role": "user", "content": PROBE}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or error
+        message = f"The chat template {path} cannot be read: {problem}."
+        hint = "Set `chat_template` to a readable UTF-8 file."
+        raise ConfigError(message, hint, code="chat-template-unreadable") from None
+    except (TemplateError, TypeError, ValueError) as error:
+        message = f"The chat template {path} fails: {error}."
+        hint = "Use a Jinja template in the format of transformers."
+        raise ConfigError(message, hint, code="chat-template-invalid") from None
+    if PROBE not in text:
+        message = f"The output of the chat template {path} lacks the content of the user's turn."
+        hint = "Iterate over `messages`, as the templates of tokenizers do."
+        raise ConfigError(message, hint, code="chat-template-invalid")
 
 
 def find_device(name: str) -> torch.device:
@@ -174,11 +171,8 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"The device {name!r} is not available: {reason}.",
-            "Use the device `cpu`.",
-            code="device-missing",
-        ) from None
+        message = f"The device {name!r} is not available: {reason}."
+        raise ModelError(message, "Use the device `cpu`.", code="device-missing") from None
     return device
 
 
@@ -189,39 +183,36 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def add_adapter(editable: EditableModel, folder: Path) -> None:
+def add_adapter(editable: EditableModel, folder: Path, name: str = "default") -> None:
     """Put a saved adapter on the model; a run directory stands for its adapter.
 
     Raises:
-        ModelError: there is no adapter, or it does not fit the model.
+        ModelError: the adapter does not fit the model.
+        RunError: there is no adapter.
     """
     from peft import PeftModel
 
-    inside = folder / "adapter"
-    folder = inside if inside.is_dir() else folder
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} is not an adapter: adapter_config.json is missing.",
-            "Give a run directory or a PEFT adapter folder.",
-            code="adapter-missing",
-        )
+    folder = find_adapter(folder)
     with adapter_errors(editable, folder):
         if editable.offload_plan is not None:
-            editable.keep_on_device(_adapted_layers(folder, editable.layout))
-            # PEFT would dispatch the whole model again, by a device map of its own.
-            vars(editable.model).pop("hf_device_map", None)
-        editable.model = PeftModel.from_pretrained(editable.model, str(folder))
-    editable.model.requires_grad_(False)
-    editable.model.eval()
+            _keep_adapted_layers(editable, folder)
+        if editable.adapted:
+            editable.model.load_adapter(str(folder), adapter_name=name)
+        else:
+            editable.model = PeftModel.from_pretrained(editable.model, str(folder), name)
+    editable.model.requires_grad_(False).eval()
 
 
-def _adapted_layers(folder: Path, layout: ModelLayout) -> set[int]:
-    """The layers that an adapter's configuration names; all of them where it names no layer."""
+def _keep_adapted_layers(editable: EditableModel, folder: Path) -> None:
+    """Keep the layers that an adapter's configuration names, or all, on the device."""
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    modules, inside = config.get("target_modules"), f"{layout.path}."
+    modules, inside = config.get("target_modules"), f"{editable.layout.path}."
     names = [name for name in modules or () if isinstance(modules, list) and inside in name]
     numbers = {name.split(inside, 1)[1].split(".")[0] for name in names}
-    return {int(number) for number in numbers if number.isdigit()} or set(range(layout.depth))
+    layers = {int(number) for number in numbers if number.isdigit()}
+    editable.keep_on_device(layers or range(editable.layout.depth))
+    # PEFT would dispatch the whole model again, by a device map of its own.
+    vars(editable.model).pop("hf_device_map", None)
 
 
 @contextmanager
@@ -235,8 +226,6 @@ def adapter_errors(editable: EditableModel, folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"The adapter {folder} does not fit {editable.name}: {reason}",
-            "Load it on the model that it was trained for.",
-            code="adapter-mismatch",
-        ) from None
+        message = f"The adapter {folder} does not fit {editable.name}: {reason}"
+        hint = "Load it on the model that it was trained for."
+        raise ModelError(message, hint, code="adapter-mismatch") from None

@@ -14,8 +14,7 @@ from typing import Any
 from torch import nn
 
 from retouch.core.config import Quantize
-from retouch.models.layout import ModelLayout
-from retouch.models.lora_targets import is_linear, linear_shape
+from retouch.models.layout import ModelLayout, is_linear, linear_shape
 
 # Bytes of an adapter's parameter during training, all in float32 as in PEFT: weight, gradient,
 # Adam's two moments, moving average, best checkpoint, and a copy while the average is swapped in.
@@ -30,20 +29,13 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters of a model; shared ones are counted once.
+    """Numbers of parameters of a model; shared ones are counted once."""
 
-    Attributes:
-        blocks: of each block.
-        outside: outside of the blocks: embeddings, final norm, head.
-        active: of the matrices of each block that one token passes through: only the experts that
-            a router selects.
-        head: of the head's matrix, whether or not it is tied to the embeddings.
-    """
-
-    blocks: tuple[int, ...]
-    outside: int
+    blocks: tuple[int, ...]  # of each block
+    outside: int  # outside of the blocks: embeddings, final norm, head
+    # Of the matrices of each block that one token passes through: only the selected experts.
     active: tuple[int, ...]
-    head: int
+    head: int  # of the head's matrix, whether or not it is tied to the embeddings
 
     @property
     def total(self) -> int:
@@ -58,25 +50,29 @@ class ParameterCounts:
 
 def count_parameters(model: Any, layout: ModelLayout) -> ParameterCounts:
     """Count a model's parameters, by block and outside of the blocks."""
-    share = active_expert_share(model.config)
-    blocks = layout.blocks(model)
-    inside = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    total = sum(p.numel() for p in model.parameters())  # tied ones occur once
+    share, blocks = active_expert_share(model.config), layout.blocks(model)
+    inside = tuple(_num_parameters(block) for block in blocks)
     head = model.get_output_embeddings()
     return ParameterCounts(
-        blocks=tuple(inside),
-        outside=total - sum(inside),
-        active=tuple(round(sum(_active_parameters(block, share))) for block in blocks),
+        blocks=inside,
+        outside=_num_parameters(model) - sum(inside),
+        active=tuple(_active_parameters(block, share) for block in blocks),
         head=0 if head is None else head.weight.numel(),
     )
 
 
-def _active_parameters(block: nn.Module, share: float) -> Iterator[float]:
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())  # tied ones occur once
+
+
+def _active_parameters(block: nn.Module, share: float) -> int:
+    count = 0.0
     for name, weight in block.named_parameters():
         if weight.dim() >= 2:
             # Experts are a list of modules, or the rows of a fused tensor.
             is_expert = weight.dim() == 3 or ".experts." in f".{name}"
-            yield weight.numel() * (share if is_expert else 1.0)
+            count += weight.numel() * (share if is_expert else 1.0)
+    return round(count)
 
 
 def active_expert_share(config: Any) -> float:
@@ -99,22 +95,31 @@ def fused_experts(block: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def _matrices(block: nn.Module, share: float = 1.0) -> Iterator[tuple[str, int, int, float]]:
+    """Name, input and output size of each matrix of a block, and how many a token passes through.
+
+    That is 1, and the selected `share` for an expert or for all experts of a fused tensor.
+    """
+    for name, module in block.named_modules():
+        if is_linear(module):
+            yield name, *linear_shape(module), share if ".experts." in f".{name}." else 1.0
+    for name, weight in fused_experts(block).items():
+        experts, *sizes = weight.shape
+        yield name, sizes[0], sizes[1], share * experts
+
+
 def quantised_bytes(model: Any, kind: Quantize, itemsize: int) -> int:
     """Bytes of a model whose linear layers bitsandbytes quantises to 8 or 4 bits.
 
     Head, embeddings, norms and fused experts keep `itemsize` bytes an element.
     """
-    head, elements, size = model.get_output_embeddings(), 0, 0.0
-    for module in model.modules():
-        is_plain = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
-        if is_plain and module is not head:
-            fan_in, fan_out = linear_shape(module)
-            elements += fan_in * fan_out
-            size += fan_in * fan_out * QUANTISED_BYTES[kind]
-            if kind == "8bit":
-                size += FLOAT32_BYTES * fan_out  # a scale for every output
-    total = sum(int(p.numel()) for p in model.parameters())
-    return round(size) + itemsize * (total - elements)
+    plain = [m for m in model.modules() if type(m) is nn.Linear or type(m).__name__ == "Conv1D"]
+    head = model.get_output_embeddings()
+    shapes = [linear_shape(module) for module in plain if module is not head]
+    elements = sum(fan_in * fan_out for fan_in, fan_out in shapes)
+    scales = sum(fan_out for _, fan_out in shapes) if kind == "8bit" else 0  # one for every output
+    quantised = round(elements * QUANTISED_BYTES[kind]) + FLOAT32_BYTES * scales
+    return quantised + itemsize * (_num_parameters(model) - elements)
 
 
 def lora_parameters(model: Any, names: Sequence[str], r: int) -> int:
@@ -136,47 +141,32 @@ def activation_bytes(
     $$ rows \cdot tokens \cdot \sum_{l} \left(1.25\, s\,(d_{in} + d_{out})
        + 4\, [s < 4]\,[l\ adapted]\, d_{in} \right) $$
 
-    over the linear layers $l$ of the blocks (of experts, the share that a token passes through).
-    Every layer's input and output are saved by a later operation; below float32, PEFT gives an
-    adapter a copy of its input in float32. Eager attention saves its $heads \cdot tokens^2$ weights
-    too, before and after the softmax.
-
-    Args:
-        model: the model.
-        layout: where its blocks are.
-        layers: the blocks that run.
-        adapted: full names of the linear layers with an adapter.
-        rows: rows of the batch.
-        tokens: tokens of each row.
-        itemsize: bytes of an element.
+    over the linear layers $l$ of the blocks (of experts, the share that a token passes through),
+    of which those with full names in `adapted` have an adapter. Every layer's input and output are
+    saved by a later operation; below float32, PEFT gives an adapter a copy of its input in float32.
+    Eager attention saves its $heads \cdot tokens^2$ weights too, before and after the softmax.
     """
-    share = active_expert_share(model.config)
-    text = model.config.get_text_config()
+    share, blocks = active_expert_share(model.config), layout.blocks(model)
     eager = getattr(model.config, "_attn_implementation", None) == "eager"
-    blocks, per_token = layout.blocks(model), 0.0
+    heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 0))
+    per_token = 0.0
     for i in layers:
-        for name, module in blocks[i].named_modules():
-            if is_linear(module):
-                fan_in, fan_out = linear_shape(module)
-                part = share if ".experts." in f".{name}." else 1.0
-                per_token += part * SAVED_SHARE * itemsize * (fan_in + fan_out)
-                if itemsize < FLOAT32_BYTES and f"{layout.path}.{i}.{name}" in adapted:
-                    per_token += part * FLOAT32_BYTES * fan_in
-        for weight in fused_experts(blocks[i]).values():
-            selected = share * weight.shape[0]
-            per_token += selected * SAVED_SHARE * itemsize * (weight.shape[1] + weight.shape[2])
+        for name, fan_in, fan_out, part in _matrices(blocks[i], share):
+            per_token += part * SAVED_SHARE * itemsize * (fan_in + fan_out)
+            if itemsize < FLOAT32_BYTES and f"{layout.path}.{i}.{name}" in adapted:
+                per_token += part * FLOAT32_BYTES * fan_in
         if eager:
-            per_token += 2 * itemsize * int(getattr(text, "num_attention_heads", 0)) * tokens
+            per_token += 2 * itemsize * heads * tokens
     return round(rows * tokens * per_token)
 
 
 def generation_bytes(model: Any, layout: ModelLayout, tokens: int, itemsize: int) -> int:
     """Maximum bytes of one row of `tokens` during generation.
 
-    Its keys and values, the input and output of the widest matrix, and the logits of the last
-    token with their copies in float32.
+    Keys and values, the input and output of the widest matrix, the last logits and their copies.
     """
-    width = _max_width(model, layout)
+    sizes = (one for block in layout.blocks(model) for one in _matrices(block))
+    width = max((fan_in + fan_out for _, fan_in, fan_out, _ in sizes), default=0)
     vocabulary = int(model.config.get_text_config().vocab_size)
     cache = kv_cache_bytes(model.config, 1, tokens, itemsize)
     return cache + 2 * width * tokens * itemsize + 3 * FLOAT32_BYTES * vocabulary
@@ -187,14 +177,6 @@ def max_generation_rows(free_bytes: int | None, batch_size: int, row_bytes: int)
     if free_bytes is None:
         return batch_size
     return max(1, min(batch_size, free_bytes // (2 * row_bytes)))
-
-
-def _max_width(model: Any, layout: ModelLayout) -> int:
-    """The largest sum of input and output size of a matrix in the blocks."""
-    blocks = layout.blocks(model)
-    linear = [sum(linear_shape(m)) for block in blocks for m in block.modules() if is_linear(m)]
-    fused = [sum(weight.shape[1:]) for block in blocks for weight in fused_experts(block).values()]
-    return max([*linear, *fused], default=0)
 
 
 def kv_cache_bytes(config: Any, rows: int, tokens: int, itemsize: int) -> int:

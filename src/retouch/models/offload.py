@@ -30,25 +30,16 @@ M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: allocations from this size on are 
 
 
 class OffloadPlan:
-    """The placement of a model's weights under a device memory limit.
+    """The placement of a model's weights under a device memory limit, in bytes.
 
-    Attributes:
-        limit: bytes of the device that the edit may use.
-        resident: the blocks that stay on the device, 0-based.
-        source: where the other blocks are streamed from: `cpu` (host memory) or `disk`.
+    The `resident` blocks stay on the device. The others are streamed from `source`: `cpu` (host
+    memory) or `disk`.
     """
 
     def __init__(
         self, model: Any, layout: ModelLayout, device: torch.device, limit: int, itemsize: int
     ) -> None:
-        """Plan the placement.
-
-        Args:
-            model: the model, on the meta device.
-            layout: where its blocks are.
-            device: the device that the limit applies to.
-            limit: bytes of the device that the edit may use.
-            itemsize: bytes of an element of the weights.
+        """Plan the placement of a model, which may be on the meta device.
 
         Raises:
             ModelError: embeddings, head and one block exceed the share of the limit for weights.
@@ -64,13 +55,12 @@ class OffloadPlan:
         if self.whole:
             self.resident = frozenset(range(layout.depth))
         else:
-            self._check(())
+            self._check(self.resident)
 
     @property
     def whole(self) -> bool:
         """Whether the whole model stays on the device."""
-        total = self._other_bytes + sum(self._block_bytes)
-        return total <= WEIGHTS_SHARE * self.limit
+        return self._other_bytes + sum(self._block_bytes) <= WEIGHTS_SHARE * self.limit
 
     @property
     def streamed_bytes(self) -> tuple[int, ...]:
@@ -100,10 +90,12 @@ class OffloadPlan:
         if self.whole:
             return {}
         if self._device.type == "cpu":
-            _return_freed_memory()
-        device_map: dict[str, Any] = dict.fromkeys(self._other_modules, str(self._device))
-        for i in range(self._layout.depth):
-            device_map[f"{self._layout.path}.{i}"] = self.source
+            # glibc would keep the memory of every block that was streamed and freed, until the
+            # process is as large as the model. Other C libraries have no such setting.
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
+        device_map = dict.fromkeys(self._other_modules, str(self._device))
+        device_map |= {f"{self._layout.path}.{i}": self.source for i in range(self._layout.depth)}
         folder = tempfile.mkdtemp(prefix="retouch-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return {"device_map": device_map, "offload_folder": folder}
@@ -114,24 +106,16 @@ class OffloadPlan:
         Raises:
             ModelError: the given blocks exceed the limit.
         """
-        added = frozenset(layers) - self.resident
-        self._check(added)
+        resident = self.resident | frozenset(layers)
+        self._check(resident)
+        for i in range(self._layout.depth):
+            if self._bytes_with(resident | {i}) <= WEIGHTS_SHARE * self.limit:
+                resident |= {i}
         blocks = self._layout.blocks(model)
-        for i in sorted(added | self._also_fitting(added)):
+        for i in sorted(resident - self.resident):
             for module in blocks[i].modules():
                 _load_own_weights(module, self._device)
-            self.resident |= {i}
-
-    def _also_fitting(self, added: Collection[int]) -> frozenset[int]:
-        """The lowest of the other blocks that fit too: a resident block is not streamed."""
-        resident = self.resident | frozenset(added)
-        more: frozenset[int] = frozenset()
-        for i in range(self._layout.depth):
-            if i not in resident:
-                needed = self._bytes_with(resident | more | {i})
-                if needed <= WEIGHTS_SHARE * self.limit:
-                    more |= {i}
-        return more
+        self.resident = resident
 
     def _bytes_with(self, resident: Collection[int]) -> int:
         """Maximum bytes on the device: these blocks, and the largest of the streamed ones."""
@@ -139,8 +123,7 @@ class OffloadPlan:
         kept = sum(self._block_bytes[i] for i in resident)
         return self._other_bytes + kept + max(streamed, default=0)
 
-    def _check(self, layers: Iterable[int]) -> None:
-        resident = self.resident | set(layers)
+    def _check(self, resident: Collection[int]) -> None:
         needed = self._bytes_with(resident)
         if needed > WEIGHTS_SHARE * self.limit:
             trained = f"{len(resident)} trained layers, " if resident else ""
@@ -154,23 +137,8 @@ class OffloadPlan:
             )
 
 
-def _return_freed_memory() -> None:
-    """Make glibc return large freed allocations to the system at once.
-
-    It would keep the memory of every block that was streamed and freed, until the process is as
-    large as the model. Other C libraries have no such setting.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
-
-
 def _num_elements(module: nn.Module) -> int:
-    return sum(tensor.numel() for tensor in _tensors(module))
-
-
-def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=recurse)
-    yield from module.buffers(recurse=recurse)
+    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _modules_outside(model: nn.Module, path: str) -> Iterator[str]:
@@ -181,7 +149,7 @@ def _modules_outside(model: nn.Module, path: str) -> Iterator[str]:
             # An ancestor of the blocks: only its own tensors are outside of them.
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             yield from (f"{name}.{tensor_name}".strip(".") for tensor_name, _ in own)
-        elif (not parent or path.startswith(f"{parent}.")) and any(True for _ in _tensors(module)):
+        elif (not parent or path.startswith(f"{parent}.")) and _num_elements(module):
             yield name
 
 

@@ -8,6 +8,7 @@ everything else that the segment's blocks are called with, as calibration does i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,33 +17,29 @@ from torch.utils.hooks import RemovableHandle
 
 from retouch.core.errors import ModelError
 from retouch.models.editable_model import EditableModel
-from retouch.models.hooks import HIDDEN_STATES, edit_inputs, hidden_state, removing
+from retouch.models.hooks import (
+    HIDDEN_STATES,
+    edit_inputs,
+    hidden_state,
+    record_activations,
+    removing,
+)
 
 
 @dataclass(frozen=True)
 class BlockArgs:
-    """The arguments of a block besides its input.
-
-    Attributes:
-        positional: the other positional arguments.
-        keyword: the keyword arguments: masks, position embeddings and the like.
-    """
+    """The arguments of a block besides its input."""
 
     positional: tuple[Any, ...]
-    keyword: dict[str, Any]
+    keyword: dict[str, Any]  # masks, position embeddings and the like
 
 
 @dataclass(frozen=True)
 class SegmentInputs:
-    """What a segment is called with, for one batch.
+    """What a segment is called with, for one batch."""
 
-    Attributes:
-        hidden: the input of its first block, `[rows, tokens, hidden]`.
-        args: the other arguments of each block. Blocks of one model differ in them: full attention
-            and sliding-window attention have masks of their own.
-    """
-
-    hidden: torch.Tensor
+    hidden: torch.Tensor  # the input of the first block, `[rows, tokens, hidden]`
+    # Of each block: full attention and sliding-window attention have masks of their own.
     args: tuple[BlockArgs, ...]
 
 
@@ -77,46 +74,30 @@ class Segment:
         blocks = self._editable.blocks[self.first : self.last + 1]
         # Before other hooks, such as those that gather a sharded block's weights: the exception
         # would leave their work undone.
-        self._forward_model(
-            ids,
-            [
-                block.register_forward_pre_hook(capture, with_kwargs=True, prepend=True)
-                for block in blocks
-            ],
-        )
+        handles = [
+            block.register_forward_pre_hook(capture, with_kwargs=True, prepend=True)
+            for block in blocks
+        ]
+        self._forward_model(ids, handles)
         return SegmentInputs(hidden[0], tuple(args))
 
     @torch.no_grad()
     def forward_states(self, ids: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The outputs of layers for token ids: `forward(capture_inputs(ids), layers)` in one pass.
-
-        The pass ends after the segment.
-        """
-        states: dict[int, torch.Tensor] = {}
-
-        def recorder(layer: int) -> Any:
-            def hook(_: Any, __: Any, output: Any) -> None:
-                states[layer] = hidden_state(output)
-
-            return hook
+        """The outputs of layers: `forward(capture_inputs(ids), layers)` in one pass."""
 
         def stop(*_: Any) -> None:
             raise _EndOfSegment
 
-        blocks = self._editable.blocks
-        handles = [blocks[i].register_forward_hook(recorder(i)) for i in layers]
-        for block in blocks[self.last + 1 : self.last + 2]:
-            handles.append(block.register_forward_pre_hook(stop, prepend=True))
-        self._forward_model(ids, handles)
+        above = self._editable.blocks[self.last + 1 : self.last + 2]
+        with record_activations(self._editable, layers) as states:
+            handles = [block.register_forward_pre_hook(stop, prepend=True) for block in above]
+            self._forward_model(ids, handles)
         return states
 
-    def _forward_model(self, ids: torch.Tensor, handles: Sequence[RemovableHandle]) -> None:
+    def _forward_model(self, ids: torch.Tensor, handles: Sequence[RemovableHandle] = ()) -> None:
         """Run the model until it ends or a hook ends the pass; then remove the hooks."""
-        with removing(handles):
-            try:
-                self._editable.model(input_ids=ids.to(self._editable.device), use_cache=False)
-            except _EndOfSegment:
-                pass
+        with removing(handles), suppress(_EndOfSegment):
+            self._editable.model(input_ids=ids.to(self._editable.device), use_cache=False)
 
     def forward(self, inputs: SegmentInputs, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """The outputs `[rows, tokens, hidden]` of layers of the segment; gradients flow."""
@@ -158,20 +139,15 @@ class Segment:
 
     def _output_for(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """The segment's output in a run of the whole model with another segment input."""
-        found: list[torch.Tensor] = []
-
-        def record(_: Any, __: Any, output: Any) -> None:
-            found.append(hidden_state(output))
-
-        with edit_inputs(self._editable, self.first, lambda _: hidden):
-            last = self._editable.blocks[self.last]
-            self._forward_model(ids, [last.register_forward_hook(record)])
-        return found[0]
+        with (
+            edit_inputs(self._editable, self.first, lambda _: hidden),
+            record_activations(self._editable, [self.last]) as states,
+        ):
+            self._forward_model(ids)
+        return states[self.last]
 
     def _unsupported(self, reason: str) -> ModelError:
-        return ModelError(
-            f"{self._editable.name} cannot be edited: {reason} (layers {self.first} to "
-            f"{self.last}).",
-            "This architecture is not supported.",
-            code="architecture-unsupported",
-        )
+        layers = f"layers {self.first} to {self.last}"
+        message = f"{self._editable.name} cannot be edited: {reason} ({layers})."
+        hint = "This architecture is not supported."
+        return ModelError(message, hint, code="architecture-unsupported")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from retouch.core.config import QUANTIZE, Quantize
+from retouch.core.config import Quantize
 from retouch.core.errors import ModelError
 from retouch.models.offload import OffloadPlan
 
@@ -51,28 +51,18 @@ def read_weights(
     options: dict[str, Any],
     offload_plan: OffloadPlan | None = None,
 ) -> Any:
-    """Load a checkpoint's model from safetensors.
+    """Load a checkpoint's model from safetensors; a vision-language model is loaded whole.
 
-    A vision-language model is loaded whole; its language model is what is edited.
-
-    Args:
-        path: a folder or a hub id.
-        dtype: of the weights; of a quantised model, of its computations.
-        device: where a quantised model is loaded; others are loaded on the CPU.
-        quantize: quantisation while loading: LLM.int8 (Dettmers et al. 2022), NF4 of QLoRA
-            (Dettmers et al. 2023) or none.
-        options: further options of transformers.
-        offload_plan: where the parts of a model that exceeds the device memory limit go.
+    The model is on the CPU, or where `offload_plan` places it. A quantised one (LLM.int8, Dettmers
+    et al. 2022, or NF4 of QLoRA, Dettmers et al. 2023) is on `device` and computes in `dtype`.
 
     Raises:
         ModelError: bitsandbytes is missing, or the model is not a decoder of text.
     """
     options = {"dtype": dtype, "use_safetensors": True, **options}
     if quantize != "none":
-        options |= {
-            "quantization_config": bitsandbytes_config(quantize, dtype),
-            "device_map": {"": device},
-        }
+        config = bitsandbytes_config(quantize, dtype)
+        options |= {"quantization_config": config, "device_map": {"": device}}
     if offload_plan is not None:
         options |= offload_plan.loading_options()
     model = _call_auto_class(path, "from_pretrained", path, **options)
@@ -94,44 +84,21 @@ def _call_auto_class(path: str, method: str, *args: Any, **options: Any) -> Any:
         except ValueError as error:
             if not str(error).startswith("Unrecognized configuration class"):
                 raise
-    raise ModelError(
-        f"The model {path} generates no text, or is an encoder-decoder.",
-        "Give a decoder, such as a chat model or a vision-language model.",
-        code="architecture-unsupported",
-    )
-
-
-def is_quantised(model: Any) -> bool:
-    """Whether the base model's weights are quantised."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return bool(getattr(base, "is_quantized", False))
-
-
-def quantization_of(model: Any) -> Quantize:
-    """The bits that bitsandbytes quantised a model to; `none` for any other model."""
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    if getattr(config, "load_in_8bit", False):
-        return "8bit"
-    return "4bit" if getattr(config, "load_in_4bit", False) else "none"
+    message = f"The model {path} generates no text, or is an encoder-decoder."
+    hint = "Give a decoder, such as a chat model or a vision-language model."
+    raise ModelError(message, hint, code="architecture-unsupported")
 
 
 def bitsandbytes_config(quantize: Quantize, dtype: torch.dtype) -> Any:
     """The configuration with which transformers quantises to 8 or 4 bits.
 
     Raises:
-        ModelError: the value of `quantize` is unknown, or bitsandbytes is not installed.
+        ModelError: bitsandbytes is not installed.
     """
-    if quantize not in QUANTIZE:
-        raise ModelError(
-            f"`quantize` must be one of {', '.join(QUANTIZE)}, got {quantize!r}.",
-            code="quantization-unsupported",
-        )
     if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"`quantize` {quantize} needs bitsandbytes, which is not installed.",
-            "pip install 'retouch[quantized]', or load the model unquantised.",
-            code="library-missing",
-        )
+        message = f"`quantize` {quantize} needs bitsandbytes, which is not installed."
+        hint = "pip install 'retouch[quantized]', or load the model unquantised."
+        raise ModelError(message, hint, code="library-missing")
     from transformers import BitsAndBytesConfig
 
     if quantize == "8bit":

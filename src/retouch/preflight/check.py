@@ -60,22 +60,24 @@ class PreflightReport:
 
 
 def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> PreflightReport:
-    """Check everything that an edit needs; no weights are loaded.
-
-    Args:
-        config: the edit.
-        output_dir: where the run directory would be.
+    """Check everything that an edit and its run directory need; no weights are loaded.
 
     Raises:
         DataError: the concept cannot be read.
     """
     concept, load = load_concept(config.concept), config.load
-    report = PreflightReport(config, _not_estimated(config))
+    report = PreflightReport(config)
     findings = report.findings
     with ErrorsAsFindings(findings):
         check_weakening(config.direction, config.allow_weakening, concept)
     with ErrorsAsFindings(findings):
         check_load_config(load)
+    if load.fsdp:
+        message = "Sharding is not estimated: memory and time are those of one process."
+        findings.append(Finding("warning", "fsdp-not-estimated", message))
+    if config.adversary.finetune_steps:
+        message = "Memory and time of the fine-tuning adversary are not estimated."
+        findings.append(Finding("warning", "adversary-not-estimated", message))
     dtype = find_dtype(load.dtype, torch.device("cpu"))
     with ErrorsAsFindings(findings):
         device = find_device(load.device)
@@ -106,29 +108,11 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
     return report
 
 
-def _not_estimated(config: EditConfig) -> list[Finding]:
-    findings = []
-    if config.load.fsdp:
-        message = "Sharding is not estimated: memory and time are those of one process."
-        findings.append(Finding("warning", "fsdp-not-estimated", message))
-    if config.adversary.finetune_steps:
-        message = "Memory and time of the fine-tuning adversary are not estimated."
-        findings.append(Finding("warning", "adversary-not-estimated", message))
-    return findings
-
-
 def _sample(report: PreflightReport, concept: Concept) -> list[SampledExamples]:
     """The examples of the training and of the validation split."""
-    config = report.config
+    seed, direction, data = report.config.seed, report.config.direction, report.config.data
     train, validation = (
-        sample_examples(
-            example_rng(config.seed, split),
-            concept,
-            config.direction,
-            split,
-            config.data,
-            config.seed,
-        )
+        sample_examples(example_rng(seed, split), concept, direction, split, data, seed)
         for split in ("train", "validation")
     )
     pairs = "in pairs" if train.paired else "without pairs"
@@ -176,11 +160,7 @@ def _measure_work(
     concept: Concept,
     sampled: Sequence[SampledExamples],
 ) -> Workload:
-    """Measure the texts of the edit.
-
-    Raises:
-        ModelError: the chat template rejects a text.
-    """
+    """Measure the texts of the edit, which the chat template may reject."""
     assert skeleton.layout is not None
     assert report.layers is not None
     tokenizer, evaluation, data = skeleton.tokenizer, report.config.evaluation, report.config.data

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,56 +28,63 @@ class CheckpointFiles:
 
     num_files: int = 0
     size: int = 0  # bytes
-    num_parameters: int | None = None  # elements of the tensors; None if no header was read
+    num_parameters: int | None = None  # elements of the tensors; None unless all headers are valid
     findings: tuple[Finding, ...] = ()  # the problems, or that there are none
-
-    @property
-    def complete(self) -> bool:
-        """Whether no finding is an error."""
-        return not any(finding.level == "error" for finding in self.findings)
 
 
 def check_folder(folder: Path) -> CheckpointFiles:
     """Check a local checkpoint by its index and the headers of its files; no weights are read."""
     findings: list[Finding] = []
-    files = CheckpointFiles()
     try:
         with ErrorsAsFindings(findings):
-            files = _check_folder(folder, findings)
+            return _check_folder(folder)
     except OSError as error:
         message = f"{error.filename} cannot be read: {error.strerror}."
         findings.append(Finding("error", "weights-unreadable", message, "Grant read permission."))
-def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
-    """Check a hub repository by the names and sizes of its files."""
+    return CheckpointFiles(findings=tuple(findings))
+
+
+def _check_folder(folder: Path) -> CheckpointFiles:
+    present = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+    tensors: Mapping[str, Collection[str]] = {SINGLE: ()}
+    if INDEX in present:
+        tensors = _read_index(folder / INDEX)
+    elif SINGLE not in present:
+        raise _no_weights(present)
     findings: list[Finding] = []
+    if missing := sorted(tensors.keys() - present.keys()):
+        findings.append(_incomplete(first_few(missing), len(tensors)))
+    num_parameters = 0
+    for name in sorted(tensors.keys() & present.keys()):
+        with ErrorsAsFindings(findings):
+            num_parameters += _check_file(folder / name, tensors[name])
+    size = sum(present.get(name, 0) for name in tensors)
+    if findings:
+        return CheckpointFiles(len(tensors), size, None, tuple(findings))
+    complete = _complete(len(tensors), size, "complete")
+    return CheckpointFiles(len(tensors), size, num_parameters, (complete,))
+
+
+def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
+    """Check a hub repository by the names and sizes of its files.
+
+    Raises:
+        ModelError: there are no weights that can be loaded.
+    """
     weights = [SINGLE] if SINGLE in files else []
     if INDEX in files and not weights:
         names = (name for name in files if "/" not in name)
         weights = [n for n in names if n.startswith("model-") and n.endswith(".safetensors")]
-    with ErrorsAsFindings(findings):
-        if not weights:
-            raise _no_weights(files)
-        # The 5 in `model-00002-of-00005.safetensors`.
-        total = weights[0].removesuffix(".safetensors").rpartition("-of-")[2]
-        expected = int(total) if total.isdecimal() else len(weights)
-        size = sum(files[name] or 0 for name in weights)
-        finding = _complete(len(weights), size, "on the hub")
-        if expected > len(weights):
-            finding = _incomplete(str(expected - len(weights)), expected)
-        return CheckpointFiles(len(weights), size, findings=(finding,))
-    return CheckpointFiles(findings=tuple(findings))
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ModelError(
-            f"{name} cannot be read: {error.strerror}.",
-            "Grant read permission.",
-            code="weights-unreadable",
-        ) from None
+    if not weights:
+        raise _no_weights(files)
+    # The 5 in `model-00002-of-00005.safetensors`.
+    total = weights[0].removesuffix(".safetensors").rpartition("-of-")[2]
+    expected = int(total) if total.isdecimal() else len(weights)
+    size = sum(files[name] or 0 for name in weights)
+    finding = _complete(len(weights), size, "on the hub")
+    if expected > len(weights):
+        finding = _incomplete(str(expected - len(weights)), expected)
+    return CheckpointFiles(len(weights), size, findings=(finding,))
 
 
 def _broken(
@@ -107,7 +113,7 @@ def _check_file(path: Path, tensors: Collection[str]) -> int:
             problem = "is a Git LFS pointer without weights"
             raise _broken(path, problem, "weights-lfs-pointer", "Run `git lfs pull`.")
     try:
-        with safe_open(path, framework="pt") as opened:  # reads the header
+        with safe_open(path, framework="numpy") as opened:  # maps the file, reads the header
             names = opened.keys()
             shapes = {name: opened.get_slice(name).get_shape() for name in names}
     except SafetensorError as error:

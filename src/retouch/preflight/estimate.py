@@ -77,7 +77,8 @@ class Estimate:
 def estimate_edit(work: Workload, output_dir: Path) -> tuple[Estimate, list[Finding]]:
     """Estimate an edit whose run directory would be `output_dir`."""
     findings: list[Finding] = []
-    offload, suggestions, hardware = None, list[Suggestion](), work.hardware
+    suggestions: tuple[Suggestion, ...] = ()
+    offload, hardware = None, work.hardware
     with ErrorsAsFindings(findings):
         offload = work.plan_offload()
     if findings:
@@ -108,9 +109,7 @@ def estimate_edit(work: Workload, output_dir: Path) -> tuple[Estimate, list[Find
             bytes_per_second=_streaming_speed(offload, hardware),
         )
         findings.append(_streaming_finding(streaming, phases, work.layout.depth))
-    return Estimate(
-        memory, work.available, disk, tuple(phases), streaming, tuple(suggestions)
-    ), findings
+    return Estimate(memory, work.available, disk, phases, streaming, suggestions), findings
 
 
 def _run_bytes(work: Workload) -> int:
@@ -130,7 +129,7 @@ def _streaming_speed(offload: OffloadPlan | None, hardware: Hardware) -> float:
     return hardware.upload_bytes_per_second if from_host else DISK_SPEED
 
 
-def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> list[Phase]:
+def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> tuple[Phase, ...]:
     """The phases of an edit and of its evaluation, in order."""
     counts, depth, segment, method = work.counts, work.layout.depth, work.segment, work.method
     train, validation, generated = work.train, work.validation, work.generated
@@ -172,23 +171,20 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
     phases.append(phase("activation cache", flops, passes, segment.stop, below))
     phases.append(phase("training", *_training(work), streamed if method.loss.sft_weight else 0))
     tokens = validation.source.total + 2 * validation.retain.total
-    passes, rounds = (
-        validate(validation.source, 1) + validate(validation.retain, 2),
-        method.train.rounds,
-    )
+    passes = validate(validation.source, 1) + validate(validation.retain, 2)
+    rounds = method.train.rounds
     phases.append(whole("validation", rounds * tokens, rounds * passes))
     if generated.count:  # by the base model and by the edited one
         phases.append(whole("evaluation", 2 * generated.total, 2 * generate(generated)))
-    return phases
+    return tuple(phases)
 
 
 def _training(work: Workload) -> tuple[float, int, int]:
     """Operations and passes of the training, and the blocks that one pass launches.
 
-    A generator step takes a source and a retain batch through the segment and back. A gradient
-    step of the latent attack takes the source batch once more, and the supervised loss takes it
-    through the whole model. The discriminators are trained on the states of the source examples,
-    recorded before the first round and after every one. A pass with gradients counts as three.
+    A generator step takes a source and a retain batch through the segment and back, and the source
+    batch once more for each gradient step of the latent attack. The discriminators are trained on
+    states that are recorded before the first round and after every one.
     """
     counts, segment, method = work.counts, work.segment, work.method
     train, adversary, fit = method.train, method.adversary, method.discriminator
@@ -213,7 +209,7 @@ def _training(work: Workload) -> tuple[float, int, int]:
     flops += (train.rounds + 1) * forward_flops(active, source.total)
     passes = steps * -(-train.batch_size // work.micro_batch_size)
     blocks = (sources + (retain.count > 0)) * len(segment) + sft * work.layout.depth
-    return flops, passes, 3 * blocks
+    return flops, passes, 3 * blocks  # a pass with gradients counts as three
 
 
 def _streaming_finding(streaming: Streaming, phases: Sequence[Phase], depth: int) -> Finding:
@@ -238,8 +234,7 @@ def _streaming_finding(streaming: Streaming, phases: Sequence[Phase], depth: int
 def _quantisation_finding(work: Workload) -> Finding:
     message = (
         f"With `quantize` {work.load.quantize} the weights take {size_text(work.weight_bytes)} "
-        f"instead of {size_text(work.unquantised_bytes)}; the time of dequantising is not "
-        "estimated."
+        f"instead of {size_text(work.counts.total * work.itemsize)}; dequantising is not timed."
     )
     hint = "To merge the adapter, load the base model unquantised."
     return Finding("warning", "weights-quantized", message, hint)

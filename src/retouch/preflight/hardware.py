@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 from retouch.core.errors import ModelError
 
@@ -95,15 +95,10 @@ def _copy_speed(source: torch.device, device: torch.device, size: int) -> float:
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of several runs, which other processes disturbed least."""
 
-    def timed() -> float:
-        began = time.perf_counter()
+    def run() -> None:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
 
-    timed()  # the first run includes initialisation
-    best, end = timed(), time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        best = min(best, timed())
-    return max(best, 1e-9)
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return max(min(timer.blocked_autorange(min_run_time=SECONDS).times), 1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -150,13 +150,10 @@ def _activations(work: Workload, offload: OffloadPlan | None) -> int:
     return saved
 
 
-def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[Suggestion]]:
-    """Compare a plan with the memory of the device and the host, which must be known.
-
-    Returns:
-        The findings, and settings with which the edit fits, if it does not.
-    """
-    hardware, available, suggestions = work.hardware, work.available, list[Suggestion]()
+def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], tuple[Suggestion, ...]]:
+    """Compare a plan with the free memory; the findings, and settings with which the edit fits."""
+    suggestions: tuple[Suggestion, ...] = ()
+    hardware, available = work.hardware, work.available
     assert hardware is not None
     message = f"Needs {size_text(plan.peak)}, {size_text(available)} available."
     if plan.peak <= COMFORTABLE * available:
@@ -168,8 +165,15 @@ def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[
         hint = f"Set `micro_batch_size` {rows}, which is estimated to fit."
         finding = Finding("warning", "micro-batch-reduced", message, hint)
     else:
-        suggestions = _suggest(work)
-        finding = _exceeded(plan, available, message, suggestions)
+        hint = "Lower `micro_batch_size`, `num_examples` or `num_retain`, or adapt fewer layers"
+        if plan.weights > available:
+            message += f" The weights alone take {size_text(plan.weights)}."
+            hint = "Use a device with more memory or a smaller model"
+        elif plan.beside_weights == plan.generation:  # whose batch size is not an option
+            hint = "Lower `num_examples`, `num_retain` or `max_new_tokens`"
+        if suggestions := _suggest(work):
+            hint += f"; or set {', or '.join(map(str, suggestions))}"
+        finding = Finding("error", "memory-exceeded", message, f"{hint}.")
     findings = [finding]
     # On a GPU, unquantised weights that stay there are loaded through host memory.
     direct = hardware.is_cpu or plan.streams or work.load.quantize != "none"
@@ -184,33 +188,16 @@ def check_memory(work: Workload, plan: MemoryPlan) -> tuple[list[Finding], list[
     return findings, suggestions
 
 
-def _exceeded(
-    plan: MemoryPlan, available: int, message: str, suggestions: Sequence[Suggestion]
-) -> Finding:
-    hint = "Set a lower `micro_batch_size`, `num_examples` or `num_retain`, or adapt fewer layers"
-    if plan.weights > available:
-        message += f" The weights alone take {size_text(plan.weights)}."
-        hint = "Use a device with more memory or a smaller model"
-    elif plan.beside_weights == plan.generation:
-        # Generation has a batch size of its own.
-        hint = "Set a lower `num_examples`, `num_retain` or `max_new_tokens`"
-    if suggestions:
-        hint += f"; or set {', or '.join(map(str, suggestions))}"
-    return Finding("error", "memory-exceeded", message, f"{hint}.")
-
-
 def _rows_after_oom(work: Workload, is_cpu: bool) -> int | None:
-    """The micro-batch size that the training halves itself down to on a GPU; None if none fits.
-
-    Not on a CPU, where exhausted memory is not an error that can be handled. Generation is left
-    out, since its batches are halved down to one row too.
-    """
+    """The micro-batch size that training halves itself down to on a GPU; None if none fits."""
+    # On a CPU, exhausted memory is not an error that can be handled.
     plans = () if is_cpu else _plans(work, {})
+    # Generation is left out, since its batches are halved down to one row too.
     fitting = (rows for rows, one in plans if one.weights + one.training <= work.available)
     return next(fitting, None)
 
 
-def _suggest(work: Workload) -> list[Suggestion]:
+def _suggest(work: Workload) -> tuple[Suggestion, ...]:
     """Settings with which an edit fits the device, those that change least first."""
     limited = work.load.max_device_memory is not None
     # Of each list, the first load options that fit.
@@ -231,7 +218,7 @@ def _suggest(work: Workload) -> list[Suggestion]:
             settings = {k: v for k, v in (("load", load), ("train", train)) if v}
             if settings:
                 found.append(Suggestion(settings, plan.peak, plan.streams))
-    return found
+    return tuple(found)
 
 
 def _plans(work: Workload, load: Mapping[str, Any]) -> Iterator[tuple[int, MemoryPlan]]:

@@ -17,10 +17,9 @@ import torch
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
-from retouch.models.chat_template import set_chat_template
 from retouch.models.editable_model import prepare_tokenizer
 from retouch.models.layout import ModelLayout, find_layout
-from retouch.models.load import POCKET
+from retouch.models.load import POCKET, set_chat_template
 from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
 from retouch.preflight.checkpoint_files import CheckpointFiles, check_folder, check_listing
 from retouch.preflight.findings import ErrorsAsFindings
@@ -42,13 +41,7 @@ class ModelSkeleton:
 
 
 def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkeleton:
-    """Load what `models.load.load` would load, without the weights.
-
-    Args:
-        name: `pocket`, a local folder or a hub id.
-        load: how it would be loaded.
-        dtype: of the weights.
-    """
+    """Load what `models.load.load` would load, without the weights."""
     from transformers import AutoTokenizer
 
     skeleton = ModelSkeleton()
@@ -60,7 +53,6 @@ def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkele
         else:
             skeleton.files = check_folder(folder)
     if folder is None and not skeleton.files.num_files:
-        findings += skeleton.files.findings
         return skeleton
     skeleton.local = folder is not None
     path = str(folder or name)
@@ -97,10 +89,9 @@ def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, Checkpoi
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             files = check_folder(Path(cached).parent)
-            if files.complete:
+            if files.num_parameters is not None:
                 return Path(cached).parent, files
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
-        return None, check_listing({file.rfilename: file.size for file in info.siblings or ()})
     except HFValidationError:
         code, message = "model-not-found", f"There is no folder {name}."
         hint = "Give `pocket`, a folder with config.json, or a hub id."
@@ -114,6 +105,8 @@ def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, Checkpoi
         code, hint = "hub-unreachable", "Connect to the network, or give a local folder."
         message = f"{name} is not completely cached, and the hub cannot be reached: "
         message += f"{first_sentence(error)}."
+    else:
+        return None, check_listing({file.rfilename: file.size for file in info.siblings or ()})
     raise ModelError(message, hint, code=code)
 
 
@@ -139,12 +132,10 @@ def _check_quantization(skeleton: ModelSkeleton) -> None:
     settings = getattr(skeleton.model.config, "quantization_config", None)
     if not settings:
         return
-    settings = dict(settings) if isinstance(settings, dict) else settings.to_dict()
-    bitsandbytes = {"load_in_4bit": 4, "load_in_8bit": 8}
-    set_bits = next((bits for key, bits in bitsandbytes.items() if settings.get(key)), None)
-    method = settings.get("quant_method") or ("bitsandbytes" if set_bits else "unknown")
-    bits = settings.get("bits") or set_bits
-    skeleton.quantization = str(method) + (f", {bits} bit" if bits else "")
+    loaded_in = next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
+    bits = settings.get("bits", loaded_in)
+    method = str(settings.get("quant_method", "bitsandbytes"))
+    skeleton.quantization = method + (f", {bits} bit" if bits else "")
     message = f"The weights are quantised ({skeleton.quantization})"
     try:
         AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment()

@@ -111,10 +111,7 @@ def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) ->
 def measure_evaluation(
     tokenizer: Any, concepts: Iterable[Concept], limit: int | None, max_new_tokens: int
 ) -> TokenLengths:
-    """The lengths of the test examples whose responses the concepts' metrics need, each once.
-
-    At most `limit` examples of a metric are evaluated.
-    """
+    """The test examples whose responses the metrics need, `limit` of a metric, each once."""
     metrics = {(one.suite, one.metric): (one, c) for c in concepts for one in c.metrics}
     examples = {
         (example.prompt, example.prefill): example
@@ -188,15 +185,10 @@ class Workload:
         return min(free, self.load.max_device_bytes or free)
 
     @property
-    def unquantised_bytes(self) -> int:
-        """Bytes of the weights as the checkpoint has them."""
-        return self.checkpoint_bytes or self.counts.total * self.itemsize
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights as they are loaded, without offloading."""
         if self.load.quantize == "none" or self.checkpoint_bytes:
-            return self.unquantised_bytes
+            return self.checkpoint_bytes or self.counts.total * self.itemsize
         return quantised_bytes(self.model, self.load.quantize, self.itemsize)
 
     def plan_offload(self) -> OffloadPlan | None:

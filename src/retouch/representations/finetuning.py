@@ -15,7 +15,7 @@ import torch
 from retouch.core.errors import DivergedError
 from retouch.models.editable_model import EditableModel
 from retouch.models.hooks import removing
-from retouch.models.lora_targets import linear_shape
+from retouch.models.layout import linear_shape
 from retouch.representations.batch import PaddedBatch
 from retouch.representations.logprobs import response_logprobs
 
