@@ -22,7 +22,8 @@ CODE = ("src", "tests", "benchmarks", "examples", "model_organisms")
 PARTS = frozenset(
     """game play opponent opponents teach behave twin twins told taught begun hold held everyday
     debris jury verdict board cutter lay idle caught tap taps tapped decisive sketch footprint
-    outlook mend mends foreseen foresee crew ledger harder tamperer tampering tampered reply replies rendered fooling shown
+    outlook mend mends foreseen foresee crew ledger harder tamperer tampering tampered
+    reply replies rendered fooling shown
     asked unwanted settle templated stress""".split()  # noqa: SIM905
 )
 # Whole identifiers that are refused; as parts of other names they are ordinary words.
