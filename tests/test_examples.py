@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import retouch
 from examples import compare_baselines, own_concept, quickstart
 from retouch.concepts.registry import concept_names, load_concept
 from retouch.core.config import EditConfig
@@ -38,6 +39,9 @@ mean-difference = examples.plugins.mean_difference_method:MeanDifference
 
 [retouch.concepts]
 cheerful-capitals = examples.plugins.cheerful_concept:folder
+
+[retouch.reporters]
+csv = examples.plugins.csv_reporter:metrics_csv
 """
 
 
@@ -117,6 +121,14 @@ def test_scorer_of_another_package(plugins):
     example = load_concept("tone").examples["test"][0]
     assert scorer.classify(example, "It is Paris! ") == ("excited", True)
     assert scorer.classify(example, "It is Paris.") == ("calm", False)
+
+
+def test_reporter_of_another_package(plugins, tmp_path):
+    settings = {**SMALL, "evaluation": {"suites": "concept", "limit": 2}}
+    result = retouch.edit(concept="tone", config=settings, output_dir=tmp_path / "run")
+    lines = (result.path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "suite,metric,before,after"
+    assert len(lines) == 1 + len(result.metrics)
 
 
 def test_method_of_another_package(plugins):

@@ -19,8 +19,8 @@ from retouch.models import adapters
 from retouch.models.editable_model import IN_MEMORY, EditableModel
 from retouch.models.load import load
 from retouch.reporting.export import concept_facts
-from retouch.reporting.model_card import render_card
-from retouch.reporting.report import render_report
+from retouch.reporting.report import FinishedEdit
+from retouch.reporting.reporters import added_files, builtin_files
 from retouch.task.task import EditTask
 from retouch.training.trainer import Trainer
 
@@ -98,11 +98,12 @@ def write_results(
     if evaluation is not None:
         run.write_metrics(records)
         run.write_samples(samples)
-    facts = run.provenance()
-    atomic_write(run.path / "README.md", render_card(config, concept, records, facts))
-    report = render_report(config, concept, records, samples, run.events(), facts)
-    atomic_write(run.path / "report.html", report)
-    run.mark_finished()
+    edit = FinishedEdit(config, concept, records, samples, run.events(), run.provenance())
+    for name, text in builtin_files(edit).items():
+        atomic_write(run.path / name, text)
+    run.mark_finished()  # a fault of a plugin's reporter loses nothing
+    for name, text in added_files(edit, lambda name: (run.path / name).exists()).items():
+        atomic_write(run.path / name, text)
 
 
 def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:

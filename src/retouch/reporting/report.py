@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,27 @@ class Pair(NamedTuple):
 
     base: Sample
     edited: Sample
+
+
+@dataclass(frozen=True)
+class FinishedEdit:
+    """What a reporter receives.
+
+    Attributes:
+        config: the resolved configuration.
+        concept: what was edited.
+        records: the metrics, before and after; may be empty.
+        samples: the generations that they are computed from.
+        events: the rounds of the training.
+        provenance: the contents of `run.json`.
+    """
+
+    config: EditConfig
+    concept: Concept
+    records: Sequence[Record]
+    samples: Sequence[Sample]
+    events: Sequence[RoundEvent]
+    provenance: Mapping[str, Any]
 
 
 def render_report(
