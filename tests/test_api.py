@@ -19,6 +19,7 @@ from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.models.load import POCKET
 from retouch.pipeline import NO_CHAT_TEMPLATE
+from retouch.reporting.export import export
 
 ONE_ROUND = {"train.rounds": 1, "evaluation.suites": "none"}
 PROMPTS = [f"Name {i} things that float." for i in range(12)]
@@ -307,3 +308,13 @@ def test_a_concept_object_with_the_name_of_a_built_in_one_is_stored(tmp_path: Pa
     path = tmp_path / "run"
     retouch.edit("pocket", concept=concept, config=config, output_dir=path)
     assert retouch.Concept.from_file(RunDir.open(path).concept).hash == concept.hash
+
+
+def test_the_merged_export_has_the_chat_template_of_the_loaded_model(tmp_path: Path) -> None:
+    model, tokenizer = pocket()
+    tokenizer.chat_template = "{# changed #}" + tokenizer.chat_template
+    config = small_settings(ONE_ROUND)
+    run = retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "run").path
+    export(RunDir.open(run), "merged", tmp_path / "merged")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert exported.chat_template == tokenizer.chat_template

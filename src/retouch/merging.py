@@ -102,10 +102,8 @@ def _check_same_model(paths: Sequence[Path], models: Sequence[tuple[str, str | N
 
 def _load_config(run: RunDir, given: LoadConfig | None) -> LoadConfig:
     """The load options that were given, on top of those of a run that decide the weights."""
-    recorded = run.config().load
-    values = {name: getattr(recorded, name) for name in ("revision", "trust_remote_code")}
-    own_template = run.chat_template.is_file()
-    values["chat_template"] = str(run.chat_template) if own_template else recorded.chat_template
+    reused = {"revision", "trust_remote_code", "chat_template"}
+    values = run.load_config().model_dump(include=reused)
     return LoadConfig(**values | (given.model_dump(exclude_unset=True) if given else {}))
 
 

@@ -124,10 +124,7 @@ def load_recorded_model(run: RunDir, config: EditConfig, on_event: OnEvent) -> E
             "Pass it: retouch.resume(path, model, tokenizer).",
             code="model-in-memory",
         )
-    options = config.load
-    if run.chat_template.is_file():
-        options = options.model_copy(update={"chat_template": str(run.chat_template)})
-    return load_model(config.model, options, on_event)
+    return load_model(config.model, run.load_config(), on_event)
 
 
 def check_fingerprint(run: RunDir, editable: EditableModel, facts: Mapping[str, Any]) -> None:

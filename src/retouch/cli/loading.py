@@ -47,11 +47,8 @@ def resolve_base(
     if folder is None or "model" in settings or not (folder.parent / "config.yaml").is_file():
         return folder, given
     run = RunDir.open(folder.parent)
-    config = run.config()
-    load = {name: getattr(config.load, name) for name in reused}
-    if run.chat_template.is_file():
-        load["chat_template"] = str(run.chat_template)
-    recorded = {"model": config.model, "load": load}
+    load = run.load_config()
+    recorded = {"model": run.config().model, "load": {name: getattr(load, name) for name in reused}}
     return folder, resolve(recorded, settings, where="the options")
 
 

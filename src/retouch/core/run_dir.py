@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retouch.core.atomic import atomic_write, restore_folder, writing
-from retouch.core.config import EditConfig
+from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.serialization import from_plain, to_json, to_plain
@@ -106,6 +106,17 @@ class RunDir:
         """
         file = self.path / "config.yaml"
         return resolve(read_config_file(file), where=str(file))
+
+    def load_config(self) -> LoadConfig:
+        """How the run's model is loaded again, with the chat template that the run recorded.
+
+        Raises:
+            ConfigError: `config.yaml` is not valid.
+        """
+        load = self.config().load
+        if not self.chat_template.is_file():
+            return load
+        return load.model_copy(update={"chat_template": str(self.chat_template)})
 
     def write_config(self, config: EditConfig) -> None:
         """Write `config.yaml`."""

@@ -78,7 +78,7 @@ def _write_merged(run: RunDir, config: EditConfig, folder: Path) -> None:
     from retouch.models.load import load
 
     # Unquantised, even if the adapter was trained on quantised weights, to merge without rounding.
-    options = config.load.model_copy(
+    options = run.load_config().model_copy(
         update={"device": "cpu", "quantize": "none", "max_device_memory": None, "fsdp": False}
     )
     editable = load(config.model, options, adapter=run.adapter)
