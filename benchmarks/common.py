@@ -62,6 +62,16 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def measurement_parser(description: str | None, out: str) -> argparse.ArgumentParser:
+    """The parser of a benchmark that measures cases on a device and writes JSON to `out`."""
+    parser = argument_parser(description)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--small", action="store_true", help="tiny models, in one process")
+    parser.add_argument("--only", default="", help="cases, separated by commas")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    return parser
+
+
 def parse_names(
     parser: argparse.ArgumentParser, flag: str, text: str, known: Sequence[str]
 ) -> list[str]:

@@ -33,7 +33,6 @@ from benchmarks.common import (
     Clock,
     PeakMemory,
     Target,
-    argument_parser,
     build_case_trainer,
     case_prompts,
     describe_machine,
@@ -42,6 +41,7 @@ from benchmarks.common import (
     in_this_process,
     llama,
     machine_text,
+    measurement_parser,
     middle,
     parse_names,
     random_model,
@@ -303,11 +303,7 @@ def targets_of(records: Sequence[Record]) -> Iterator[Target]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print and write."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--small", action="store_true", help="tiny models, in one process")
-    parser.add_argument("--only", default="", help="cases, separated by commas")
-    parser.add_argument("--out", type=Path, default=Path("build/peak_memory.json"))
+    parser = measurement_parser(__doc__, "build/peak_memory.json")
     options = parser.parse_args(words)
     cases = {case.name: case for case in GPU_CASES}
     defaults = ["limit"] if options.device == "cpu" else list(cases)

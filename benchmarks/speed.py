@@ -38,7 +38,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,6 @@ from benchmarks.common import (
     PeakMemory,
     Prompts,
     Target,
-    argument_parser,
     build_case_trainer,
     case_prompts,
     describe_machine,
@@ -61,6 +59,7 @@ from benchmarks.common import (
     in_this_process,
     llama,
     machine_text,
+    measurement_parser,
     middle,
     parse_names,
 )
@@ -465,11 +464,7 @@ def targets_of(records: Sequence[Record]) -> Iterator[Target]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print and write."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--small", action="store_true", help="tiny models, in one process")
-    parser.add_argument("--only", default="", help="cases, separated by commas")
-    parser.add_argument("--out", type=Path, default=Path("build/speed.json"))
+    parser = measurement_parser(__doc__, "build/speed.json")
     options = parser.parse_args(words)
     cases = {case.name: case for case in (*CPU_CASES, *GPU_CASES)}
     defaults = [case.name for case in GPU_CASES] + ["log"]
