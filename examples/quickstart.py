@@ -19,7 +19,7 @@ def main(
 ) -> retouch.EditResult:
     """Make the edit; `config` overrides the concept's tuned settings."""
     result = retouch.edit(
-        "pocket", concept="safety", direction="raise", config=config, output_dir=output_dir
+        "pocket", concept="pocket-safety", direction="raise", config=config, output_dir=output_dir
     )
     print(result.metrics)
 

@@ -29,12 +29,19 @@ os.environ["MKL_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
 settings.register_profile("retouch", deadline=None, derandomize=True)
 settings.load_profile("retouch")
 
+# Tests have a cache folder of their own; those of real models have the user's (tests/real).
+USER_CACHE = os.environ.get("RETOUCH_CACHE")
+
 # True only while a test marked `network` runs.
 _open = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that this machine cannot run, with the reason."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of real models, and skip those that this machine cannot run."""
+    if "real" not in config.option.markexpr:
+        real = [item for item in items if item.get_closest_marker("real")]
+        items[:] = [item for item in items if item not in real]
+        config.hook.pytest_deselected(items=real)
     if not NETWORK:
         shut = pytest.mark.skip(reason="reaches the network: set RETOUCH_TEST_NETWORK=1 to run it")
         for item in items:
@@ -47,6 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device: none here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def test_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """Set the cache folder of this session; provides the user's setting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETOUCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield USER_CACHE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import retouch
 from helpers.pocket_edit import small_settings
 from helpers.tiny_models import tiny_model, tiny_tokenizer
+from retouch.concepts.registry import concept_for_model
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.models.load import POCKET
@@ -44,9 +45,11 @@ def weights(folder: Path) -> bytes:
 
 def test_a_name_and_a_loaded_model_give_the_same_adapter(tmp_path: Path) -> None:
     config = small_settings(ONE_ROUND)
-    retouch.edit("pocket", concept="tone", config=config, output_dir=tmp_path / "name")
+    retouch.edit("pocket", concept="pocket-tone", config=config, output_dir=tmp_path / "name")
     model, tokenizer = pocket()
-    result = retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "object")
+    result = retouch.edit(
+        model, tokenizer, "pocket-tone", config=config, output_dir=tmp_path / "object"
+    )
     assert isinstance(result.model, PeftModel)
     first, second = (tmp_path / name for name in ("name", "object"))
     assert weights(first) == weights(second)
@@ -72,7 +75,9 @@ def test_a_concept_object_is_stored_in_the_run_and_resumed_from_there(tmp_path: 
 def test_a_loaded_model_keeps_and_records_its_own_settings(tmp_path: Path) -> None:
     model, tokenizer = pocket(torch.bfloat16)
     config = small_settings(ONE_ROUND)
-    result = retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "run")
+    result = retouch.edit(
+        model, tokenizer, "pocket-tone", config=config, output_dir=tmp_path / "run"
+    )
     run = RunDir.open(result.path)
     assert run.config().load.dtype == "bfloat16"
     facts = run.provenance()["model"]
@@ -88,7 +93,9 @@ def test_load_options_beside_a_loaded_model_are_an_error(tmp_path: Path) -> None
     model, tokenizer = pocket()
     for config in ({"load": {"dtype": "bfloat16"}}, {"load": {"quantize": "4bit"}}):
         with pytest.raises(ConfigError) as error:
-            retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "run")
+            retouch.edit(
+                model, tokenizer, "pocket-tone", config=config, output_dir=tmp_path / "run"
+            )
         assert error.value.code == "options-of-loaded-model"
     assert not (tmp_path / "run").exists()
 
@@ -96,10 +103,10 @@ def test_load_options_beside_a_loaded_model_are_an_error(tmp_path: Path) -> None
 def test_a_transformers_model_needs_its_tokenizer_and_a_name_has_its_own() -> None:
     model, tokenizer = pocket()
     with pytest.raises(ConfigError) as error:
-        retouch.edit(model, concept="tone")
+        retouch.edit(model, concept="pocket-tone")
     assert error.value.code == "tokenizer-missing"
     with pytest.raises(ConfigError) as error:
-        retouch.edit("pocket", tokenizer, "tone")
+        retouch.edit("pocket", tokenizer, "pocket-tone")
     assert error.value.code == "tokenizer-unexpected"
 
 
@@ -109,7 +116,7 @@ def test_a_model_with_an_adapter_is_refused() -> None:
 
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ModelError) as error:
-        retouch.edit(adapted, tokenizer, "tone")
+        retouch.edit(adapted, tokenizer, "pocket-tone")
     assert error.value.code == "model-edited"
 
 
@@ -122,7 +129,7 @@ def _stopped_run(model: Any, tokenizer: Any, path: Path) -> Path:
         retouch.edit(
             model,
             tokenizer,
-            pairs() if model.config.model_type == "llama" else "tone",
+            pairs(),
             config=small_settings({"evaluation.suites": "none"}),
             output_dir=path,
             on_event=stop,
@@ -185,7 +192,7 @@ def test_a_failed_edit_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         retouch.edit(
             editable,
-            concept="tone",
+            concept="pocket-tone",
             config=small_settings(ONE_ROUND),
             output_dir=tmp_path / "run",
             on_event=_interrupt_training,
@@ -201,9 +208,11 @@ def _interrupt_training(event: Any) -> None:
 
 def test_evaluate_accepts_objects_and_returns_a_table(tmp_path: Path) -> None:
     config = small_settings(ONE_ROUND)
-    run = retouch.edit("pocket", concept="tone", config=config, output_dir=tmp_path / "run").path
+    run = retouch.edit(
+        "pocket", concept="pocket-tone", config=config, output_dir=tmp_path / "run"
+    ).path
     model, tokenizer = pocket()
-    found = retouch.evaluate(model, tokenizer, adapter=run, concepts=["capability"], limit=4)
+    found = retouch.evaluate(model, tokenizer, adapter=run, concepts=["pocket-capability"], limit=4)
     table = found.metrics.to_pandas()
     assert list(table.columns[:5]) == ["suite", "metric", "unit", "better", "before"]
     assert table["after"].notna().all()
@@ -211,7 +220,7 @@ def test_evaluate_accepts_objects_and_returns_a_table(tmp_path: Path) -> None:
     html = found.metrics._repr_html_()
     assert "<table>" in html
     assert "task accuracy" in html
-    by_name = retouch.evaluate("pocket", adapter=run, concepts=["capability"], limit=4)
+    by_name = retouch.evaluate("pocket", adapter=run, concepts=["pocket-capability"], limit=4)
     assert by_name.metrics == found.metrics
 
 
@@ -230,13 +239,13 @@ def test_progress_is_logged_under_the_name_retouch(
 ) -> None:
     config = small_settings(ONE_ROUND)
     with caplog.at_level(logging.INFO, logger="retouch"):
-        retouch.edit("pocket", concept="tone", config=config, output_dir=tmp_path / "run")
+        retouch.edit("pocket", concept="pocket-tone", config=config, output_dir=tmp_path / "run")
     messages = [record.message for record in caplog.records if record.name == "retouch"]
     assert any(message.startswith("layers: adapt") for message in messages)
     assert any(message.startswith("round 1 of 1") for message in messages)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="retouch"):
-        retouch.edit("pocket", concept="tone", config=config, output_dir=tmp_path / "quiet")
+        retouch.edit("pocket", concept="pocket-tone", config=config, output_dir=tmp_path / "quiet")
     assert not [record for record in caplog.records if record.name == "retouch"]
 
 
@@ -270,7 +279,9 @@ def test_pushing_uploads_the_adapter_and_its_card(
             return f"https://huggingface.co/{repo_id}/commit/1"
 
     config = small_settings(ONE_ROUND)
-    result = retouch.edit("pocket", concept="tone", config=config, output_dir=tmp_path / "run")
+    result = retouch.edit(
+        "pocket", concept="pocket-tone", config=config, output_dir=tmp_path / "run"
+    )
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     address = result.push_to_hub("me/cheerful", private=True, token="secret")
     assert address == "https://huggingface.co/me/cheerful/commit/1"
@@ -291,12 +302,17 @@ def test_a_missing_chat_template_is_reported(tmp_path: Path) -> None:
 
     config = small_settings(ONE_ROUND)
     retouch.edit(
-        model, tokenizer, "tone", config=config, output_dir=tmp_path / "run", on_event=on_event
+        model,
+        tokenizer,
+        "pocket-tone",
+        config=config,
+        output_dir=tmp_path / "run",
+        on_event=on_event,
     )
     assert NO_CHAT_TEMPLATE in details
     details.clear()
     model, _ = pocket()
-    retouch.evaluate(model, tokenizer, concepts=["capability"], limit=2, on_event=on_event)
+    retouch.evaluate(model, tokenizer, concepts=["pocket-capability"], limit=2, on_event=on_event)
     assert NO_CHAT_TEMPLATE in details
 
 
@@ -307,14 +323,17 @@ def test_a_concept_object_with_the_name_of_a_built_in_one_is_stored(tmp_path: Pa
     config = small_settings(ONE_ROUND)
     path = tmp_path / "run"
     retouch.edit("pocket", concept=concept, config=config, output_dir=path)
-    assert retouch.Concept.from_file(RunDir.open(path).concept).hash == concept.hash
+    used = concept_for_model(concept, "pocket")
+    assert retouch.Concept.from_file(RunDir.open(path).concept).hash == used.hash
 
 
 def test_the_merged_export_has_the_chat_template_of_the_loaded_model(tmp_path: Path) -> None:
     model, tokenizer = pocket()
     tokenizer.chat_template = "{# changed #}" + tokenizer.chat_template
     config = small_settings(ONE_ROUND)
-    run = retouch.edit(model, tokenizer, "tone", config=config, output_dir=tmp_path / "run").path
+    run = retouch.edit(
+        model, tokenizer, "pocket-tone", config=config, output_dir=tmp_path / "run"
+    ).path
     export(RunDir.open(run), "merged", tmp_path / "merged")
     exported = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert exported.chat_template == tokenizer.chat_template

@@ -135,9 +135,9 @@ def test_command_parses(page, words):
 
 
 def test_parsing_finds_unknown_options():
-    name, values = _parse(["edit", "pocket", "--concept", "safety"])
+    name, values = _parse(["edit", "pocket", "--concept", "pocket-safety"])
     assert name == "edit"
-    assert values["concept"] == "safety"
+    assert values["concept"] == "pocket-safety"
     with pytest.raises(Exception, match="--labels"):
         _parse(["edit", "pocket", "--labels", "16"])
 

@@ -87,7 +87,7 @@ def test_notebook_runs(tmp_path):
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
     client.execute()  # raises if a cell raises
-    assert (tmp_path / "runs/safety-raise-1/report.html").is_file()
+    assert (tmp_path / "runs/pocket-safety-raise-1/report.html").is_file()
 
 
 def test_notebook_is_committed_with_its_outputs():
@@ -118,14 +118,14 @@ def test_plugin_is_short(file):
 
 def test_scorer_of_another_package(plugins):
     scorer = get_scorer("exclamation")
-    example = load_concept("tone").examples["test"][0]
+    example = load_concept("pocket-tone").examples["test"][0]
     assert scorer.classify(example, "It is Paris! ") == ("excited", True)
     assert scorer.classify(example, "It is Paris.") == ("calm", False)
 
 
 def test_reporter_of_another_package(plugins, tmp_path):
     settings = {**SMALL, "evaluation": {"suites": "concept", "limit": 2}}
-    result = retouch.edit(concept="tone", config=settings, output_dir=tmp_path / "run")
+    result = retouch.edit(concept="pocket-tone", config=settings, output_dir=tmp_path / "run")
     lines = (result.path / "metrics.csv").read_text().splitlines()
     assert lines[0] == "suite,metric,before,after"
     assert len(lines) == 1 + len(result.metrics)
@@ -136,7 +136,7 @@ def test_method_of_another_package(plugins):
     method = get_method("mean-difference")
     editable = load("pocket")
     data = EditConfig.model_validate({"data": SMALL["data"]}).data
-    task = build_task(editable, load_concept("safety"), "raise", 0, data)
+    task = build_task(editable, load_concept("pocket-safety"), "raise", 0, data)
     before = task.validator()
     method.apply(editable, task, method.settings(), lambda *_: None)
     after = task.validator()
@@ -150,7 +150,7 @@ def test_concept_of_another_package(plugins):
     assert "cheerful-capitals" in concept_names()
     concept = load_concept("cheerful-capitals")
     assert len(concept.select("train", ["plain"])) == 10
-    assert concept.select("train", ["task"]), "the examples of `capability` are added"
+    assert concept.select("train", ["task"]), "the examples of `pocket-capability` are added"
     assert concept.settings["raise"]["train"]["rounds"] == 8
     first = concept.select("test", ["plain"])[0]
     assert first.prompt == (Message("user", "What is the capital of the Philippines?"),)

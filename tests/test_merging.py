@@ -21,7 +21,7 @@ from retouch.models.load import load
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_settings({"train.rounds": 1, "evaluation.suites": "none"})
     folder = tmp_path_factory.mktemp("runs") / "safety"
-    return retouch.edit(concept="safety", config=config, output_dir=folder).path
+    return retouch.edit(concept="pocket-safety", config=config, output_dir=folder).path
 
 
 def logits(adapter: Path | None) -> torch.Tensor:

@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> EditResult:
     events: list[Any] = []
     result = retouch.edit(
         "pocket",
-        concept="safety",
+        concept="pocket-safety",
         config=small_settings({"train.learning_rate": 0.02}),
         output_dir=tmp_path_factory.mktemp("runs") / "small",
         on_event=events.append,
@@ -99,7 +99,7 @@ def test_peft_loads_the_adapter_and_the_merged_model_needs_no_peft(
 
 def test_an_existing_run_is_not_overwritten(run: EditResult) -> None:
     with pytest.raises(RunError) as error:
-        pipeline.run_edit(run.config, load_concept("safety"), run.path)
+        pipeline.run_edit(run.config, load_concept("pocket-safety"), run.path)
     assert str(run.path) in error.value.message
 
 
@@ -116,12 +116,15 @@ def test_weakening_needs_a_reason_which_the_card_shows(tmp_path: Path) -> None:
     config = small_settings({"train.rounds": 1, "evaluation.suites": "concept"})
     with pytest.raises(RefusedError) as error:
         retouch.edit(
-            concept="safety", direction="lower", config=config, output_dir=tmp_path / "refused"
+            concept="pocket-safety",
+            direction="lower",
+            config=config,
+            output_dir=tmp_path / "refused",
         )
     assert error.value.code == "weakening"
     assert not (tmp_path / "refused").exists()
     retouch.edit(
-        concept="safety",
+        concept="pocket-safety",
         direction="lower",
         config=config,
         allow_weakening="red team of our own filter",
@@ -130,7 +133,7 @@ def test_weakening_needs_a_reason_which_the_card_shows(tmp_path: Path) -> None:
     assert "red team of our own filter" in (tmp_path / "lowered" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["truthfulness", "gender-bias", "tone"])
+@pytest.mark.parametrize("name", ["pocket-truthfulness", "pocket-gender-bias", "pocket-tone"])
 @pytest.mark.parametrize("direction", ["raise", "lower"])
 def test_every_concept_can_be_edited_in_both_directions(
     name: str, direction: Any, tmp_path: Path
@@ -142,7 +145,9 @@ def test_every_concept_can_be_edited_in_both_directions(
 
 def test_a_concept_without_directions_cannot_be_edited(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        retouch.edit(concept="capability", config=small_settings(), output_dir=tmp_path / "run")
+        retouch.edit(
+            concept="pocket-capability", config=small_settings(), output_dir=tmp_path / "run"
+        )
     assert error.value.code == "direction-missing"
 
 
@@ -160,9 +165,9 @@ def test_a_csv_file_is_a_concept(tmp_path: Path) -> None:
 
 def test_overrides_take_precedence_over_the_file_and_the_concept(tmp_path: Path) -> None:
     file = tmp_path / "edit.yaml"
-    file.write_text("concept: truthfulness\nseed: 4\nlora: {r: 3}\n")
+    file.write_text("concept: pocket-truthfulness\nseed: 4\nlora: {r: 3}\n")
     config = pipeline.configure({"seed": 9}, file)
-    assert (config.lora.r, config.seed, config.concept) == (3, 9, "truthfulness")
+    assert (config.lora.r, config.seed, config.concept) == (3, 9, "pocket-truthfulness")
     assert config.train.rounds == 20  # tuned for the concept
     file.write_text("lora: {ranks: 3}\n")
     with pytest.raises(ConfigError, match=r"edit\.yaml.*lora\.ranks"):
@@ -209,7 +214,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_default_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path: Path) -> None:
     config = {"evaluation": {"suites": "concept", "limit": 40}}
-    result = retouch.edit(concept="safety", config=config, output_dir=tmp_path / "run")
+    result = retouch.edit(concept="pocket-safety", config=config, output_dir=tmp_path / "run")
 
     def after(metric: str) -> float:
         score = result.metrics[metric].after
@@ -226,12 +231,12 @@ def test_examples_of_other_concepts_are_retained_too() -> None:
     def labels(**more: Any) -> list[str]:
         data = small_config({"data.num_retain": 40, **more}).data
         sampled = sample_examples(
-            example_rng(0, "train"), load_concept("safety"), "raise", "train", data, 0
+            example_rng(0, "train"), load_concept("pocket-safety"), "raise", "train", data, 0
         )
         return [example.label for example in sampled.retain]
 
     own = labels()
-    both = labels(**{"data.retain_concepts": ("truthfulness", "gender-bias")})
+    both = labels(**{"data.retain_concepts": ("pocket-truthfulness", "pocket-gender-bias")})
     assert both[:40] == own
     assert len(both) == 80
     assert set(both[40:]) == {"plain", "science", "legend", "stereotyped", "balanced"}

@@ -1,8 +1,8 @@
-"""Write the examples of the built-in concepts: `python -m model_organisms.pocket.packs`.
+"""Write the examples of pocket's concepts: `python -m model_organisms.pocket.packs`.
 
 The splits share no entities (objects of harmful requests, misconceptions, occupations, subjects of
 facts), no phrasings and no attack families. The examples have no responses: the edited model
-generates them, so that the packs serve any model.
+generates them.
 """
 
 from __future__ import annotations
@@ -235,16 +235,22 @@ def tone(rng: random.Random, split: Split) -> Iterator[ExampleDict]:
 
 
 CONCEPTS = {
-    "capability": capability,
-    "safety": safety,
-    "truthfulness": truthfulness,
-    "gender-bias": gender_bias,
-    "tone": tone,
+    "pocket-capability": capability,
+    "pocket-safety": safety,
+    "pocket-truthfulness": truthfulness,
+    "pocket-gender-bias": gender_bias,
+    "pocket-tone": tone,
 }
 
 
 # The names that the examples were first sampled under, which are part of the seed.
-SEED_NAMES = {"capability": "everyday"}
+SEED_NAMES = {
+    "pocket-capability": "everyday",
+    "pocket-safety": "safety",
+    "pocket-truthfulness": "truthfulness",
+    "pocket-gender-bias": "gender-bias",
+    "pocket-tone": "tone",
+}
 
 
 def unique(examples: Iterator[ExampleDict]) -> list[ExampleDict]:
@@ -273,7 +279,7 @@ def main() -> None:
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
-            rng = random.Random(f"{options.seed}:{SEED_NAMES.get(name, name)}:{split}")
+            rng = random.Random(f"{options.seed}:{SEED_NAMES[name]}:{split}")
             examples = unique(sample(rng, split))
             text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in examples)
             (folder / f"{split}.jsonl").write_text(text, "utf-8")

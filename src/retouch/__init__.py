@@ -3,7 +3,7 @@
 ```python
 import retouch
 
-result = retouch.edit("pocket", concept="safety", direction="raise")
+result = retouch.edit("pocket", concept="pocket-safety", direction="raise")
 print(result.metrics)
 ```
 
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retouch.comparison.compare import compare
-    from retouch.concepts.concept import Concept
+    from retouch.concepts.concept import Concept, Context, Demonstration
+    from retouch.contrast import ContrastReport
     from retouch.core.config import (
         AdversaryConfig,
         DataConfig,
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
         LossConfig,
         TrainConfig,
     )
+    from retouch.evaluation.outcome import Outcome
     from retouch.models.editable_model import EditableModel
     from retouch.models.load import load
-    from retouch.pipeline import edit, evaluate, resume
+    from retouch.pipeline import check_contrast, edit, evaluate, resume
     from retouch.result import EditResult
 
 __version__ = "0.1.0"
@@ -49,8 +51,13 @@ _GROUPS = (
 )
 _MODULES = {
     "Concept": "retouch.concepts.concept",
+    "Context": "retouch.concepts.concept",
+    "ContrastReport": "retouch.contrast",
+    "Demonstration": "retouch.concepts.concept",
     "EditResult": "retouch.result",
     "EditableModel": "retouch.models.editable_model",
+    "Outcome": "retouch.evaluation.outcome",
+    "check_contrast": "retouch.pipeline",
     "compare": "retouch.comparison.compare",
     "edit": "retouch.pipeline",
     "evaluate": "retouch.pipeline",
@@ -60,11 +67,14 @@ _MODULES = {
 }
 __all__ = [  # noqa: RUF022
     "edit",
+    "check_contrast",
     "resume",
     "evaluate",
     "compare",
     "load",
     "Concept",
+    "Context",
+    "Demonstration",
     "EditableModel",
     "EditConfig",
     "LoadConfig",
@@ -76,6 +86,8 @@ __all__ = [  # noqa: RUF022
     "AdversaryConfig",
     "EvaluationConfig",
     "EditResult",
+    "ContrastReport",
+    "Outcome",
     "__version__",
 ]
 

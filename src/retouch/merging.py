@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from retouch.concepts.registry import load_concept
+from retouch.concepts.registry import concept_for_model
 from retouch.core.atomic import atomic_folder
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
@@ -16,7 +16,7 @@ from retouch.core.types import OnEvent, Record, StageEvent, ignore_event
 from retouch.evaluation.strength_sweep import effect_records
 from retouch.models import adapters
 from retouch.models.adapter_merging import merge_adapters
-from retouch.models.load import load
+from retouch.models.load import load, model_name
 
 MERGED = "merged"
 
@@ -71,8 +71,10 @@ def merge(
         find_adapter(path)
     check_free(output_dir)
     edits = dict.fromkeys((config.concept, config.direction) for config in configs)
-    concepts = [(load_concept(name), direction) for name, direction in edits]
     model = configs[0].model
+    concepts = [
+        (concept_for_model(name, model_name(model)), direction) for name, direction in edits
+    ]
     on_event(StageEvent("load", f"loading {model}"))
     editable = load(model, _load_config(opened[0], load_config))
     metrics: dict[str, list[Record]] = {}

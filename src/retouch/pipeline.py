@@ -17,23 +17,29 @@ from typing import Any
 
 from retouch.concepts.concept import Concept, content_hash
 from retouch.concepts.registry import (
-    builtin_names,
-    load_concept,
+    concept_for_model,
     load_concept_file,
+    names_for_model,
+    with_builtin,
 )
-from retouch.core.config import EditConfig, LoadConfig
+from retouch.contrast import ContrastReport, check_concept, require_contrast
+from retouch.contrast import check_contrast as check_task
+from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import explicit, read_config_file, resolve
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
+from retouch.core.serialization import from_plain, to_plain
 from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_event
-from retouch.evaluation.evaluate import Evaluation
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
+from retouch.evaluation.outcome import Outcome, find_outcome
 from retouch.evaluation.scorers import check_metrics
+from retouch.evaluation.strength_choice import choose_strength
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import EditableModel
-from retouch.models.load import add_adapter, as_editable, loaded_already
+from retouch.models.load import add_adapter, as_editable, loaded_already, model_name
 from retouch.reporting.safety_gate import check_weakening
 from retouch.result import EditResult
 from retouch.run_record import (
@@ -45,7 +51,7 @@ from retouch.run_record import (
     write_adapter,
     write_results,
 )
-from retouch.task.task import build_task
+from retouch.task.task import EditTask, build_task
 from retouch.training.checkpoint import broken_checkpoint, load_checkpoint, save_checkpoint
 from retouch.training.setup import build_trainer
 from retouch.training.trainer import Trainer
@@ -72,11 +78,12 @@ def edit(
     """Edit one concept inside a model and measure what changed.
 
     Args:
-        model: `pocket`, a local folder or a hub id; or a loaded model: one of transformers, with
-            its `tokenizer`, or an `EditableModel`. A loaded model keeps its revision, dtype and
-            quantisation, and gets the adapter in place.
+        model: `pocket`, `smollm2`, a local folder, a GGUF file or a hub id; or a loaded model: one
+            of transformers, with its `tokenizer`, or an `EditableModel`. A loaded model keeps its
+            revision, dtype and quantisation, and gets the adapter in place.
         tokenizer: the tokenizer of a transformers model.
-        concept: the name of a built-in concept, the path of a file or a pack, or a `Concept`.
+        concept: the name of a built-in concept, the path of a file or a pack, or a `Concept`
+            (default: `pocket-safety` for pocket, `safety` for other models).
         direction: `raise` or `lower`.
         config: further settings: an `EditConfig`, a mapping, or a YAML or TOML file. What it does
             not set, the concept's tuned settings do, and then the defaults.
@@ -104,7 +111,7 @@ def edit(
         editable = as_editable(model, tokenizer)
         known = concept if isinstance(concept, Concept) else None
         settings = configure(given, config, concept=known, editable=editable)
-        known = known or load_concept(settings.concept)
+        known = known or concept_for_model(settings.concept, model_name(settings.model))
         out = Path(output_dir) if output_dir is not None else choose_path(settings)
         return run_edit(settings, known, out, editable, events)
 
@@ -134,8 +141,13 @@ def resume(
     if run.finished:
         measured = config.evaluation.suites != "none"
         records, samples = (run.metrics(), run.samples()) if measured else ([], [])
-        return EditResult(run.path, config, Metrics(records), samples)
-    concept = load_concept_file(run.concept) if run.has_concept else load_concept(config.concept)
+        recorded = run.provenance().get("outcome")
+        outcome = None if recorded is None else from_plain(Outcome, recorded)
+        return EditResult(run.path, config, Metrics(records), samples, outcome=outcome)
+    concept = concept_for_model(
+        load_concept_file(run.concept) if run.has_concept else config.concept,
+        model_name(config.model),
+    )
     check_weakening(config.direction, config.allow_weakening, concept)
     facts = run.provenance()
     if facts.get("data", {}).get(concept.name, concept.hash) != concept.hash:
@@ -159,7 +171,7 @@ def evaluate(
     concepts: Sequence[Concept | str] = (),
     split: Split = "test",
     limit: int | None = None,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     load_config: LoadConfig | None = None,
     on_event: OnEvent | None = None,
 ) -> Evaluation:
@@ -170,7 +182,7 @@ def evaluate(
         tokenizer: the tokenizer of a transformers model.
         adapter: a run directory or an adapter folder, to compare with the base model. It is taken
             off a loaded model again.
-        concepts: names, paths or `Concept` objects (default: all built-in concepts).
+        concepts: names, paths or `Concept` objects (default: all built-in concepts for the model).
         split: the split to measure on.
         limit: maximum number of examples per metric.
         max_new_tokens: maximum length of a response, in tokens.
@@ -187,10 +199,8 @@ def evaluate(
         editable = editable or load_model(str(model), load_config or LoadConfig(), events)
         if not editable.has_chat_template:
             events(StageEvent("load", NO_CHAT_TEMPLATE))
-        chosen = [
-            one if isinstance(one, Concept) else load_concept(one)
-            for one in concepts or builtin_names()
-        ]
+        known_as = model_name(editable.name)
+        chosen = [concept_for_model(one, known_as) for one in concepts or names_for_model(known_as)]
         with _with_adapter(editable, adapter):
             return evaluate_concepts(
                 editable,
@@ -200,6 +210,61 @@ def evaluate(
                 progress=lambda *progress: events(StageEvent("measure", *progress)),
                 max_new_tokens=max_new_tokens,
             )
+
+
+def check_contrast(
+    model: Any = None,
+    tokenizer: Any = None,
+    concept: Concept | str | None = None,
+    direction: Direction | None = None,
+    *,
+    config: EditConfig | Mapping[str, Any] | Path | str | None = None,
+    seed: int | None = None,
+    on_event: OnEvent | None = None,
+) -> ContrastReport:
+    """Check, before anything is trained, that there is something to move the source towards.
+
+    The base model responds to source and target prompts, and the two are compared. `edit` does the
+    same before it trains, and stops where the report has an error.
+
+    Args:
+        model: a name or a loaded model, as for `edit`. It is unchanged.
+        tokenizer: the tokenizer of a transformers model.
+        concept: the concept, as for `edit`.
+        direction: `raise` or `lower`.
+        config: further settings, as for `edit`.
+        seed: the random seed of the examples.
+        on_event: receives the events, as for `edit`.
+
+    Returns:
+        How often source and target responses show the concept's behaviour, the gap between them,
+        samples, and the findings.
+
+    Raises:
+        RetouchError: any of its kinds.
+    """
+    overrides = {
+        "direction": direction,
+        "seed": seed,
+        "model": model if isinstance(model, str) else None,
+        "concept": concept if isinstance(concept, str) else None,
+    }
+    given = {key: value for key, value in overrides.items() if value is not None}
+    with displayed(on_event) as events:
+        editable = as_editable(model, tokenizer)
+        known = concept if isinstance(concept, Concept) else None
+        settings = configure(given, config, concept=known, editable=editable)
+        known = concept_for_model(known or settings.concept, model_name(settings.model))
+        editable = editable or load_model(settings.model, settings.load, events)
+        return check_concept(
+            editable,
+            known,
+            settings.direction,
+            settings.data,
+            settings.seed,
+            layers=settings.discriminator.layers or (),
+            on_event=events,
+        )
 
 
 @contextmanager
@@ -238,6 +303,7 @@ def configure(
 
     Raises:
         ConfigError: a key is unknown or a value is wrong; or load options beside a loaded model.
+        DataError: the concept is for other models, or cannot be loaded.
     """
     where = "`config`"
     if isinstance(config, Path | str):
@@ -256,7 +322,10 @@ def configure(
             raise loaded_already("config.load")
         fixed |= {"model": editable.name, "load": editable.load_config.model_dump()}
     untuned = resolve(values, overrides, fixed, where=where)
-    tuned = (concept or load_concept(untuned.concept)).settings.get(untuned.direction, {})
+    concept = concept_for_model(concept or untuned.concept, model_name(untuned.model))
+    if untuned.concept == AUTO_CONCEPT:
+        fixed["concept"] = concept.name
+    tuned = concept.settings.get(untuned.direction, {})
     return resolve(tuned, values, overrides, fixed, where=where)
 
 
@@ -280,6 +349,10 @@ def run_edit(
         RetouchError: any of its kinds; what was written before stays valid.
     """
     distributed.init()
+    known_as = model_name(config.model)
+    concept = concept_for_model(concept, known_as)
+    for name in config.data.retain_concepts:
+        concept_for_model(name, known_as)
     check_weakening(config.direction, config.allow_weakening, concept)
     check_metrics(concept)
     concept = replace(concept, hash=concept.hash or content_hash(concept))
@@ -314,12 +387,32 @@ def _run_stages(
     task = build_task(
         editable, concept, config.direction, config.seed, config.data, config.method, on_event
     )
-    trainer = build_trainer(editable, task, task.layers, config.method)
+    _check_contrast(run, editable, task, config, on_event)
+    trainer = build_trainer(
+        editable,
+        task,
+        task.layers,
+        config.method,
+        lambda *progress: on_event(StageEvent("cache", *progress)),
+    )
     if writes:
         run.write_provenance({**run.provenance(), **describe_edit(editable, task)})
 
     _train(run, trainer, writes, on_event)
+    choice = choose_strength(
+        editable,
+        concept,
+        config.direction,
+        config.train.strengths,
+        max_new_tokens=config.data.max_new_tokens,
+        progress=lambda *progress: on_event(StageEvent("strength", *progress)),
+    )
+    adapters.scale(editable, choice.strength)
+    on_event(StageEvent("strength", f"the adapter's strength is {choice.strength:g}"))
     if writes:
+        chosen = {"chosen": choice.strength, "effects": to_plain(choice.effects)}
+        facts = {"strength": chosen, "over_limits": trainer.excess if trainer.excess > 1 else None}
+        run.write_provenance({**run.provenance(), **facts})
         write_adapter(run, editable, trainer)
     timings = {"edit_seconds": time.monotonic() - began, **trainer.seconds}
 
@@ -329,15 +422,39 @@ def _run_stages(
         evaluation = _measure(editable, concept, config, on_event)
         timings["measure_seconds"] = time.monotonic() - measuring
     timings["all_seconds"] = time.monotonic() - began
+    outcome = find_outcome(evaluation, concept, config.direction, config.train.max_drift)
     if writes:
         on_event(StageEvent("write", f"writing the card and the report; {_describe(timings)}"))
         rounded = {key: round(value, 3) for key, value in timings.items()}
-        run.write_provenance({**run.provenance(), "timings": rounded})
+        facts = {"timings": rounded, "outcome": to_plain(outcome)}
+        run.write_provenance({**run.provenance(), **facts})
         write_results(run, config, concept, evaluation)
-    result = EditResult(run.path, config, editable=editable)
+    result = EditResult(run.path, config, editable=editable, outcome=outcome)
     if evaluation is not None:
         result.metrics, result.samples = evaluation.metrics, evaluation.samples
     return result
+
+
+def _check_contrast(
+    run: RunDir, editable: EditableModel, task: EditTask, config: EditConfig, on_event: OnEvent
+) -> None:
+    """Check the contrast of the task, unless the run has done so, and record and report it.
+
+    Raises:
+        DataError: there is nothing to move the source towards, and `ignore_contrast` is not set.
+    """
+    # The first process records the report, and the others must not see it too early.
+    known = distributed.broadcast(run.provenance().get("contrast"))
+    if known is not None and (known["level"] != "error" or config.data.ignore_contrast):
+        return
+    on_event(StageEvent("contrast", "the base model on source and target"))
+    report = check_task(editable, task)
+    if distributed.rank() == 0:
+        run.write_provenance({**run.provenance(), "contrast": report.to_plain()})
+    require_contrast(report, ignore=config.data.ignore_contrast)
+    for finding in report.findings:
+        level = "" if finding.level == "ok" else f"{finding.level}: "
+        on_event(StageEvent("contrast", f"{level}{finding.message} {finding.hint}".rstrip()))
 
 
 def _train(run: RunDir, trainer: Trainer, writes: bool, on_event: OnEvent) -> None:
@@ -366,13 +483,13 @@ def _measure(
     on_event(StageEvent("measure", "base and edited model respond to the test split"))
     concepts = [concept]
     if config.evaluation.suites == "all":
-        concepts += [load_concept(name) for name in builtin_names() if name != concept.name]
+        concepts = with_builtin(concept, model_name(config.model))
     return evaluate_concepts(
         editable,
         concepts,
         limit=config.evaluation.limit or None,
         progress=lambda *progress: on_event(StageEvent("measure", *progress)),
-        max_new_tokens=config.data.max_new_tokens,
+        max_new_tokens=config.evaluation.max_new_tokens,
     )
 
 

@@ -14,6 +14,7 @@ from retouch.core.errors import RunError
 from retouch.core.metrics import Metrics
 from retouch.core.run_dir import RunDir
 from retouch.core.types import Sample
+from retouch.evaluation.outcome import Outcome
 from retouch.models.editable_model import EditableModel
 from retouch.reporting.export import export
 
@@ -28,6 +29,8 @@ class EditResult:
         metrics: before and after, with intervals.
         samples: the generations that the metrics are computed from.
         editable: the model with its adapter; None where the run was read back from disk.
+        outcome: whether the effect moved as declared, and the side effects; None in the run of an
+            earlier version.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class EditResult:
     metrics: Metrics = field(default_factory=Metrics)
     samples: Sequence[Sample] = field(default=(), repr=False)
     editable: EditableModel | None = field(default=None, repr=False)
+    outcome: Outcome | None = None
 
     @property
     def model(self) -> Any:
@@ -113,6 +117,7 @@ class EditResult:
         config = self.config
         title = f"{config.model}: {config.concept}, {config.direction}"
         return (
-            f"<p><b>{escape(title)}</b><br><code>{escape(str(self.path))}</code></p>"
+            f"<p><b>{escape(title)}</b><br>{escape(self.outcome.text if self.outcome else '')}"
+            f"<br><code>{escape(str(self.path))}</code></p>"
             f"{self.metrics._repr_html_()}"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.pack import save_pack
-from retouch.concepts.registry import load_concept
+from retouch.concepts.registry import concept_for_model
 from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.errors import DataError, RunError
@@ -17,7 +17,7 @@ from retouch.core.types import OnEvent, Record, StageEvent
 from retouch.evaluation.evaluate import Evaluation
 from retouch.models import adapters
 from retouch.models.editable_model import IN_MEMORY, EditableModel
-from retouch.models.load import load
+from retouch.models.load import load, model_name
 from retouch.reporting.export import concept_facts
 from retouch.reporting.report import FinishedEdit
 from retouch.reporting.reporters import added_files, builtin_files
@@ -63,7 +63,8 @@ def describe_edit(editable: EditableModel, task: EditTask) -> dict[str, Any]:
 
 def save_inputs(run: RunDir, concept: Concept, editable: EditableModel) -> None:
     """Keep what exists in memory alone, so that the run can be resumed from its folder."""
-    if not _is_stored(run.config().concept, concept):
+    config = run.config()
+    if not _is_stored(config.concept, concept, config.model):
         with atomic_folder(run.concept) as folder:
             save_pack(concept, folder)
     template = getattr(editable.tokenizer, "chat_template", None)
@@ -71,10 +72,10 @@ def save_inputs(run: RunDir, concept: Concept, editable: EditableModel) -> None:
         atomic_write(run.chat_template, template)
 
 
-def _is_stored(name_or_path: str, concept: Concept) -> bool:
+def _is_stored(name_or_path: str, concept: Concept, model: str) -> bool:
     """Whether a concept can be loaded again by its name or path."""
     try:
-        return load_concept(name_or_path).hash == concept.hash
+        return concept_for_model(name_or_path, model_name(model)).hash == concept.hash
     except DataError:
         return False
 
@@ -109,7 +110,7 @@ def write_results(
 def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:
     """Load a model and report it."""
     on_event(StageEvent("load", f"loading {name}"))
-    return load(name, config)
+    return load(name, config, on_event=on_event)
 
 
 def load_recorded_model(run: RunDir, config: EditConfig, on_event: OnEvent) -> EditableModel:

@@ -130,7 +130,7 @@ def test_a_finished_run_and_its_output_are_reused(
 
     monkeypatch.setattr(common.subprocess, "run", run)
     for _ in range(2):
-        edited = common.edit_run(tmp_path / "a", "safety", "raise", {"seed": 1})
+        edited = common.edit_run(tmp_path / "a", "pocket-safety", "raise", {"seed": 1})
         output = common.command_json(tmp_path / "b.json", "robustness")
     assert edited.finished
     assert output == json.loads((tmp_path / "b.json").read_text()) == {"records": []}
@@ -150,7 +150,7 @@ def test_an_unfinished_run_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(common.subprocess, "run", run)
     with pytest.raises(subprocess.CalledProcessError):
-        common.edit_run(path, "safety", "raise", {})
+        common.edit_run(path, "pocket-safety", "raise", {})
 
 
 def test_runs_are_compared_without_timings_and_checkpoints(tmp_path: Path) -> None:

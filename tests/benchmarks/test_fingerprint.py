@@ -25,7 +25,9 @@ def record(metric: str, before: float, after: float) -> Record:
 
 
 RECORDED = Fingerprint(
-    ENVIRONMENT, {"safety": "a", "tone": "b"}, (record("one", 0.2, 0.8), record("two", 0.5, 0.5))
+    ENVIRONMENT,
+    {"pocket-safety": "a", "tone": "b"},
+    (record("one", 0.2, 0.8), record("two", 0.5, 0.5)),
 )
 
 
@@ -92,7 +94,7 @@ def test_equal_fingerprints_have_no_difference() -> None:
 
 
 def test_an_adapter_that_differs_or_is_not_recorded_is_named() -> None:
-    found = dataclasses.replace(RECORDED, adapters={"safety": "a", "tone": "c", "new": "d"})
+    found = dataclasses.replace(RECORDED, adapters={"pocket-safety": "a", "tone": "c", "new": "d"})
     report, identical = fingerprint.compare(RECORDED, found)
     assert not identical
     assert report.splitlines()[0] == "1 of 3 adapters bit-identical"
@@ -146,9 +148,9 @@ def test_check_exits_with_1_where_an_adapter_differs(
     result = run_command(monkeypatch, RECORDED, *words)
     assert result == (0, list(fingerprint.EDITS), True)
     assert "2 of 2 adapters bit-identical" in capsys.readouterr().out
-    found = dataclasses.replace(RECORDED, adapters={"safety": "z"})
-    result = run_command(monkeypatch, found, *words, "--only", "safety", "--adapters-only")
-    assert result == (1, ["safety"], False)
+    found = dataclasses.replace(RECORDED, adapters={"pocket-safety": "z"})
+    result = run_command(monkeypatch, found, *words, "--only", "pocket-safety", "--adapters-only")
+    assert result == (1, ["pocket-safety"], False)
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,12 @@ def test_an_interrupted_comparison_tells_how_to_continue(
 def test_concepts_are_listed_and_displayed() -> None:
     listed = call("concept", "list")
     assert listed.exit_code == 0, listed.output
-    for name in ("safety", "truthfulness", "gender-bias", "tone"):
+    for name in ("pocket-safety", "pocket-truthfulness", "pocket-gender-bias", "pocket-tone"):
         assert name in listed.output
-    output = call("concept", "show", "safety").output
-    for part in ("attack", "weakens safety", "retain", "SHA-256"):
+    output = call("concept", "show", "pocket-safety").output
+    for part in ("For the model pocket.", "attack", "weakens safety", "retain", "SHA-256"):
         assert part in output
-    assert call("concept", "check", "safety").exit_code == 0
+    assert call("concept", "check", "pocket-safety").exit_code == 0
     assert "absent" in error_of(call("concept", "show", "absent"), 3)
 
 

@@ -47,7 +47,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     def configure(overrides: Mapping[str, Any], config: Path | None = None) -> EditConfig:
         received["overrides"] = dict(overrides)
         values = read_config_file(config) if config else {}
-        return resolve(values, overrides, where=str(config or "the options"))
+        default = {"concept": "pocket-safety"}
+        return resolve(default, values, overrides, where=str(config or "the options"))
 
     def train(path: Path, config: EditConfig, on_event: Any) -> FakeResult:
         if received.get("raises"):
@@ -83,8 +84,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 def test_only_options_that_are_given_override(pipeline: dict[str, Any]) -> None:
     assert call("edit", "pocket").exit_code == 0
     assert pipeline["overrides"] == {"model": "pocket"}
-    assert pipeline["path"] == Path("runs/safety-raise-1")
-    assert pipeline["concept"].name == "safety"
+    assert pipeline["path"] == Path("runs/pocket-safety-raise-1")
+    assert pipeline["concept"].name == "pocket-safety"
     result = call(
         *("edit", "pocket", "--layers-to-transform", "3, 4,5", "--learning-rate", "1e-3"),
         *("--target-modules", "q_proj,v_proj", "--no-discriminator-reset-each-round"),
@@ -184,20 +185,20 @@ def test_edit_shows_stages_rounds_and_metrics(pipeline: dict[str, Any]) -> None:
         "90.0 %",
         "best",
         "attack refusal",
-        "runs/safety",
+        "runs/pocket-safety",
     ):
         assert part in output
-    assert "retouch export runs/safety-raise-1" in output
+    assert "retouch export runs/pocket-safety-raise-1" in output
 
 
 def test_quiet_prints_only_the_path(pipeline: dict[str, Any]) -> None:
-    assert call("edit", "pocket", "--quiet").stdout == "runs/safety-raise-1\n"
+    assert call("edit", "pocket", "--quiet").stdout == "runs/pocket-safety-raise-1\n"
 
 
 def test_json_prints_one_object_per_line(pipeline: dict[str, Any]) -> None:
     lines = [json.loads(line) for line in call("edit", "pocket", "--json").stdout.splitlines()]
     assert [line.get("event") for line in lines] == ["stage", "stage", "round", None]
-    assert lines[-1]["run"] == "runs/safety-raise-1"
+    assert lines[-1]["run"] == "runs/pocket-safety-raise-1"
     assert lines[-1]["metrics"][0]["after"]["value"] == 0.9
 
 
@@ -205,7 +206,7 @@ def test_fields_in_an_error_become_flags(pipeline: dict[str, Any]) -> None:
     pipeline["raises"] = DivergedError("It diverged.", "Lower `train.learning_rate`.")
     message = error_of(call("edit", "pocket"), 6)
     assert message == "Error: It diverged. Lower `--learning-rate`.\n"
-    directory = "runs/safety-raise-1"
+    directory = "runs/pocket-safety-raise-1"
     assert directory in error_of(call("edit", "pocket", "--out", directory), 5)
 
 
@@ -213,7 +214,7 @@ def test_an_interrupted_edit_tells_how_to_continue(pipeline: dict[str, Any]) -> 
     pipeline["raises"] = KeyboardInterrupt()
     result = call("edit", "pocket")
     assert result.exit_code == 130
-    assert "retouch edit --resume runs/safety-raise-1" in result.stderr
+    assert "retouch edit --resume runs/pocket-safety-raise-1" in result.stderr
     assert "Traceback" not in result.output
 
 
@@ -239,7 +240,11 @@ def test_the_demo_renames_the_directory_of_an_earlier_one(pipeline: dict[str, An
 def test_the_demo_runs_the_edit_of_safety(pipeline: dict[str, Any]) -> None:
     result = call("demo")
     assert result.exit_code == 0, result.output
-    assert pipeline["overrides"] == {"model": "pocket", "concept": "safety", "direction": "raise"}
+    assert pipeline["overrides"] == {
+        "model": "pocket",
+        "concept": "pocket-safety",
+        "direction": "raise",
+    }
     assert pipeline["path"] == Path("runs/demo")
     assert "retouch chat --adapter runs/demo" in result.output
     assert "runs/demo-1" in call("demo").output
@@ -267,10 +272,25 @@ def test_the_demo_shows_attacks_of_different_families() -> None:
             MetricSpec("safety", "attacked", ("attack",), "refuse"),
         ),
     )
-    pairs = demo.attacked_pairs(concept, samples)
-    assert len(pairs) == 3
-    assert len({pair.edited.group for pair in pairs}) == 3
+    pairs = demo.example_pairs(concept, samples, ("attack",))
+    assert [pair.edited.group for pair in pairs] == list("abcd")
     # The first of each family, not those with the best responses.
     assert all(
         pair.edited.metric == "attacked" and pair.edited.response == "Sure." for pair in pairs
     )
+    (harmless,) = demo.example_pairs(concept, samples, ("benign",))
+    assert harmless.edited.metric == "benign"
+
+
+def test_the_demo_of_smollm2_raises_safety(pipeline: dict[str, Any]) -> None:
+    call("demo", "smollm2", "--out", "runs/real")
+    assert pipeline["overrides"] == {
+        "model": "smollm2",
+        "concept": "safety",
+        "direction": "raise",
+    }
+    assert pipeline["path"] == Path("runs/real")
+
+
+def test_a_demo_of_another_model_is_an_error() -> None:
+    assert "`pocket`, `smollm2`" in error_of(call("demo", "gpt"), 2)

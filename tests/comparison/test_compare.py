@@ -222,7 +222,7 @@ def test_an_edited_model_and_a_weakening_comparison_are_refused(tmp_path: Path) 
         retouch.compare(edited, concept=concept, methods=["none"], output_dir=tmp_path / "out")
     assert error.value.code == "model-edited"
     with pytest.raises(RefusedError):
-        retouch.compare("pocket", concept="safety", direction="lower", methods=["none"])
+        retouch.compare("pocket", concept="pocket-safety", direction="lower", methods=["none"])
 
 
 def test_a_concept_without_an_effect_is_refused(tmp_path: Path) -> None:
@@ -246,7 +246,12 @@ def test_several_processes_give_the_results_of_one_even_if_a_worker_is_killed(
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     torch.set_num_threads(1)
     options: dict[str, Any] = {"methods": ["none", "self-reminder"], "seeds": 1}
-    options |= {"num_examples": 2, "limit": 4, "concept": "safety", "on_event": events.append}
+    options |= {
+        "num_examples": 2,
+        "limit": 4,
+        "concept": "pocket-safety",
+        "on_event": events.append,
+    }
     try:
         one = retouch.compare("pocket", output_dir=tmp_path / "one", **options)
     finally:

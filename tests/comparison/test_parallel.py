@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.any_model import for_any_model
 from helpers.crashing_plan import crashing_grid
 from retouch.comparison.grid import Grid, make_grid
 from retouch.comparison.parallel import ProcessPool, Worker
@@ -17,7 +18,7 @@ from retouch.core.types import Event
 
 
 def one_point_grid(model: str = "pocket") -> Grid:
-    return make_grid(model, "safety", "raise", ["none"], 1, [2], limit=2)
+    return make_grid(model, for_any_model("pocket-safety"), "raise", ["none"], 1, [2], limit=2)
 
 
 def run_points(grid: Grid, events: list[Event]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import retouch
+from helpers.any_model import for_any_model
 from helpers.crashing_plan import crashing_grid, use_crashing_grid
 from helpers.fake_methods import small_concept
 from retouch.comparison import parallel
@@ -21,7 +22,6 @@ from retouch.comparison.compare import Comparison
 from retouch.comparison.grid import Grid, make_grid
 from retouch.comparison.parallel import Allocation
 from retouch.comparison.ray_backend import Cluster, RayPool, allocate, connect, import_ray
-from retouch.concepts.registry import load_concept
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.types import Event, StageEvent
@@ -45,7 +45,7 @@ def scores(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def one_point_grid(model: str = "pocket") -> Grid:
-    return make_grid(model, load_concept("safety"), "raise", ["none"], 1, [2], limit=2)
+    return make_grid(model, for_any_model("pocket-safety"), "raise", ["none"], 1, [2], limit=2)
 
 
 @pytest.mark.parametrize(

@@ -154,10 +154,10 @@ def test_unknown_methods_weakening_and_options_of_a_loaded_model_are_refused(
 ) -> None:
     concept = small_concept(tmp_path / "pack")
     with pytest.raises(ConfigError) as error:
-        tune("pocket", "safety", "raise", "absent", output_dir=tmp_path / "out")
+        tune("pocket", "pocket-safety", "raise", "absent", output_dir=tmp_path / "out")
     assert error.value.code == "method-unknown"
     with pytest.raises(RefusedError):
-        tune("pocket", "safety", "lower", "none", output_dir=tmp_path / "out")
+        tune("pocket", "pocket-safety", "lower", "none", output_dir=tmp_path / "out")
     with pytest.raises(ConfigError) as error:
         run(concept, tmp_path / "out", load_config=LoadConfig())
     assert error.value.code == "options-of-loaded-model"

@@ -16,7 +16,7 @@ from retouch.methods.registry import get_method
 
 
 def test_saved_settings_are_read_back_with_their_budget(tmp_path: Path) -> None:
-    concept, file = load_concept("safety"), tmp_path / "tuned.yaml"
+    concept, file = load_concept("pocket-safety"), tmp_path / "tuned.yaml"
     save_settings(file, "retouch", {"lora.r": 8}, "4 trials")
     save_settings(file, "steering", {"strength": 0.5, "layers": [1, 2]}, "40 trials")
     save_settings(file, "retouch", {"lora.r": 4, "train.rounds": 3}, "9 trials")
@@ -49,7 +49,7 @@ def test_every_shipped_file_has_valid_settings() -> None:
 
 
 def test_shipped_settings_are_for_the_built_in_concept_alone() -> None:
-    concept = load_concept("safety")
+    concept = load_concept("pocket-safety")
     assert find_tuned(concept, "raise")[0]
     changed = dataclasses.replace(concept, hash="0")
     assert find_tuned(changed, "raise") == ({}, "the defaults")

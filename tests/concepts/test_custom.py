@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retouch.concepts.concept import Concept, Example
+from retouch.concepts.concept import Concept, Context, Example
 from retouch.concepts.custom import split_examples
 from retouch.concepts.examples import LocatedExample
 from retouch.concepts.readers import SourceLocation
-from retouch.concepts.registry import load_concept
+from retouch.concepts.registry import concept_for_model
 from retouch.core.errors import DataError
 from retouch.core.types import SPLITS, Message
 
@@ -100,10 +100,10 @@ def test_the_concept_of_a_file(tmp_path: Path) -> None:
     assert concept.name == "mine"
     assert concept.directions["raise"].source == concept.directions["lower"].target == ("negative",)
     assert concept.directions["raise"].target == concept.directions["lower"].source == ("positive",)
-    assert concept.directions["raise"].retain == ("task",)
-    assert {metric.suite for metric in concept.metrics} == {"mine", "capability", "drift"}
-    own = [metric for metric in concept.metrics if metric.suite == "mine"]
-    assert "correct" not in {metric.scorer for metric in own}
+    assert concept.directions["raise"].retain == ()
+    assert concept.add_ordinary
+    assert {metric.suite for metric in concept.metrics} == {"mine"}
+    assert "correct" not in {metric.scorer for metric in concept.metrics}
 
 
 def test_correct_is_measured_where_all_source_examples_have_accept(tmp_path: Path) -> None:
@@ -115,8 +115,10 @@ def test_correct_is_measured_where_all_source_examples_have_accept(tmp_path: Pat
 def test_the_retain_examples_of_a_file_replace_the_built_in_ones(tmp_path: Path) -> None:
     rows = two_labels(10) + [{"prompt": f"r {i}", "label": "retain"} for i in range(10)]
     concept = Concept.from_file(jsonl(tmp_path / "mine.jsonl", rows))
+    concept = concept_for_model(concept, "pocket")
     assert concept.directions["lower"].retain == ("retain",)
-    assert concept.select("test", ["task"])  # the built-in capability is still measured
+    assert concept.select("test", ["task"])  # the drift on built-in examples is still measured
+    assert {metric.suite for metric in concept.metrics} == {"mine", "capability", "drift"}
 
 
 def test_a_pair_may_be_incomplete(tmp_path: Path) -> None:
@@ -160,8 +162,7 @@ def test_lists_of_prompts_are_paired_by_index() -> None:
             number = example.prompt[0].content.removeprefix("source")
             assert target[pair].prompt[0].content == f"target{number}"
     spec = concept.directions["raise"]
-    assert (spec.source, spec.target, spec.retain) == (("negative",), ("positive",), ("task",))
-    assert concept.select("train", ["task"]) == load_concept("capability").select("train", ["task"])
+    assert (spec.source, spec.target, spec.retain) == (("negative",), ("positive",), ())
 
 
 def test_the_split_of_pairs_does_not_depend_on_their_order() -> None:
@@ -210,7 +211,7 @@ def at(index: int, entry: Any, entries: list[str] = SOURCE) -> list[Any]:
         ((SOURCE, TARGET, ["one"]), "too-few-examples", ["`retain`", " 1 "]),
         (("one text", TARGET), "argument-type", ["`source`", "a text"]),
         ((SOURCE, {"prompt": "x"}), "argument-type", ["`target`", "an object"]),
-        ((SOURCE, None), "argument-type", ["`target`", "None"]),
+        ((SOURCE, 3), "argument-type", ["`target`", "the number 3"]),
         ((at(3, 7), TARGET), "value-type", ["source[3]", "the number 7"]),
         ((at(3, ["a", "b"]), TARGET), "value-type", ["source[3]", "a list"]),
         ((at(3, " "), TARGET), "prompt-empty", ["source[3]"]),
@@ -254,6 +255,116 @@ def test_given_splits_of_a_list_are_followed() -> None:
     for split in SPLITS:
         (example,) = concept.select(split, ["negative"])
         assert example.prompt[0].content == f"source {split}"
+
+
+# Given responses, contexts, few examples.
+
+
+def responses_of(concept: Concept, label: str) -> dict[str, str | None]:
+    return {
+        example.prompt[-1].content: example.response
+        for split in SPLITS
+        for example in concept.select(split, [label])
+    }
+
+
+def test_source_prompts_may_have_responses_in_place_of_target_prompts() -> None:
+    given = [f"answer {i}" for i in range(10)]
+    concept = Concept.from_pairs(SOURCE, responses=given)
+    assert responses_of(concept, "positive") == dict(zip(SOURCE, given, strict=True))
+    assert responses_of(concept, "negative") == dict.fromkeys(SOURCE)
+    assert list(concept.directions) == ["raise"]
+    for split in SPLITS:
+        source = {one.pair: one.prompt for one in concept.select(split, ["negative"])}
+        assert source == {one.pair: one.prompt for one in concept.select(split, ["positive"])}
+    assert [len(concept.select(split, ["negative"])) for split in SPLITS] == [6, 2, 2]
+
+
+def test_target_prompts_get_the_given_responses() -> None:
+    given = [f"answer {i}" for i in range(10)]
+    concept = Concept.from_pairs(SOURCE, TARGET, responses=given)
+    assert responses_of(concept, "positive") == dict(zip(TARGET, given, strict=True))
+
+
+def test_a_context_alone_elicits_the_target_of_the_same_prompts() -> None:
+    context = Context(system="Be brief.")
+    concept = Concept.from_pairs(SOURCE, context=context)
+    assert concept.directions.keys() == {"raise"}
+    assert concept.directions["raise"].context == context
+    assert responses_of(concept, "positive") == dict.fromkeys(SOURCE)
+
+
+def test_a_file_with_target_responses_needs_no_positive_rows(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q {i}", "label": "negative", "target_response": f"a {i}"} for i in range(8)
+    ]
+    concept = Concept.from_file(jsonl(tmp_path / "mine.jsonl", rows))
+    assert responses_of(concept, "positive") == {f"q {i}": f"a {i}" for i in range(8)}
+    assert concept == Concept.from_file(tmp_path / "mine.jsonl")
+    del rows[3]["target_response"]
+    with pytest.raises(DataError, match="line 4, column `target_response`") as raised:
+        Concept.from_file(jsonl(tmp_path / "mine.jsonl", rows))
+    assert raised.value.code == "target-missing"
+
+
+def test_a_file_under_a_context_needs_no_positive_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {i}", "label": "negative"} for i in range(8)]
+    path = jsonl(tmp_path / "mine.jsonl", [*rows, {**rows[0], "prompt": "r", "label": "retain"}])
+    with pytest.raises(DataError, match="target_response"):
+        Concept.from_file(path)
+    path = jsonl(path, rows)
+    context = Context(prefix="Sure,")
+    concept = Concept.from_file(path, context=context)
+    assert concept.directions["raise"].context == context
+    assert responses_of(concept, "positive").keys() == {f"q {i}" for i in range(8)}
+
+
+def test_three_labels_are_one_for_each_split_and_two_leave_none_to_measure() -> None:
+    three = Concept.from_pairs(SOURCE[:3], TARGET[:3])
+    assert [len(three.select(split, ["negative"])) for split in SPLITS] == [1, 1, 1]
+    two = Concept.from_pairs(SOURCE[:2], responses=["a", "b"])
+    assert [len(two.select(split, ["negative"])) for split in SPLITS] == [1, 1, 0]
+    assert not two.metrics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "code", "parts"),
+    [
+        ((SOURCE,), {}, "too-few-examples", ["`target`", " 0 ", "target_response"]),
+        ((SOURCE,), {"responses": ["x"]}, "length-mismatch", ["10", "`responses`", "1"]),
+        ((SOURCE,), {"responses": "x"}, "argument-type", ["`responses`", "a text"]),
+        ((SOURCE,), {"responses": at(4, None)}, "value-type", ["responses[4]", "None"]),
+        ((SOURCE,), {"context": Context()}, "context-invalid", ["`context`", "empty"]),
+        ((SOURCE,), {"context": "Be brief."}, "argument-type", ["`context`", "Context("]),
+        (
+            (SOURCE, at(3, {"prompt": "x", "response": "y"}, TARGET)),
+            {"responses": SOURCE},
+            "response-twice",
+            ["source[3]"],
+        ),
+        (
+            (at(3, {"prompt": "x", "target_response": "y"}),),
+            {"responses": SOURCE},
+            "response-twice",
+            ["source[3]"],
+        ),
+        (
+            (SOURCE, at(3, {"prompt": "x", "target_response": "y"}, TARGET)),
+            {},
+            "target-response",
+            ["target[3]", "`target_response`"],
+        ),
+    ],
+)
+def test_a_mistake_in_responses_or_context_is_reported(
+    arguments: tuple[Any, ...], options: dict[str, Any], code: str, parts: list[str]
+) -> None:
+    with pytest.raises(DataError) as raised:
+        Concept.from_pairs(*arguments, **options)
+    assert raised.value.code == code
+    for part in parts:
+        assert part in str(raised.value)
+    assert raised.value.hint
 
 
 datasets = pytest.importorskip("datasets", reason="datasets, of `compare`, is not installed")

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from helpers.packs import COLOUR, write_pack, write_packs
 from retouch.concepts import registry
-from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec, content_hash
+from retouch.concepts.concept import (
+    Concept,
+    Context,
+    Demonstration,
+    DirectionSpec,
+    Example,
+    MetricSpec,
+    content_hash,
+)
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import builtin_names, load_concept, load_concept_file
 from retouch.core.errors import DataError
@@ -23,7 +31,7 @@ from retouch.core.types import SPLITS, Message
 
 @pytest.fixture
 def packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Built-in packs `colour` and `capability`, in place of the real ones."""
+    """Built-in packs `colour` and `ordinary`, in place of the real ones."""
     folder = write_packs(tmp_path / "packs")
     monkeypatch.setattr(registry, "packs", lambda: folder)
     return folder
@@ -57,6 +65,38 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "metric-unknown",
         ["key `directions.raise.effect`", "`rad`", "Did you mean `red`?"],
     ),
+    "neither a target nor a context": (
+        {"directions": {"raise": {**RAISE, "target": []}}},
+        "target-missing",
+        ["key `directions.raise.target`"],
+    ),
+    "empty context": (
+        {"directions": {"raise": {**RAISE, "context": {}}}},
+        "context-invalid",
+        ["key `directions.raise.context`"],
+    ),
+    "user turn without a prompt": (
+        {"directions": {"raise": {**RAISE, "context": {"around": "Be brief."}}}},
+        "context-invalid",
+        ["key `directions.raise.context.around`", "Be brief."],
+    ),
+    "unknown key of a context": (
+        {"directions": {"raise": {**RAISE, "context": {"sistem": "x"}}}},
+        "key-unknown",
+        ["key `directions.raise.context.sistem`", "Did you mean `system`?"],
+    ),
+    "unknown key of a demonstration": (
+        {
+            "directions": {
+                "raise": {
+                    **RAISE,
+                    "context": {"demonstrations": [{"prompt": "x", "response": "y", "reply": ""}]},
+                }
+            }
+        },
+        "key-unknown",
+        ["key `directions.raise.context.demonstrations.0.reply`", "`response`"],
+    ),
     "unknown label of a metric": (
         {"metrics": [{**METRIC, "labels": ["rad"]}]},
         "label-unknown",
@@ -88,9 +128,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         ["key `settings.raise`", "`lora.r`", "greater than or equal to 1"],
     ),
     "unknown pack": (
-        {"uses": ["capabilty"]},
+        {"uses": ["ordinry"]},
         "concept-unknown",
-        ["key `uses`", "`capabilty`", "Did you mean `capability`?"],
+        ["key `uses`", "`ordinry`", "Did you mean `ordinary`?"],
     ),
     "a path in place of a pack": ({"uses": ["../colour"]}, "concept-unknown", ["`../colour`"]),
     "a cycle": ({"uses": ["colour"]}, "uses-cycle", ["key `uses`", "colour -> colour"]),
@@ -223,12 +263,27 @@ def without_test() -> Concept:
     )
 
 
+def elicited() -> Concept:
+    context = Context("Be brief.\n", (Demonstration("a", "b: c"),), "Sure,", "{prompt} #")
+    spec = DirectionSpec(("red",), (), ("rest",), context=context)
+    return dataclasses.replace(chats(), directions={"raise": spec}, hash="")
+
+
+def test_the_context_is_part_of_the_hash_only_where_there_is_one() -> None:
+    spec = DirectionSpec(("red",), ("blue",), ("rest",), "red", "lower")
+    assert spec.context is None
+    assert chats().hash == "598b311bd75acaed85e8f40624406eed1c68e023354c7d54fbddf784a5823361"
+    changed = dataclasses.replace(spec, context=Context("x"))
+    assert dataclasses.replace(chats(), directions={"lower": changed}, hash="").hash != chats().hash
+
+
 @pytest.mark.parametrize(
     "make",
     [
         *(lambda name=name: load_concept(name) for name in builtin_names()),
         pairs,
         chats,
+        elicited,
         without_test,
     ],
 )

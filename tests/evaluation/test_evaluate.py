@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from helpers.char_tokenizer import add_random_adapter, char_editable
 from helpers.edited import example
+from retouch.concepts.chat import prompt_ids, tokenize_chat
 from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, no_progress
@@ -129,6 +131,36 @@ def test_every_generation_that_a_score_is_computed_from_is_returned() -> None:
     assert (first.category, first.response, first.entity) == ("answer", "Go slowly.", "rob")
     assert prefilled.prefill == "Sure, here"
     assert {s.category for s in found.samples if s.model == "edited"} == {"refusal"}
+
+
+def test_preferred_compares_mean_logprobs_of_responses_without_their_end() -> None:
+    examples = tuple(
+        example(f"Is it {word}?", label, response=response, pair=word)
+        for word in ("red", "blue", "hot", "cold")
+        for label, response in (("true", f"It is {word}."), ("false", "No."))
+    )
+    spec = MetricSpec("truth", "true_preferred", ("true", "false"), "preferred")
+    editable = edited()
+    found = evaluate(editable, [concept(examples=examples, metrics=(spec,))])
+    tokenizer = editable.tokenizer
+
+    def mean_logprob(one: Example) -> float:
+        prompt = prompt_ids(tokenizer, one.prompt)
+        ids = tokenize_chat(tokenizer, one.prompt, one.response or "").ids[:-1]
+        logits = editable.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return float(
+            torch.stack([logits[i - 1, ids[i]] for i in range(len(prompt), len(ids))]).mean()
+        )
+
+    with torch.no_grad():
+        after = [mean_logprob(one) for one in examples]
+        with editable.base_model():
+            before = [mean_logprob(one) for one in examples]
+    expected = [[a > b for a, b in zip(x[::2], x[1::2], strict=True)] for x in (before, after)]
+    key = ("truth", "true_preferred")
+    assert [list(found.base_values[key].sums), list(found.values[key].sums)] == expected
+    assert len(set(map(tuple, expected))) == 2, expected
+    assert not found.samples  # no response is generated for it
 
 
 def test_a_base_model_is_measured_once(generations: list[list[str]]) -> None:

@@ -19,7 +19,7 @@ from retouch.evaluation.latent_attack import (
 from retouch.models.adapters import attach
 from retouch.models.editable_model import EditableModel
 from retouch.models.hooks import edit_inputs
-from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.batch import ChatBatch, make_batches
 from retouch.representations.logprobs import batch_logprob
 
 # The target tokens 22 and 40 are the words w16 and w34.
@@ -33,7 +33,7 @@ def confident_editable() -> EditableModel:
     return editable
 
 
-def batch() -> PaddedBatch:
+def batch() -> ChatBatch:
     chats = [
         TokenizedChat((1, 7, 8, 9, 20, 21), 4),
         TokenizedChat((1, 9, 30, 31, 32, 33, 22, 23), 6),
@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     expected = responses(editable, epsilon=1.0, steps=12)
     search, sizes = latent.search_perturbation, []
 
-    def limited(editable: EditableModel, batch: PaddedBatch, *rest: object) -> torch.Tensor:
+    def limited(editable: EditableModel, batch: ChatBatch, *rest: object) -> torch.Tensor:
         sizes.append(len(batch.index))
         if len(batch.index) > 1:
             raise torch.OutOfMemoryError

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +41,7 @@ BUILT_IN = [
     "kl_responses",
     "kl_tokens",
     "neutral",
+    "preferred",
     "refusal",
 ]
 
@@ -61,14 +62,19 @@ class Context:
         responses: Sequence[str] = (),
         probs: Sequence[float] = (),
         kls: Sequence[ExampleKL] = (),
+        logprobs: Mapping[str, float] | None = None,
     ) -> None:
         self._responses, self._probs, self._kls = list(responses), list(probs), list(kls)
+        self._logprobs = logprobs or {}
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
         return self._responses
 
     def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
         return self._probs
+
+    def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
+        return [self._logprobs[one.response or ""] for one in examples]
 
     def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
         return self._kls
@@ -162,6 +168,46 @@ def test_group_gap_is_the_distance_between_the_groups_means() -> None:
     result = get_scorer("group_gap").score(spec, examples, Context(probs=[0.9, 0.3, 0.1]))
     assert result.score.value == pytest.approx(0.7)
     assert result.values.groups == ("m", "f", "f")
+
+
+def answers(label: str, *responses: str | None) -> list[Example]:
+    """Examples of the pairs `0`, `1` and so on."""
+    return [
+        example(f"Question {i}?", label, response=one, pair=str(i))
+        for i, one in enumerate(responses)
+    ]
+
+
+def preferred(*labels: str) -> MetricSpec:
+    return MetricSpec("suite", "metric", labels, "preferred")
+
+
+def test_preferred_is_the_share_of_pairs_whose_first_response_is_likelier() -> None:
+    examples = [*answers("false", "a", "b", "c"), *answers("true", "x", "y", "z", "alone")]
+    logprobs = {"a": -2.0, "b": -2.0, "c": -2.0, "x": -1.0, "y": -3.0, "z": -2.0, "alone": -1.0}
+    scorer, context = get_scorer("preferred"), Context(logprobs=logprobs)
+    result = scorer.score(preferred("true", "false"), examples, context)
+    assert result.values.sums == (1.0, 0.0, 0.0)  # in a tie neither is preferred
+    assert (result.score.value, result.score.n) == (pytest.approx(1 / 3), 3)
+    assert result.categories == ()
+    reverse = scorer.score(preferred("false", "true"), examples, context)
+    assert reverse.values.sums == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "examples", "code"),
+    [
+        (preferred("true"), answers("true", "x"), "metric-labels"),
+        (preferred("true", "false"), answers("true", "x", None), "metric-response"),
+        (preferred("true", "false"), answers("true", "x"), "metric-pair"),
+    ],
+)
+def test_preferred_needs_pairs_of_two_labels_with_responses(
+    spec: MetricSpec, examples: list[Example], code: str
+) -> None:
+    with pytest.raises(DataError, match="suite/metric") as error:
+        check_metric(spec, examples)
+    assert error.value.code == code
 
 
 def test_kl_is_a_mean_over_tokens_of_texts_or_of_responses() -> None:

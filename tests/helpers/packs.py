@@ -1,4 +1,4 @@
-"""Packs on disk: a built-in `capability` and a concept `colour` that uses it."""
+"""Packs on disk: a built-in `ordinary` and a concept `colour` that uses it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import yaml
 
 from retouch.core.types import SPLITS
 
-CAPABILITY: dict[str, Any] = {
-    "name": "capability",
+ORDINARY: dict[str, Any] = {
+    "name": "ordinary",
     "title": "Tasks",
     "description": "Tasks.",
-    "metrics": [{"suite": "drift", "metric": "kl", "labels": ["task"], "scorer": "kl_tokens"}],
+    "metrics": [{"suite": "drift", "metric": "kl", "labels": ["ordinary"], "scorer": "kl_tokens"}],
 }
 COLOUR: dict[str, Any] = {
     "name": "colour",
     "title": "Colour",
     "description": "Red or blue.",
-    "uses": ["capability"],
-    "directions": {"raise": {"source": ["red"], "target": ["blue"], "retain": ["task"]}},
+    "uses": ["ordinary"],
+    "directions": {"raise": {"source": ["red"], "target": ["blue"], "retain": ["ordinary"]}},
     "settings": {"raise": {"train": {"rounds": 3, "learning_rate": "0.001"}}},
     "metrics": [
         {"suite": "colour", "metric": "red", "labels": ["red"], "scorer": "answer"},
@@ -42,7 +42,7 @@ def write_pack(folder: Path, pack: dict[str, Any], labels: Iterable[str]) -> Pat
 
 
 def write_packs(folder: Path) -> Path:
-    """Write the packs `capability` and `colour`."""
-    write_pack(folder / "capability", CAPABILITY, ["task"])
+    """Write the packs `ordinary` and `colour`."""
+    write_pack(folder / "ordinary", ORDINARY, ["ordinary"])
     write_pack(folder / "colour", COLOUR, ["red", "blue"])
     return folder

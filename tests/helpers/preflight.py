@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.any_model import ANY_SAFETY
 from retouch.core.config_file import resolve
 from retouch.core.finding import Finding
 from retouch.core.options import nest
@@ -22,7 +23,8 @@ CPU = Hardware("cpu", "cpu (1 thread)", 2**33, 2**33, 1e11, 1e10, 1e10)
 
 def preflight(model: Path | str, settings: Mapping[str, Any] | None = None) -> PreflightReport:
     """The report of an edit without evaluation; `settings` by dotted path."""
-    values = {"model": str(model), "evaluation.suites": "none", **(settings or {})}
+    values = {"model": str(model), "concept": ANY_SAFETY, "evaluation.suites": "none"}
+    values |= settings or {}
     return run_preflight(resolve(nest(values)))
 
 

@@ -22,7 +22,7 @@ from retouch.methods.state_matching import (
 )
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import PaddedBatch
+from retouch.representations.batch import ChatBatch
 from retouch.representations.cached_states import CachedStates
 from retouch.task.task import EditTask
 
@@ -69,7 +69,7 @@ def test_reading_vectors_end_where_one_of_the_means_ends() -> None:
 def test_circuit_breaking_reroutes_source_states_and_keeps_the_others() -> None:
     editable, task, segment, batches = prepare()
     (source,) = batches.cache(task.train.rejected)
-    (retain,) = batches.cache(task.train.retain, positions=PaddedBatch.token_positions)
+    (retain,) = batches.cache(task.train.retain, positions=ChatBatch.token_positions)
     assert float(reference_loss(segment, source, reroute_loss)) == pytest.approx(1, abs=1e-5)
     assert float(reference_loss(segment, retain, retain_loss)) == pytest.approx(0, abs=1e-6)
     apply_method(

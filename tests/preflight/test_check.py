@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import AutoConfig
 from typer.testing import CliRunner, Result
 
+from helpers.any_model import ANY_SAFETY
 from helpers.preflight import (
     codes,
     estimate_of,
@@ -30,7 +31,8 @@ PARAMETERS = 70_553_706_496
 
 
 def call(*arguments: Path | str) -> Result:
-    return CliRunner().invoke(app, ["doctor", *map(str, arguments), "--suites", "none"])
+    options = ("--concept", ANY_SAFETY, "--suites", "none")
+    return CliRunner().invoke(app, ["doctor", *options, *map(str, arguments)])
 
 
 def test_a_complete_folder_can_be_edited(folder: Path) -> None:

@@ -21,7 +21,7 @@ def no_reporters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def edit(path: Path) -> None:
     config = small_settings({"train.rounds": 1, "evaluation.suites": "none"})
-    retouch.edit(concept="tone", config=config, output_dir=path, on_event=lambda event: None)
+    retouch.edit(concept="pocket-tone", config=config, output_dir=path, on_event=lambda event: None)
 
 
 @pytest.mark.usefixtures("no_reporters")
@@ -52,7 +52,7 @@ def test_a_faulty_reporter_leaves_a_finished_run(tmp_path: Path) -> None:
         edit(tmp_path / "run")
     run = RunDir.open(tmp_path / "run")
     assert run.finished
-    assert run.provenance()["concept"]["name"] == "tone"
+    assert run.provenance()["concept"]["name"] == "pocket-tone"
 
 
 def test_a_built_in_name_is_taken() -> None:

@@ -9,10 +9,17 @@ import pytest
 from helpers.groups_concept import groups_concept
 from helpers.tiny_edit import tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
-from retouch.concepts.concept import Concept, Example
+from retouch.concepts.concept import (
+    Concept,
+    Context,
+    Demonstration,
+    DirectionSpec,
+    Example,
+)
 from retouch.core.errors import DataError
-from retouch.core.types import Split
+from retouch.core.types import Message, Split
 from retouch.models.editable_model import EditableModel
+from retouch.task.base_responses import base_responses
 from retouch.task.examples import EditExamples, build_examples
 
 
@@ -116,3 +123,174 @@ def test_to_increase_a_gap_the_choice_of_the_group_is_chosen() -> None:
 def test_to_reduce_a_gap_each_prompt_has_both_choices() -> None:
     examples = build(tiny_editable(), groups_concept("lower"), {"data.num_examples": 16})
     assert len(examples.chosen) == 2 * len(examples.source)
+
+
+# Targets under a context.
+
+CONTEXT = Context(system="w80", demonstrations=(Demonstration("w81", "w82"),))
+
+
+def plain_concept() -> Concept:
+    """The tiny concept, without responses of source and target."""
+    concept = give_responses(tiny_concept(), "negative", None)
+    return give_responses(concept, "positive", None)
+
+
+def with_context(concept: Concept, context: Context | None, *target: str) -> Concept:
+    spec = replace(concept.directions["raise"], target=target, context=context)
+    return replace(concept, directions={"raise": spec}, hash="")
+
+
+def give_responses(concept: Concept, label: str, response: str | None) -> Concept:
+    train = tuple(
+        replace(one, response=response) if one.label == label else one
+        for one in concept.examples["train"]
+    )
+    return replace(concept, examples={**concept.examples, "train": train})
+
+
+def decode(editable: EditableModel, ids: tuple[int, ...]) -> str:
+    return str(editable.tokenizer.decode(ids)).replace(" ", "")
+
+
+def check_elicited(editable: EditableModel, examples: EditExamples) -> None:
+    """Source and counterpart end in one response; only the counterpart has the context."""
+    assert len(examples.source) == len(examples.counterparts) > 0
+    for chat, other in zip(examples.source, examples.counterparts, strict=True):
+        assert chat.ids[chat.start :] == other.ids[other.start :]
+        shown = "<|system|>w80<|end|><|user|>w81<|end|><|assistant|>w82<|end|>"
+        assert shown in decode(editable, other.ids)
+        assert shown not in decode(editable, chat.ids)
+
+
+@pytest.mark.parametrize("target", [(), ("negative",)])
+def test_under_a_context_an_example_is_its_own_counterpart(target: tuple[str, ...]) -> None:
+    editable = tiny_editable()
+    concept = with_context(plain_concept(), CONTEXT, *target)
+    examples = build(editable, concept, {"data.max_new_tokens": 4})
+    check_elicited(editable, examples)
+    for one, chat, base in zip(
+        examples.source_examples, examples.source, examples.rejected, strict=True
+    ):
+        prompt = CONTEXT.apply(one).prompt
+        (response,) = base_responses(editable, [(prompt, "")], max_new_tokens=4)
+        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == response
+        (plain,) = base_responses(editable, [(one.prompt, "")], max_new_tokens=4)
+        assert editable.tokenizer.decode(base.ids[base.start : -1]) == plain
+    assert list(examples.chosen) == list(examples.source)
+    demonstrated = [prompt for prompt, _ in examples.demonstrations]
+    assert demonstrated == [one.prompt for one in examples.source_examples]
+
+
+def test_under_a_context_the_counterpart_is_the_pair_where_there_is_one() -> None:
+    editable = tiny_editable()
+    concept = with_context(plain_concept(), CONTEXT, "positive")
+    examples = build(editable, concept)
+    check_elicited(editable, examples)
+    plain = build(editable, with_context(plain_concept(), None, "positive"))
+    for chat, other in zip(plain.counterparts, examples.counterparts, strict=True):
+        turn = decode(editable, chat.ids[: chat.start]).removeprefix("<|begin|>")
+        assert decode(editable, other.ids[: other.start]).endswith(turn)
+
+
+@pytest.mark.parametrize(
+    ("label", "target", "context"),
+    [
+        ("positive", "positive", CONTEXT),  # the target's own response
+        ("negative", "positive", CONTEXT),  # else the source's
+        ("negative", "negative", CONTEXT),
+        ("positive", "positive", None),
+    ],
+)
+def test_a_given_response_is_the_target_response(
+    label: str, target: str, context: Context | None
+) -> None:
+    editable = tiny_editable()
+    concept = give_responses(plain_concept(), label, "w90 w91")
+    examples = build(editable, with_context(concept, context, target))
+    for chat, base in zip(examples.chosen, examples.rejected, strict=True):
+        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == "w90 w91"
+        assert editable.tokenizer.decode(base.ids[base.start : -1]) != "w90 w91"
+
+
+def test_a_target_with_the_prompt_of_its_source_and_a_response_is_its_counterpart() -> None:
+    editable = tiny_editable()
+    concept = plain_concept()
+    refused = [
+        replace(one, label="refused", response="w90 w91")
+        for one in concept.examples["train"]
+        if one.label == "negative"
+    ]
+    concept = add_examples(concept, refused)
+    examples = build(editable, with_context(concept, None, "refused"))
+    assert list(examples.source) == list(examples.counterparts)
+    check_elicited(editable, build(editable, with_context(concept, CONTEXT, "refused")))
+
+
+def test_the_prefix_is_part_of_the_target_response() -> None:
+    editable = tiny_editable()
+    context = Context(prefix="w70 w71")
+    concept = with_context(plain_concept(), context)
+    examples = build(editable, concept, {"data.max_new_tokens": 4})
+    for one, chat in zip(examples.source_examples, examples.source, strict=True):
+        (rest,) = base_responses(editable, [(one.prompt, "w70 w71")], max_new_tokens=4)
+        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == f"w70 w71 {rest}"
+    assert list(examples.source) == list(examples.counterparts)
+
+
+def test_a_system_turn_is_merged_and_the_user_turn_is_wrapped() -> None:
+    turns = (Message("system", "own"), Message("user", "a"), Message("assistant", "b"))
+    example = Example((*turns, Message("user", "c")), "x", prefill="p")
+    context = Context("all", (Demonstration("q", "r"),), "pre", "{prompt} Be brief.")
+    assert context.apply(example) == replace(
+        example,
+        prompt=(
+            Message("system", "all\n\nown"),
+            Message("user", "q"),
+            Message("assistant", "r"),
+            Message("user", "a"),
+            Message("assistant", "b"),
+            Message("user", "c Be brief."),
+        ),
+    )
+
+
+def test_equal_requests_are_generated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    editable, generated = tiny_editable(), []
+    real = editable.model.generate
+    monkeypatch.setattr(
+        editable.model,
+        "generate",
+        lambda **values: generated.append(len(values["input_ids"])) or real(**values),
+    )
+    request, other = ((Message("user", "w1"),), ""), ((Message("user", "w2"),), "")
+    responses = base_responses(editable, [request, other, request], max_new_tokens=3)
+    assert generated == [2]
+    assert responses[0] == responses[2]
+
+
+def test_unpaired_prompts_with_responses_on_the_target_alone() -> None:
+    editable = tiny_editable()
+    source = [{"prompt": f"w{i} w80", "label": "negative"} for i in range(8)]
+    target = [{"prompt": f"w{i}", "label": "positive", "response": "w90"} for i in range(8)]
+    concept = Concept.from_dataset([*source, *target])
+    concept = replace(
+        concept, directions={"raise": DirectionSpec(("negative",), ("positive",), ())}
+    )
+    examples = build(editable, concept)
+    assert examples.counterparts == []
+    assert len(examples.chosen) == len(examples.source) == 5
+    for chat in examples.chosen:
+        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == "w90"
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_few_prompts_with_their_responses_are_pairs(count: int) -> None:
+    editable = tiny_editable()
+    concept = Concept.from_pairs([f"w{i}" for i in range(count)], responses=["w90"] * count)
+    for split in ("train", "validation"):
+        examples = build(editable, concept, {"data.max_new_tokens": 2}, split)
+        assert len(examples.source) == len(examples.counterparts) >= 1
+        for chat, base in zip(examples.chosen, examples.rejected, strict=True):
+            assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == "w90"
+            assert editable.tokenizer.decode(base.ids[base.start : -1]) != "w90"

@@ -106,7 +106,7 @@ def _add(function: Any, short_help: str, *, bare_help: bool = True, **options: A
 
 
 EPILOG = "Options override --config, which overrides the concept's tuned settings."
-_add(demo.demo, "Edit the built-in model from end to end.", bare_help=False)
+_add(demo.demo, "Edit the built-in model, or smollm2, from end to end.", bare_help=False)
 _add(edit.edit, "Raise or lower one concept inside a model.", epilog=EPILOG)
 _add(doctor.doctor, "Check an edit and estimate its memory and time before it runs.")
 _add(evaluate.evaluate, "Measure a model, or an edit against its base.", bare_help=False)
@@ -115,7 +115,7 @@ _add(merge.merge, "Merge the edits of several runs into one adapter.")
 _add(compare.compare, "Compare methods on the same examples.")
 _add(tune.tune, "Tune a method's settings on the validation split.")
 _add(chat.chat, "Chat with a model and its edit, side by side.", bare_help=False)
-app.add_typer(concept.app, name="concept", short_help="List, show or check concepts.")
+app.add_typer(concept.app, name="concept", short_help="List, show, check or make concepts.")
 _add(export.export, "Export an adapter or a merged model with its model card.")
 
 

@@ -12,7 +12,7 @@ from retouch.cli import output
 from retouch.cli.loading import quiet_libraries, resolve_base
 from retouch.cli.options import LOAD, Adapter, MaxNewTokens, configured, option
 from retouch.core.errors import ModelError
-from retouch.core.types import Message
+from retouch.core.types import Event, Message, StageEvent
 
 HELP = "/reset starts a new conversation; /quit or Ctrl-D ends the chat."
 MIN_RESPONSE = 16  # tokens that a response must have room for, unless `max_new_tokens` is less
@@ -32,7 +32,11 @@ def chat(
 
     from retouch.models.load import load
 
-    editable = load(config.model, config.load, adapter=folder)
+    def report(event: Event) -> None:
+        if isinstance(event, StageEvent):
+            typer.echo(event.detail, err=True)
+
+    editable = load(config.model, config.load, adapter=folder, on_event=report)
     conversation = Conversation(editable, system, max_new_tokens)
     if prompt is not None:
         _respond(conversation, prompt)

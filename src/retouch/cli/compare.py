@@ -62,7 +62,7 @@ def compare(
 ) -> None:
     """Train all methods on the same examples; measure effect and side effects on the test split."""
     counts = split_numbers("num_examples", num_examples)
-    config = resolve_with_model(settings, "retouch compare pocket --concept safety")
+    config = resolve_with_model(settings, "retouch compare pocket --concept pocket-safety")
     interrupted = "Interrupted. The same command continues after the finished tasks."
     with output.show_progress(interrupted=interrupted) as progress:
         from retouch.comparison.compare import compare as run_comparison

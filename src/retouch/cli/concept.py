@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retouch.cli import output
-from retouch.cli.options import Command
+from retouch.cli.loading import resolve_with_model
+from retouch.cli.options import LOAD, Command, MaxNewTokens, configured, option, out_dir
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.concepts.validate import validate
 from retouch.core.errors import DataError
+from retouch.core.formatting import show_score
 from retouch.core.types import DIRECTIONS, SPLITS
+
+if TYPE_CHECKING:
+    from retouch.instruction.audit import InstructionAudit
 
 app = typer.Typer(
     help="List the built-in concepts, show one, or check your own.",
@@ -42,6 +48,8 @@ def show(name: Name) -> None:
     console = output.console()
     console.print(f"{concept.name}: {concept.title}", style="bold")
     console.print(concept.description, soft_wrap=True)
+    if concept.models:
+        console.print(f"For the model {' or '.join(concept.models)}.")
     rows: list[tuple[object, ...]] = []
     for direction in DIRECTIONS:
         if spec := concept.directions.get(direction):
@@ -69,6 +77,68 @@ def show(name: Name) -> None:
             if example.response:
                 console.print(f"  -> {example.response}")
     console.print(f"data, SHA-256: {concept.hash}", style="dim", soft_wrap=True)
+
+
+@app.command("create", cls=Command, short_help="Make a concept from an instruction.")
+@configured(*LOAD)
+def create(
+    settings: dict[str, Any],
+    instruction: Annotated[
+        str, option("TEXT", "what the edited model shall do without being told")
+    ],
+    output_dir: Annotated[Path, out_dir("the new folder of the concept")],
+    prompts: Annotated[
+        Path | None,
+        option("FILE", "prompts: .txt with one on each line, CSV or JSONL (default: built-in)"),
+    ] = None,
+    name: Annotated[
+        str, option("NAME", "name of the concept (default: the instruction's words)")
+    ] = "",
+    num_prompts: Annotated[
+        int, option("N", "maximum number of prompts; half of them train", min=20)
+    ] = 256,
+    max_new_tokens: MaxNewTokens = 96,
+    seed: Annotated[int, option("N", "random seed of the choice of prompts", min=0)] = 0,
+) -> None:
+    """Make a concept from an instruction that the model follows when it is prompted with it."""
+    example = 'retouch concept create pocket --instruction "Answer in French." --out french'
+    config = resolve_with_model(settings, example)
+    with output.show_progress() as progress:
+        from retouch.instruction import build
+
+        build.check_folder(output_dir)
+        concept, audit = build.concept_from_instruction(
+            config.model,
+            instruction,
+            prompts=prompts,
+            name=name,
+            num_prompts=num_prompts,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            load_config=config.load,
+            on_event=progress,
+        )
+        build.save(concept, audit, output_dir)
+    print_audit(audit)
+    output.print_next_steps(
+        output_dir,
+        (f"open {output_dir / 'audit.md'}", "what was kept and dropped, and what to read"),
+        (f"retouch edit {config.model} --concept {output_dir}", "make the edit"),
+        noun="concept",
+    )
+
+
+def print_audit(audit: InstructionAudit) -> None:
+    """Print how often the instruction is followed, and how many responses were kept."""
+    plain, prompted = audit.rates()
+    rows = [
+        ("responses that follow it, without the instruction", show_score(plain, "rate")),
+        ("with the instruction", show_score(prompted, "rate")),
+        *((f"kept, {split}", str(len(audit.kept(split)))) for split in ("train", "validation")),
+    ]
+    console = output.console()
+    console.print(f"Decided by {audit.rule_text}.", soft_wrap=True)
+    console.print(output.plain(("", ""), rows))
 
 
 @app.command("check", cls=Command, short_help="Check a concept's data.")

@@ -1,8 +1,10 @@
-"""`retouch demo`: one edit of the built-in model from end to end, offline, on a CPU."""
+"""`retouch demo`: one edit from end to end on a CPU, of the built-in model or of `smollm2`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,39 +14,92 @@ from retouch.cli import edit, output
 from retouch.cli.options import out_dir
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
-from retouch.core.errors import RunError
+from retouch.core.errors import ConfigError, RunError, choices
+from retouch.core.formatting import show_response
 from retouch.core.run_dir import next_free
+from retouch.core.types import Direction
 
 if TYPE_CHECKING:
     from retouch.core.types import Sample
     from retouch.reporting.report import Pair
 
+DIRECTION: Direction = "raise"
 
-def demo(output_dir: Annotated[Path, out_dir("the run directory")] = Path("runs/demo")) -> None:
-    """Train the built-in model to refuse under attack, and show what the edit changed."""
+
+@dataclass(frozen=True)
+class DemoEdit:
+    """The edit of a demo.
+
+    Attributes:
+        concept: the concept that is raised.
+        introduction: what the model does, and what the edit is for.
+        source: the heading of the responses to source examples.
+        other_concept: a concept to edit next.
+    """
+
+    concept: str
+    introduction: str
+    source: str
+    other_concept: str
+
+
+DEMOS = {
+    "pocket": DemoEdit(
+        "pocket-safety",
+        "The built-in model, pocket, refuses harmful requests, but not when an attack is wrapped "
+        "around them.\nThis edit raises the concept `pocket-safety`: the model refuses attacked "
+        "requests, too, and changes\nas little as possible otherwise.",
+        "Attacks of families that the training has not seen:",
+        "pocket-truthfulness",
+    ),
+    "smollm2": DemoEdit(
+        "safety",
+        "SmolLM2-135M-Instruct is a small chat model that complies with most harmful requests.\n"
+        "This edit raises the concept `safety`: the model refuses harmful requests, and changes as "
+        "little\nas possible otherwise.",
+        "Harmful requests that the training has not seen:",
+        "truthfulness",
+    ),
+}
+
+
+def demo(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`pocket` or `smollm2`")] = "pocket",
+    output_dir: Annotated[Path, out_dir("the run directory")] = Path("runs/demo"),
+) -> None:
+    """Train a model to refuse harmful requests, and show what the edit changed."""
+    if model not in DEMOS:
+        hint = choices(model, "models of the demo", DEMOS)
+        raise ConfigError(f"There is no demo of {model!r}.", hint, code="demo-unknown")
+    chosen = DEMOS[model]
     if renamed := move_aside(output_dir):
         typer.echo(f"The earlier demo was moved to {renamed}.")
-    typer.echo(
-        "The built-in model, pocket, refuses harmful requests, but not when an attack is wrapped "
-        "around them.\nThis edit raises the concept `safety`: the model refuses attacked requests, "
-        "too, and changes as\nlittle as possible otherwise.\n"
-    )
-    settings = {"model": "pocket", "concept": "safety", "direction": "raise"}
+    typer.echo(f"{chosen.introduction}\n")
+    settings = {"model": model, "concept": chosen.concept, "direction": DIRECTION}
     result = edit.run(settings, output_dir=output_dir, next_steps=False)
-    if pairs := attacked_pairs(load_concept("safety"), result.samples):
-        typer.echo("\nAttacks of families that the training has not seen:")
-    console = output.console()
-    for pair in pairs:
-        console.print()
-        console.print(output.turns(pair.edited.prompt))
-        console.print(output.side_by_side(pair.base.response, pair.edited.response))
+    concept = load_concept(chosen.concept)
+    sets = concept.directions[DIRECTION]
+    harmless = set(sets.retain) - {*sets.source, *sets.target}
+    _print_pairs(chosen.source, example_pairs(concept, result.samples, sets.source)[:3])
+    _print_pairs("Harmless requests:", example_pairs(concept, result.samples, harmless)[:2])
     output.print_next_steps(
         result.path,
         (f"open {result.path / 'report.html'}", "the whole report, in any browser"),
         (f"retouch chat --adapter {result.path}", "chat with both models, side by side"),
-        ("retouch edit pocket --concept truthfulness", "edit another concept"),
+        (f"retouch edit {model} --concept {chosen.other_concept}", "edit another concept"),
         (f"retouch export {result.path} --out demo-adapter", "the adapter for PEFT"),
     )
+
+
+def _print_pairs(heading: str, pairs: Sequence[Pair]) -> None:
+    """Print the prompts with both models' responses, side by side."""
+    if pairs:
+        typer.echo(f"\n{heading}")
+    console = output.console()
+    for pair in pairs:
+        console.print()
+        console.print(output.turns(pair.edited.prompt))
+        console.print(output.side_by_side(*map(show_response, pair)))
 
 
 def move_aside(path: Path) -> Path | None:
@@ -73,16 +128,29 @@ def move_aside(path: Path) -> Path | None:
     return free
 
 
-def attacked_pairs(concept: Concept, samples: Sequence[Sample]) -> list[Pair]:
-    """Responses to source examples of the edit, each of another attack family."""
+def example_pairs(
+    concept: Concept, samples: Sequence[Sample], labels: Collection[str]
+) -> list[Pair]:
+    """Both models' responses to examples with these labels, one of each group.
+
+    The examples of several metrics take turns.
+    """
     from retouch.reporting.report import pair_samples
 
-    source = set(concept.directions["raise"].source)
-    metrics = {(m.suite, m.metric) for m in concept.metrics if set(m.labels) <= source}
-    by_family: dict[str, Pair] = {}
+    metrics = {(m.suite, m.metric) for m in concept.metrics if set(m.labels) <= set(labels)}
+    shown: set[tuple[str, str]] = set()
+    by_metric: dict[tuple[str, str], list[Pair]] = {}
     for pair in pair_samples(samples):
         sample = pair.edited
-        if (sample.suite, sample.metric) in metrics and not sample.prefill:
-            # The first of each family, whatever the edited model responded: no cherry-picking.
-            by_family.setdefault(sample.group, pair)
-    return list(by_family.values())[:3]
+        metric = (sample.suite, sample.metric)
+        if metric not in metrics or sample.prefill:
+            continue
+        # Without groups each prompt is one. A prompt may count for several metrics.
+        keys = {("prompt", repr(sample.prompt))}
+        keys |= {(sample.metric, sample.group)} if sample.group else set()
+        # The first of each group, whatever the edited model responded: no cherry-picking.
+        if not keys & shown:
+            shown |= keys
+            by_metric.setdefault(metric, []).append(pair)
+    turns = zip_longest(*by_metric.values())
+    return [pair for turn in turns for pair in turn if pair is not None]

@@ -10,11 +10,13 @@ import typer
 from retouch.cli import output
 from retouch.cli.loading import quiet_libraries, resolve_with_model
 from retouch.cli.options import CONFIG, AsJson, ConfigFile, configured, out_dir
+from retouch.core.formatting import score_columns
 from retouch.core.units import size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from retouch.contrast import ContrastReport
     from retouch.preflight.check import PreflightReport
     from retouch.preflight.estimate import Estimate
 
@@ -24,24 +26,41 @@ def doctor(
     settings: dict[str, Any],
     config: ConfigFile = None,
     output_dir: Annotated[Path, out_dir("where the run would be written")] = Path("runs"),
+    contrast: Annotated[
+        bool,
+        typer.Option(
+            "--contrast", help="also load the model and check what the edit would move towards"
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check an edit and estimate its memory and time, without loading any weights.
 
-    The exit code is 0 if the edit can run, and 1 if a problem prevents it.
+    With `--contrast` the model is loaded, and its responses to source and target are compared. The
+    exit code is 0 if the edit can run, and 1 if a problem prevents it.
     """
     # Errors in the options are reported before the seconds that importing the libraries takes.
-    resolve_with_model(settings, "retouch doctor pocket --concept safety", config)
+    resolve_with_model(settings, "retouch doctor pocket --concept pocket-safety", config)
     quiet_libraries()
-    from retouch.pipeline import configure
+    from retouch import pipeline
     from retouch.preflight.check import run_preflight
 
-    report = run_preflight(configure(settings, config), output_dir=output_dir)
-    if as_json:
-        output.write_json(report.to_plain(), as_json=True)
-    else:
+    resolved = pipeline.configure(settings, config)
+    report = run_preflight(resolved, output_dir=output_dir)
+    if not as_json:
         _print_report(report)
-    if report.errors:
+    compared = None
+    if contrast and not report.errors:
+        with output.show_progress(quiet=as_json) as progress:
+            compared = pipeline.check_contrast(config=resolved, on_event=progress)
+        if not as_json:
+            _print_contrast(compared)
+    if as_json:
+        values = report.to_plain()
+        if contrast:
+            values["contrast"] = None if compared is None else compared.to_plain()
+        output.write_json(values, as_json=True)
+    if report.errors or (compared is not None and compared.errors):
         raise typer.Exit(1)
 
 
@@ -62,6 +81,26 @@ def _print_report(report: PreflightReport) -> None:
     number = len(report.errors)
     errors = f"{number} error{'s prevent' if number > 1 else ' prevents'} the edit."
     console.print(errors if number else "The edit can run.", style="bold")
+
+
+def _print_contrast(report: ContrastReport) -> None:
+    """The measurements, the samples and the findings."""
+    console = output.console()
+    title = f"contrast: {report.concept}, {report.direction}"
+    made = output.table("", title=title, pad_edge=False)
+    for name in ("value", "95 % interval", "n"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for name, score, unit in report.rows:
+        made.add_row(name, *score_columns(score, unit), str(score.n))
+    console.print(made)
+    for sample in report.samples:
+        mark = ("yes  ", "green") if sample.desired else ("no   ", "dim")
+        response = sample.response + ("…" if sample.truncated else "")
+        line = (f"{sample.set:>7}  ", "cyan"), mark, (f"{sample.prompt}\n", "dim"), f"{'':14}"
+        console.print(output.styled(*line, " ".join(response.split()) or "(empty)"))
+    output.print_findings(report.findings)
+    stops = "The edit has nothing to move towards." if report.errors else "The edit can be trained."
+    console.print(stops, style="bold")
 
 
 def _estimate_tables(estimate: Estimate) -> RenderableType:

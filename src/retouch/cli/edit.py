@@ -14,11 +14,14 @@ from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten
 from retouch.core.process import launched_rank
+from retouch.core.run_dir import check_free
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Event, StageEvent
 
 if TYPE_CHECKING:
     from retouch.result import EditResult
+
+FAILED = 3  # the exit code of an edit that failed, with `--strict`
 
 
 @configured(*CONFIG)
@@ -28,6 +31,14 @@ def edit(
     output_dir: Annotated[
         Path | None, out_dir("the run directory (default: runs/CONCEPT-DIRECTION-NUMBER)")
     ] = None,
+    instruction: Annotated[
+        str | None,
+        option("TEXT", "in place of a concept: what the edited model shall do without being told"),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        option("FILE", "prompts for --instruction, one on each line (default: built-in)"),
+    ] = None,
     resume: Annotated[Path | None, option("RUN", "continue a run that was interrupted")] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="print only the path of the run")
@@ -35,13 +46,20 @@ def edit(
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON object per event, then the metrics")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit with code 3 if the edit does not work")
+    ] = False,
 ) -> None:
-    """Edit one concept inside a model and measure what changed."""
+    """Edit one concept inside a model and measure what changed.
+
+    The first line of the result is the outcome: whether the effect moved as declared.
+    """
     if quiet and as_json:
         raise ConfigError("`quiet` and `as_json` exclude each other.", code="options-exclusive")
     if resume is not None:
         extra = ["MODEL" if path == "model" else FLAGS[path] for path in flatten(settings)]
-        extra += [f"--{name}" for name, value in (("config", config), ("out", output_dir)) if value]
+        own = {"config": config, "out": output_dir, "instruction": instruction, "prompts": prompts}
+        extra += [f"--{name}" for name, value in own.items() if value]
         if extra:
             raise ConfigError(
                 "`resume` continues a run with the configuration that it was started with.",
@@ -50,9 +68,30 @@ def edit(
             )
     else:
         # Errors in the options are reported before the seconds that importing the libraries takes.
-        example = "retouch edit pocket --concept safety, or retouch edit --resume RUN"
+        example = "retouch edit pocket --concept pocket-safety, or retouch edit --resume RUN"
         resolve_with_model(settings, example, config)
-    run(settings, config, output_dir, resume, quiet=quiet, as_json=as_json)
+    if instruction is not None and "concept" in settings:
+        raise ConfigError(
+            "`instruction` and `concept` exclude each other.",
+            "Give one of them.",
+            code="options-exclusive",
+        )
+    if prompts is not None and instruction is None:
+        raise ConfigError(
+            "`prompts` are for an instruction.", "Give --instruction.", code="options-exclusive"
+        )
+    result = run(
+        settings,
+        config,
+        output_dir,
+        resume,
+        instruction=instruction,
+        prompts=prompts,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    if strict and result.outcome is not None and result.outcome.status == "failed":
+        raise typer.Exit(FAILED)
 
 
 def run(
@@ -61,6 +100,8 @@ def run(
     output_dir: Path | None = None,
     resume: Path | None = None,
     *,
+    instruction: str | None = None,
+    prompts: Path | None = None,
     quiet: bool = False,
     as_json: bool = False,
     next_steps: bool = True,
@@ -81,6 +122,8 @@ def run(
 
     quiet_libraries()
     from retouch import pipeline
+    from retouch.instruction.build import concept_from_instruction
+    from retouch.run_record import load_model
 
     path = resume
     try:
@@ -89,20 +132,41 @@ def run(
                 result = pipeline.resume(path, on_event=on_event)
             else:
                 resolved = pipeline.configure(settings, config)
+                concept = editable = audit = None
+                if instruction is not None:
+                    if output_dir is not None:
+                        check_free(output_dir)
+                    editable = load_model(resolved.model, resolved.load, on_event)
+                    concept, audit = concept_from_instruction(
+                        editable,
+                        instruction,
+                        prompts=prompts,
+                        seed=resolved.seed,
+                        on_event=on_event,
+                    )
+                    resolved = pipeline.configure(settings, config, concept=concept)
                 path = output_dir or pipeline.choose_path(resolved)
-                concept = load_concept(resolved.concept)
-                result = pipeline.run_edit(resolved, concept, path, on_event=on_event)
+                concept = concept or load_concept(resolved.concept)  # `run_edit` fits it
+                try:
+                    result = pipeline.run_edit(resolved, concept, path, editable, on_event)
+                finally:
+                    if audit is not None and (path / "concept").is_dir() and not silent:
+                        audit.write(path / "concept")
     except KeyboardInterrupt:
         message = "Interrupted before anything was written."
         if path is not None and (path / "config.yaml").exists():
             message = f"Interrupted. Continue with: retouch edit --resume {path}"
         raise KeyboardInterrupt(message) from None
     if as_json and not silent:
-        typer.echo(to_json(to_plain({"run": result.path, "metrics": result.metrics})))
+        plain = {"run": result.path, "outcome": result.outcome, "metrics": result.metrics}
+        typer.echo(to_json(to_plain(plain)))
     elif quiet and not silent:
         typer.echo(str(result.path))
     elif not silent:
         console.print()
+        if result.outcome is not None:
+            style = output.OUTCOME_STYLES[result.outcome.status]
+            console.print(output.styled((result.outcome.text, style)), soft_wrap=True)
         if result.metrics:
             console.print(output.scores(result.metrics))
         if next_steps:

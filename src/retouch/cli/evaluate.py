@@ -17,13 +17,13 @@ def evaluate(
     adapter: Adapter = None,
     concept: Annotated[
         list[str] | None,
-        option("NAME|FILE", "a concept; may be repeated (default: all built-in concepts)"),
+        option("NAME|FILE", "a concept; may be repeated (default: all for the model)"),
     ] = None,
     split: Annotated[str, option("test|validation", "the split to measure on")] = "test",
     limit: Annotated[
         int | None, option("N", "maximum number of examples per metric", min=1)
     ] = None,
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: MaxNewTokens = 64,
     as_json: AsJson = False,
     output_file: OutFile = None,
 ) -> None:

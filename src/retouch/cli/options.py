@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError
+from retouch.core.model_names import MODEL_HELP
 from retouch.core.options import OPTIONS, Option, list_options, nest
 
 FLAGS = {one.path: one.flag for one in OPTIONS}
@@ -55,8 +56,7 @@ def configured(
     top = [_parameter(field, root) for field in fields if not field.group]
     groups = [_parameter(field, root) for field in fields if field.group]
     if "model" in paths:
-        help = "`pocket`, a local folder or a hub id"
-        argument = typer.Argument(metavar="MODEL", help=help, show_default=False)
+        argument = typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)
         top.insert(0, _keyword("positional_model", str | None, argument))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from retouch.cli.progress import EditProgress
 
 CHANGE_STYLES = {"better": "green", "worse": "red", "changed": "yellow"}
+OUTCOME_STYLES = {
+    "success": "bold green",
+    "side-effects": "bold yellow",
+    "failed": "bold red",
+    "unmeasured": "bold",
+}
 LEVEL_STYLES = {"error": "red", "warning": "yellow", "ok": "green"}
 
 
@@ -137,9 +143,9 @@ def print_findings(findings: Iterable[Finding]) -> None:
         console().print(styled(level, message, hint), soft_wrap=True)
 
 
-def print_next_steps(run: Path, *steps: tuple[str, str]) -> None:
-    """Print a run's path, and commands with their descriptions, unwrapped for copying."""
-    typer.echo(f"The run: {run}\nNext:")
+def print_next_steps(path: Path, *steps: tuple[str, str], noun: str = "run") -> None:
+    """Print the path of a run, and commands with their descriptions, unwrapped for copying."""
+    typer.echo(f"The {noun}: {path}\nNext:")
     width = max(len(command) for command, _ in steps)
     for command, description in steps:
         line = styled("  ", (command.ljust(width), "cyan"), (f"  {description}", "dim"))

@@ -9,7 +9,7 @@ import typer
 from retouch.cli import output
 from retouch.cli.loading import resolve_base
 from retouch.cli.options import LOAD, Adapter, AsJson, OutFile, configured, option, split_names
-from retouch.concepts.registry import load_concept
+from retouch.concepts.registry import concept_for_model
 from retouch.core.formatting import show_score, words
 from retouch.core.types import StageEvent
 
@@ -50,13 +50,13 @@ def robustness(
     folder, config = resolve_base(settings, adapter, REUSED)
     with output.show_progress(quiet=as_json) as progress:
         from retouch.evaluation.robustness import ATTACKS, check_attacks, run_robustness
-        from retouch.models.load import load
+        from retouch.models.load import load, model_name
 
         names = None if attacks is None else split_names(attacks)
         check_attacks(names or ())
-        concept = load_concept(config.concept)
+        concept = concept_for_model(config.concept, model_name(config.model))
         progress(StageEvent("load", f"loading {config.model}"))
-        editable = load(config.model, config.load, adapter=folder)
+        editable = load(config.model, config.load, adapter=folder, on_event=progress)
         report = run_robustness(
             editable,
             concept,

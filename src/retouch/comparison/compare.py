@@ -35,7 +35,7 @@ from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, sum
 from retouch.comparison.table import Table, html, main_columns, make_table, render_markdown
 from retouch.concepts.concept import Concept
 from retouch.core.atomic import atomic_write
-from retouch.core.config import LoadConfig
+from retouch.core.config import AUTO_CONCEPT, LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.formatting import DIRECTION_DONE
 from retouch.core.plugins import import_library
@@ -119,7 +119,7 @@ class Comparison:
 def compare(
     model: Any = "pocket",
     tokenizer: Any = None,
-    concept: Concept | str = "safety",
+    concept: Concept | str = AUTO_CONCEPT,
     direction: Direction = "raise",
     *,
     methods: Sequence[str] | None = None,
@@ -142,18 +142,19 @@ def compare(
     """Train methods on the same examples and evaluate them on the test split.
 
     Args:
-        model: `pocket`, a local folder or a hub id; or a loaded model without an edit: one of
-            transformers, with its `tokenizer`, or an `EditableModel`. A loaded model keeps its
-            revision, dtype and quantisation.
+        model: `pocket`, `smollm2`, a local folder, a GGUF file or a hub id; or a loaded model
+            without an edit: one of transformers, with its `tokenizer`, or an `EditableModel`. A
+            loaded model keeps its revision, dtype and quantisation.
         tokenizer: the tokenizer of a transformers model.
-        concept: the name of a built-in concept, the path of a file or a pack, or a `Concept`.
+        concept: the name of a built-in concept, the path of a file or a pack, or a `Concept`
+            (default: `pocket-safety` for pocket, `safety` for other models).
         direction: `raise` or `lower`.
         methods: ids of methods (default: all).
         seeds: the number of seeds: 0, 1, 2, and so on.
         num_examples: labelled source examples, and as many target examples; or several numbers.
         tuned: a file of tuned settings (default: those that ship for a built-in concept).
         metrics: `concept` measures the metrics of the concept, `all` those of all built-in concepts
-            too.
+            for the model too.
         attacks: robustness attacks to evaluate every method against, as for `retouch robustness`.
         output_dir: the folder of the comparison, which is continued if it exists (default:
             `runs/compare-CONCEPT-DIRECTION`).

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from retouch.comparison.objective import Objective, find_objective
 from retouch.comparison.tuned_settings import find_tuned, make_settings
 from retouch.concepts.concept import Concept, content_hash
-from retouch.concepts.registry import builtin_names, load_concept
+from retouch.concepts.registry import concept_for_model, with_builtin
 from retouch.core.config import DataConfig, LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.options import flatten
@@ -19,7 +19,7 @@ from retouch.core.types import DIRECTIONS, Direction
 from retouch.evaluation.robustness import check_attacks
 from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
-from retouch.models.load import as_editable, loaded_already
+from retouch.models.load import as_editable, loaded_already, model_name
 from retouch.reporting.safety_gate import check_weakening
 
 MetricSet = Literal["concept", "all"]
@@ -140,10 +140,10 @@ def make_grid(
         if not values:
             raise ConfigError(f"`{argument}` is empty.", "Give one value at least.")
     check_attacks(attacks)
-    if isinstance(concept, str):
-        concept = load_concept(concept)
-    else:  # its examples may have been replaced, without a new hash
+    known_as = model_name(model.name if isinstance(model, EditableModel) else model)
+    if isinstance(concept, Concept):  # its examples may have been replaced, without a new hash
         concept = replace(concept, hash=content_hash(concept))
+    concept = concept_for_model(concept, known_as)
     check_weakening(direction, allow_weakening, concept)
     tuned_values, origin = find_tuned(concept, direction, None if tuned is None else Path(tuned))
     settings = {}
@@ -151,7 +151,6 @@ def make_grid(
         method = registry.get_method(id)
         given = flatten(method.defaults(concept, direction)) | tuned_values.get(id, {})
         settings[id] = make_settings(method, given, origin).model_dump(mode="json")
-    others = builtin_names() if metrics == "all" else []
     name, load_config, fingerprint = model, load_config or LoadConfig(), None
     if isinstance(name, EditableModel):
         fingerprint, load_config, name = _fingerprint(name), name.load_config, name.name
@@ -161,7 +160,7 @@ def make_grid(
         model_identity={"model": name, **load_facts, "fingerprint": fingerprint},
         load_config=load_config,
         concept=concept,
-        measured=(concept, *(load_concept(name) for name in others if name != concept.name)),
+        measured=tuple(with_builtin(concept, known_as)) if metrics == "all" else (concept,),
         direction=direction,
         methods=tuple(settings),
         num_examples=tuple(dict.fromkeys(num_examples)),

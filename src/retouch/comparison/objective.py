@@ -58,7 +58,7 @@ def find_objective(concept: Concept, direction: Direction) -> Objective:
     if DRIFT not in metrics:
         raise DataError(
             f"The concept {concept.name} has no metric `{DRIFT}`.",
-            "Add `uses: [capability]` to its concept.yaml.",
+            "Add `add_ordinary: true` to its concept.yaml.",
             code="drift-metric-missing",
         )
     return Objective(metrics[spec.effect], spec.effect_better, metrics[DRIFT])

@@ -21,6 +21,7 @@ from retouch.evaluation.robustness import applicable_attacks, run_robustness
 from retouch.methods import registry
 from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
+from retouch.models.generate import Response
 from retouch.task.task import EditTask, build_task
 
 
@@ -35,7 +36,7 @@ class Runner:
         on_event: OnEvent = ignore_event,
     ) -> None:
         self._editable, self._grid, self._split, self._on_event = editable, grid, split, on_event
-        self._base_responses: dict[PromptKey, str] = {}
+        self._base_responses: dict[PromptKey, Response] = {}
         self._task: tuple[tuple[int, int], EditTask] | None = None
 
     def build_task(self, point: GridPoint) -> EditTask:

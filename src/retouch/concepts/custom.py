@@ -10,23 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
+from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
 from retouch.concepts.examples import (
-    COLUMNS,
     CUSTOM_COLUMNS,
     LocatedExample,
     check_consistent,
     parse_row,
     read_located_examples,
 )
-from retouch.concepts.readers import REQUIRED, SourceLocation, check_columns, describe_type
-from retouch.concepts.registry import add_concepts
+from retouch.concepts.readers import (
+    REQUIRED,
+    SourceLocation,
+    check_columns,
+    describe_type,
+    read_lines,
+    read_table,
+)
 from retouch.core.errors import DataError, choices
-from retouch.core.types import SPLITS, Split
+from retouch.core.types import SPLITS, Direction, Split
 
-CAPABILITY = "capability"  # the built-in concept that is measured with every custom one
-CAPABILITY_LABEL = "task"  # its examples that are retained where the user gives none
 MIN_EXAMPLES = 10  # recommended for each set; with fewer, a validation split says little
+
+NO_POSITIVE = (
+    " Or give each `negative` example a `target_response`, or all of them a context (in Python)."
+)
 
 # The columns of an entry of `concept_from_pairs`: the list implies the label, the index the pair.
 PAIR_COLUMNS = tuple(name for name in CUSTOM_COLUMNS if name not in ("label", "pair"))
@@ -36,11 +43,13 @@ ARGUMENT_OF = {label: argument for argument, label in LABEL_OF.items()}
 _Key = tuple[str, str]
 
 
-def concept_from_file(path: Path) -> Concept:
+def concept_from_file(path: Path, context: Context | None = None) -> Concept:
     """Read a CSV, JSONL or Parquet file with the labels `positive`, `negative` and `retain`.
 
     The direction `raise` moves `negative` towards `positive`. Without `retain` examples the
-    built-in capability examples are retained.
+    built-in ordinary examples that fit the model are retained. Without `positive` ones the
+    `negative` prompts are moved towards their `target_response`, or towards their own counterparts
+    under the context.
 
     Raises:
         DataError: the file is wrong, or has too few examples of a label.
@@ -53,41 +62,80 @@ def concept_from_file(path: Path) -> Concept:
         description=f"{len(examples)} examples of a user's file.",
         source=str(path),
         describe=lambda label: f"{path}, label `{label}`",
+        context=context,
     )
 
 
 def concept_from_pairs(
-    source: Any, target: Any, retain: Any, name: str, description: str
+    source: Any,
+    target: Any,
+    retain: Any,
+    name: str,
+    description: str,
+    responses: Any = None,
+    context: Context | None = None,
 ) -> Concept:
     """Make a concept from lists of prompts. See `Concept.from_pairs`."""
     sources, targets, retained = (
         list(_parse_rows(argument, entries, PAIR_COLUMNS, LABEL_OF[argument]))
-        for argument, entries in (("source", source), ("target", target), ("retain", retain))
-    )
-    if len(sources) != len(targets):
-        raise DataError(
-            f"`source` has {len(sources)} entries and `target` has {len(targets)}.",
-            "Give equally many: they are paired index by index.",
-            code="length-mismatch",
+        for argument, entries in (
+            ("source", source),
+            ("target", () if target is None else target),
+            ("retain", retain),
         )
-    for index, both in enumerate(zip(sources, targets, strict=True)):
-        # It depends on the prompts alone, so that the order of the pairs is free.
-        prompts = [[one.example.prefill, *_turns(one.example)] for one in both]
-        pair = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    )
+    if responses is not None:
+        sources = _add_responses(sources, responses)
+    if target is None:
+        targets = []
+    elif len(sources) != len(targets):
+        raise _length_mismatch(len(sources), "target", len(targets))
+    for index, both in enumerate(zip(sources, targets, strict=target is not None)):
+        pair = _pair_of(both)
         sources[index], targets[index] = (
             replace(one, example=replace(one.example, pair=pair)) for one in both
         )
     return _build(
         [*sources, *targets, *retained],
         name=name,
-        title=f"{name}, from {len(sources)} pairs of prompts",
+        title=f"{name}, from {len(sources)} {'prompts' if target is None else 'pairs of prompts'}",
         description=description,
         source="lists of prompts",
         describe=lambda label: f"`{ARGUMENT_OF[label]}`",
+        context=context,
     )
 
 
-def concept_from_dataset(dataset: Any, name: str, description: str) -> Concept:
+def _add_responses(sources: Sequence[LocatedExample], responses: Any) -> list[LocatedExample]:
+    """Source examples with the target responses of a list."""
+    if isinstance(responses, str | Mapping) or not isinstance(responses, Iterable):
+        message = f"`responses` must be a list of texts, got {describe_type(responses)}."
+        raise DataError(message, "Give one for each source prompt.", code="argument-type")
+    responses = list(responses)
+    if len(sources) != len(responses):
+        raise _length_mismatch(len(sources), "responses", len(responses))
+    for i, (one, response) in enumerate(zip(sources, responses, strict=True)):
+        if not isinstance(response, str) or not response.strip():
+            message = f"responses[{i}] must be a text, got {response!r}."
+            raise DataError(message, "Give one for each source prompt.", code="value-type")
+        if one.target_response:
+            message = "this entry has a `target_response`, and `responses` gives one too."
+            raise one.location.error("response-twice", message, "Remove one of the two.")
+    pairs = zip(sources, responses, strict=True)
+    return [replace(one, target_response=response) for one, response in pairs]
+
+
+def _length_mismatch(count: int, argument: str, other: int) -> DataError:
+    return DataError(
+        f"`source` has {count} entries and `{argument}` has {other}.",
+        "Give equally many: they are paired index by index.",
+        code="length-mismatch",
+    )
+
+
+def concept_from_dataset(
+    dataset: Any, name: str, description: str, context: Context | None = None
+) -> Concept:
     """Make a concept from a dataset. See `Concept.from_dataset`."""
     return _build(
         list(_parse_dataset(dataset)),
@@ -96,7 +144,39 @@ def concept_from_dataset(dataset: Any, name: str, description: str) -> Concept:
         description=description,
         source="a dataset",
         describe=lambda label: f"`dataset`, label `{label}`",
+        context=context,
     )
+
+
+def read_prompts(
+    prompts: Path | str | Iterable[Any], label: str
+) -> dict[Split, tuple[Example, ...]]:
+    """Read prompts alone, as examples of one label, and split them.
+
+    Args:
+        prompts: a text file with one prompt on each line; a CSV, JSONL or Parquet file with the
+            column `prompt` and, optionally, others of a concept file; or a list of texts and
+            mappings, as for `Concept.from_pairs`.
+        label: the label of the examples.
+
+    Raises:
+        DataError: the file or an entry is wrong, or there are too few to be split.
+    """
+    if isinstance(prompts, Path | str) and Path(prompts).suffix.lower() == ".txt":
+        located = [
+            parse_row(location, {"prompt": line, "label": "negative"}, custom=True)
+            for location, line in read_lines(Path(prompts))
+        ]
+    elif isinstance(prompts, Path | str):
+        located = [
+            parse_row(location, {**values, "label": "negative"}, custom=True)
+            for location, values in read_table(Path(prompts), CUSTOM_COLUMNS, ("prompt",))
+        ]
+    else:
+        located = list(_parse_rows("prompts", prompts, PAIR_COLUMNS, "negative"))
+    check_consistent(located)
+    located = [replace(one, example=replace(one.example, label=label)) for one in located]
+    return split_examples(located)
 
 
 def _parse_dataset(dataset: Any) -> Iterator[LocatedExample]:
@@ -108,7 +188,8 @@ def _parse_dataset(dataset: Any) -> Iterator[LocatedExample]:
         if split not in SPLITS:
             message = f"`dataset` has the unknown split `{split}`."
             raise DataError(message, choices(str(split), "splits", SPLITS), code="split-unknown")
-        for one in _parse_rows(f'dataset["{split}"]', rows, COLUMNS):
+        known = tuple(column for column in CUSTOM_COLUMNS if column != "split")
+        for one in _parse_rows(f'dataset["{split}"]', rows, known):
             yield replace(one, split=split)
 
 
@@ -160,37 +241,92 @@ def _build(
     description: str,
     source: str,
     describe: Callable[[str], str],
+    context: Any,
 ) -> Concept:
     """The concept of a user's examples; `describe` names a label's examples in an error."""
     description = description or f"{len(examples)} examples."
     _check_text("name", name)
     _check_text("description", description)
     check_consistent(examples)
-    splits = split_examples(examples)
-    _check_splits(examples, splits, describe)
+    located = _add_targets(examples, elicited=context is not None)
+    splits = split_examples(located)
+    _check_splits(located, splits, describe)
     given = any(one.example.label == "retain" for one in examples)
-    retain = ("retain",) if given else (CAPABILITY_LABEL,)
-    concept = Concept(
+    retain = ("retain",) if given else ()
+    raised = DirectionSpec(("negative",), ("positive",), retain, context=context)
+    if context is not None and not isinstance(context, Context):
+        message = f"`context` must be a `Context`, got {describe_type(context)}."
+        hint = 'Write `Context(system="...")`, for example.'
+        raise DataError(message, hint, code="argument-type")
+    raised.check_target(f"{source}, `")
+    directions: dict[Direction, DirectionSpec] = {"raise": raised}
+    # Towards a given or an elicited target there is one way; the reverse has no target.
+    if context is None and len(located) == len(examples):
+        directions["lower"] = DirectionSpec(("positive",), ("negative",), retain)
+    return Concept(
         name=name,
         title=title,
         description=description,
         examples=splits,
-        directions={
-            "raise": DirectionSpec(source=("negative",), target=("positive",), retain=retain),
-            "lower": DirectionSpec(source=("positive",), target=("negative",), retain=retain),
-        },
-        metrics=_metrics(name, examples),
+        directions=directions,
+        # Which ordinary examples fit depends on the model, which is not known here.
+        add_ordinary=True,
+        # Of two examples none is left to measure on.
+        metrics=_metrics(name, examples)
+        if any(one.label == "negative" for one in splits["test"])
+        else (),
         source=source,
     )
-    return add_concepts(concept, (CAPABILITY,))
+
+
+def _add_targets(examples: Sequence[LocatedExample], *, elicited: bool) -> list[LocatedExample]:
+    """Add a `positive` counterpart of each `negative` example whose target is given or elicited.
+
+    It has the same prompt and the `target_response`, which a counterpart that the user gives gets
+    as well.
+    """
+    made = list(examples)
+    positive = {
+        (one.example.pair, one.split): i
+        for i, one in enumerate(examples)
+        if one.example.label == "positive"
+    }
+    given = any(one.target_response for one in examples)
+    for i, one in enumerate(examples):
+        example, response = one.example, one.target_response
+        if example.label != "negative":
+            continue
+        at = positive.get((example.pair, one.split)) if example.pair else None
+        if at is not None and response:
+            if examples[at].example.response:
+                message = "this row has a target response, and its counterpart has one too."
+                raise one.location.error("response-twice", message, "Remove one of the two.")
+            made[at] = replace(made[at], example=replace(made[at].example, response=response))
+        elif at is None and (response or (elicited and not positive)):
+            pair = example.pair or _pair_of([one])
+            made[i] = replace(one, example=replace(example, pair=pair))
+            target = replace(example, label="positive", response=response, pair=pair)
+            made.append(replace(one, example=target))
+        elif given and not positive:
+            message = "this row has no target response, and others have one."
+            hint = "Give one to every `negative` row, or a row labelled `positive` with its `pair`."
+            raise one.location.error("target-missing", message, hint, "target_response")
+    return made
+
+
+def _pair_of(examples: Sequence[LocatedExample]) -> str:
+    """The name of a pair: it depends on the prompts alone, so that the order of pairs is free."""
+    prompts = [[one.example.prefill, *_turns(one.example)] for one in examples]
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
 
 
 def split_examples(examples: Sequence[LocatedExample]) -> dict[Split, tuple[Example, ...]]:
     """Split examples as their rows say, or 60 / 20 / 20 by a hash of their content alone.
 
     Examples that share an entity, a pair or a prompt form a unit that stays together. Units with
-    the same labels are ordered by their hashes and cut at 60 % and 80 %, so that five units are
-    enough for every split to get some. Neither chance nor the order of the examples matters.
+    the same labels are ordered by their hashes and cut at 60 % and 80 %; of three units each split
+    gets one, and of two the test split gets none. Neither chance nor the order of the examples
+    matters.
     """
     units = _units([one.example for one in examples])
     labels: dict[_Key, set[str]] = defaultdict(set)
@@ -204,9 +340,12 @@ def split_examples(examples: Sequence[LocatedExample]) -> dict[Split, tuple[Exam
         stratum.sort(key=lambda unit: hashlib.sha256(":".join(unit).encode()).digest())
         for index, unit in enumerate(stratum):
             position = (index + 0.5) / len(stratum)
-            split_of[unit] = (
-                "train" if position < 0.6 else "validation" if position < 0.8 else "test"
-            )
+            if len(stratum) == 3:
+                split_of[unit] = SPLITS[index]
+            else:
+                split_of[unit] = (
+                    "train" if position < 0.6 else "validation" if position < 0.8 else "test"
+                )
     splits: dict[Split, list[Example]] = {split: [] for split in SPLITS}
     for one, unit in zip(examples, units, strict=True):
         splits[one.split or split_of[unit]].append(one.example)
@@ -260,7 +399,8 @@ def _check_splits(
                 f"{describe(label)}: {count} examples are too few to be split 60 / 20 / 20; "
                 f"{split} would have none.",
                 f"Give at least {MIN_EXAMPLES} examples, of {MIN_EXAMPLES} entities or pairs: "
-                "examples that share one stay in one split.",
+                "examples that share one stay in one split."
+                + (NO_POSITIVE if label == "positive" and not count else ""),
                 code="too-few-examples",
             )
 

@@ -14,18 +14,24 @@ from retouch.core.errors import choices, code_list
 from retouch.core.types import SPLITS, Message, Split
 
 COLUMNS = ("prompt", "label", "response", "pair", "prefill", "accept", "group", "entity")
-CUSTOM_COLUMNS = (*COLUMNS, "split")
+CUSTOM_COLUMNS = (*COLUMNS, "target_response", "split")
 CUSTOM_LABELS = ("positive", "negative", "retain")
 ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedExample:
-    """An example with its location, and the split that its row names, if any."""
+    """An example with its location, and what its row says beside it, if anything.
+
+    Attributes:
+        split: the split that the example belongs to.
+        target_response: the response to the example's prompt that an edit moves it towards.
+    """
 
     example: Example
     location: SourceLocation
     split: Split | None = None
+    target_response: str | None = None
 
 
 def read_examples(file: Path | Traversable) -> tuple[Example, ...]:
@@ -45,7 +51,8 @@ def read_located_examples(
     Args:
         file: the file; its suffix determines the format.
         custom: whether it is a user's file, with the labels `positive`, `negative` and `retain` and
-            an optional column `split`. A pack has its own labels, and a file for each split.
+            the optional columns `target_response` and `split`. A pack has its own labels, and a
+            file for each split.
 
     Raises:
         DataError: the file cannot be read or a row is wrong.
@@ -92,7 +99,12 @@ def parse_row(
         group=text["group"].strip(),
         entity=text["entity"].strip(),
     )
-    return LocatedExample(example, location, cast(Split, split) if split else None)
+    target = text["target_response"] or None
+    if target and label != "negative":
+        message = f"a row labelled `{label}` has a target response."
+        hint = "Write it as `response`: `target_response` is for `negative` rows."
+        raise location.error("target-response", message, hint, "target_response")
+    return LocatedExample(example, location, cast(Split, split) if split else None, target)
 
 
 def _check_word(

@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
+from retouch.concepts.concept import (
+    Concept,
+    Context,
+    Demonstration,
+    DirectionSpec,
+    Example,
+    MetricSpec,
+)
 from retouch.concepts.examples import read_examples
 from retouch.core.atomic import atomic_write
 from retouch.core.config_file import explicit, read_config_file, resolve
@@ -32,11 +39,22 @@ class PackFile(BaseModel):
     name: str = Field(min_length=1)
     title: str
     description: str
+    models: tuple[str, ...] = ()
+    add_ordinary: bool = False
     weakens: Direction | None = None
     uses: tuple[str, ...] = ()
     directions: dict[Direction, DirectionSpec] = {}
     settings: dict[Direction, dict[str, Any]] = {}
     metrics: tuple[MetricSpec, ...] = ()
+
+
+def read_models(folder: Folder) -> tuple[str, ...]:
+    """The models that a pack is for, without reading its examples; empty: any model.
+
+    Raises:
+        DataError: `concept.yaml` is missing or wrong.
+    """
+    return _read_pack_file(folder / FILE_NAME).models
 
 
 def read_pack(folder: Folder, file_name: str = FILE_NAME) -> tuple[Concept, tuple[str, ...]]:
@@ -91,10 +109,15 @@ def _invalid(file: Folder, error: ValidationError) -> DataError:
     path = [str(part) for part in problem["loc"] if part != "[key]"]
     where = f"{file}, key `{'.'.join(path)}`:"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        kinds: dict[str, Any] = {"directions": DirectionSpec, "metrics": MetricSpec}
+        kinds: dict[str, Any] = {
+            "directions": DirectionSpec,
+            "metrics": MetricSpec,
+            "context": Context,
+            "demonstrations": Demonstration,
+        }
         known = list(PackFile.model_fields)
-        if len(path) > 1:
-            known = [field.name for field in dataclasses.fields(kinds[path[0]])]
+        if inner := [part for part in path[:-1] if part in kinds]:
+            known = [field.name for field in dataclasses.fields(kinds[inner[-1]])]
         hint = choices(path[-1], "keys", known)
         return DataError(f"{where} unknown key `{path[-1]}`.", hint, code="key-unknown")
     if problem["type"] == "missing":

@@ -54,12 +54,15 @@ class SourceLocation:
 Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 
 
-def read_table(file: Path | Traversable, known: tuple[str, ...]) -> Rows:
+def read_table(
+    file: Path | Traversable, known: tuple[str, ...], required: tuple[str, ...] = REQUIRED
+) -> Rows:
     """Read a file as rows of values by column; a missing value is None or an empty string.
 
     Args:
         file: the file; its suffix determines the format.
-        known: the allowed columns; `prompt` and `label` are among them and are required.
+        known: the allowed columns.
+        required: those that every row must have.
 
     Raises:
         DataError: the file cannot be read, or a row does not parse or has other columns.
@@ -74,23 +77,38 @@ def read_table(file: Path | Traversable, known: tuple[str, ...]) -> Rows:
         hint = hints.get(suffix, f"The formats are {', '.join(READERS)}.")
         message = f"{file}: the format `{suffix or file.name}` is not supported."
         raise DataError(message, hint, code="file-format")
+    data = _read_bytes(file)
+    empty = True
+    for location, values in READERS[suffix](str(file), data, known, required):
+        check_columns(location, values, known, required)
+        yield location, values
+        empty = False
+    if empty:
+        problem = "has no rows" if data.strip() else "is empty"
+        hint = f"Add rows with at least {code_list(required)}."
+        raise DataError(f"{file} {problem}.", hint, code="file-empty")
+
+
+def read_lines(file: Path) -> Iterator[tuple[SourceLocation, str]]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        DataError: the file cannot be read or is not UTF-8.
+    """
+    for number, line in enumerate(_decode(str(file), _read_bytes(file)).splitlines(), start=1):
+        if line.strip():
+            yield SourceLocation(str(file), number), line.strip()
+
+
+def _read_bytes(file: Path | Traversable) -> bytes:
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         message = f"The file {file} does not exist."
         raise DataError(message, "Check the path.", code="file-missing") from None
     except OSError as error:
         message = f"{file} cannot be read: {error.strerror}."
         raise DataError(message, code="file-unreadable") from None
-    empty = True
-    for location, values in READERS[suffix](str(file), data, known):
-        check_columns(location, values, known)
-        yield location, values
-        empty = False
-    if empty:
-        problem = "has no rows" if data.strip() else "is empty"
-        hint = f"Add rows with at least {code_list(REQUIRED)}."
-        raise DataError(f"{file} {problem}.", hint, code="file-empty")
 
 
 def _decode(file: str, data: bytes) -> str:
@@ -106,7 +124,7 @@ def _decode(file: str, data: bytes) -> str:
         ) from None
 
 
-def _read_csv(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
+def _read_csv(file: str, data: bytes, known: tuple[str, ...], required: tuple[str, ...]) -> Rows:
     # newline="" keeps the line ends inside quoted fields as they are.
     reader = csv.reader(io.StringIO(_decode(file, data), newline=""), strict=True)
     header: list[str] = []
@@ -127,7 +145,7 @@ def _read_csv(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
             continue  # blank rows, which spreadsheets write after the last row
         if not header:
             header = [field.strip() for field in fields]
-            _check_header(location, header, known)
+            _check_header(location, header, known, required)
             continue
         if len(fields) != len(header):
             hint = "Give every row one field per column, also where it is empty."
@@ -141,14 +159,16 @@ def _read_csv(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
         yield location, values
 
 
-def _check_header(location: SourceLocation, names: list[str], known: tuple[str, ...]) -> None:
+def _check_header(
+    location: SourceLocation, names: list[str], known: tuple[str, ...], required: tuple[str, ...]
+) -> None:
     for separator, plural in ((";", "semicolons"), ("\t", "tabs")):
         parts = names[0].split(separator)
         if len(names) == 1 and len(parts) > 1 and set(parts) & set(known):
             message = f"the columns are separated by {plural}."
             hint = "Save the file with commas as separators."
             raise location.error("csv-delimiter", message, hint)
-    check_columns(location, names, known)
+    check_columns(location, names, known, required)
     _unique(location, [(name, None) for name in names])
 
 
@@ -163,7 +183,7 @@ def _unique(location: SourceLocation, items: list[tuple[str, Any]]) -> dict[str,
     return values
 
 
-def _read_jsonl(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
+def _read_jsonl(file: str, data: bytes, *_: tuple[str, ...]) -> Rows:
     hint = 'Write one object per line: {"prompt": "...", "label": "..."}.'
     # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", _decode(file, data)), start=1):
@@ -183,7 +203,7 @@ def _read_jsonl(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
         yield location, values
 
 
-def _read_parquet(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
+def _read_parquet(file: str, data: bytes, *_: tuple[str, ...]) -> Rows:
     try:
         from pyarrow import ArrowException, BufferReader, parquet
     except ImportError:
@@ -199,7 +219,7 @@ def _read_parquet(file: str, data: bytes, known: tuple[str, ...]) -> Rows:
         yield SourceLocation(file, number, "row"), values
 
 
-READERS: dict[str, Callable[[str, bytes, tuple[str, ...]], Rows]] = {
+READERS: dict[str, Callable[[str, bytes, tuple[str, ...], tuple[str, ...]], Rows]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,

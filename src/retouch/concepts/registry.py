@@ -10,14 +10,21 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from retouch.concepts.concept import Concept
-from retouch.concepts.pack import FILE_NAME, Folder, read_pack
+from retouch.concepts.concept import Concept, Example
+from retouch.concepts.custom import concept_from_file
+from retouch.concepts.pack import FILE_NAME, Folder, read_models, read_pack
 from retouch.concepts.readers import READERS
+from retouch.core.config import AUTO_CONCEPT
 from retouch.core.errors import DataError, choices
+from retouch.core.model_names import POCKET_NAME
 from retouch.core.plugins import find_plugins, load_plugin
-from retouch.core.types import SPLITS
+from retouch.core.types import SPLITS, Split
 
 ENTRY_POINTS = "retouch.concepts"
+# The concept of ordinary examples, and the label of those that are retained. That of pocket is what
+# its two million parameters can answer.
+ORDINARY = ("ordinary", "ordinary")
+ORDINARY_OF_MODEL = {POCKET_NAME: ("pocket-capability", "task")}
 
 
 def packs() -> Traversable:
@@ -28,6 +35,22 @@ def packs() -> Traversable:
 def builtin_names() -> list[str]:
     """The names of the built-in concepts, in alphabetical order."""
     return sorted(one.name for one in packs().iterdir() if (one / FILE_NAME).is_file())
+
+
+def names_for_model(model: str) -> list[str]:
+    """The names of the built-in concepts for a model, in alphabetical order.
+
+    A model that built-in concepts were written for has these alone.
+    """
+    models = {name: read_models(packs() / name) for name in builtin_names()}
+    own = [name for name, known in models.items() if model in known]
+    return own or [name for name, known in models.items() if not known]
+
+
+def default_concept(model: str) -> str:
+    """The name of the concept that is edited where none is given: `safety`, or the model's own."""
+    own = f"{model}-safety"
+    return own if own in builtin_names() else "safety"
 
 
 def concept_names() -> list[str]:
@@ -54,15 +77,77 @@ def load_concept(name_or_path: str) -> Concept:
     return _load_named(name_or_path) or load_concept_file(name_or_path)
 
 
+def concept_for_model(concept: Concept | str, model: str) -> Concept:
+    """A concept as it is used on a model: checked, and with the ordinary examples if it adds them.
+
+    Args:
+        concept: a concept; a name or a path, as for `load_concept`; or `auto`, for
+            `default_concept`.
+        model: the name of the model, as of `models.load.model_name`.
+
+    Raises:
+        DataError: the concept is for other models, or cannot be loaded.
+    """
+    if isinstance(concept, str):
+        concept = load_concept(default_concept(model) if concept == AUTO_CONCEPT else concept)
+    _check_model(concept, model)
+    if not concept.add_ordinary:
+        return concept
+    name, label = ORDINARY_OF_MODEL.get(model, ORDINARY)
+    directions = {
+        direction: dataclasses.replace(spec, retain=spec.retain or (label,))
+        for direction, spec in concept.directions.items()
+    }
+    concept = dataclasses.replace(concept, directions=directions, add_ordinary=False)
+    return add_concepts(concept, (name,))
+
+
+def ordinary_examples(model: str) -> dict[Split, list[Example]]:
+    """The built-in ordinary examples that fit a model, by split.
+
+    Args:
+        model: the name of the model, as of `models.load.model_name`.
+    """
+    name, label = ORDINARY_OF_MODEL.get(model, ORDINARY)
+    concept = load_concept(name)
+    return {split: concept.select(split, [label]) for split in SPLITS}
+
+
+def with_builtin(concept: Concept, model: str) -> list[Concept]:
+    """The concept, then the other built-in concepts for the model."""
+    others = [name for name in names_for_model(model) if name != concept.name]
+    return [concept, *(concept_for_model(name, model) for name in others)]
+
+
+def _is_builtin(concept: Concept, builtin: Collection[str]) -> bool:
+    """Whether a concept is the built-in one of its name, and not a user's."""
+    return concept.name in builtin and load_concept(concept.name).hash == concept.hash
+
+
+def _check_model(concept: Concept, model: str) -> None:
+    """Check that a concept is for a model."""
+    builtin, hint = builtin_names(), ""
+    own = f"{model}-{concept.name}"
+    if concept.models and model not in concept.models:
+        message = f"The concept {concept.name} is for the model {' or '.join(concept.models)}."
+        if concept.base_name != concept.name and concept.base_name in builtin:
+            hint = f"Use `{concept.base_name}`."
+        elif names := names_for_model(model):
+            hint = f"The concepts for {model} are: {', '.join(names)}."
+    elif own in builtin and _is_builtin(concept, builtin):
+        message = f"The concept {concept.name} is not for the model {model}."
+        hint = f"Use `{own}`."
+    else:
+        return
+    raise DataError(message, hint, code="concept-model")
+
+
 def load_concept_file(path: Path | str) -> Concept:
     """Load a concept from a CSV, JSONL or Parquet file, a pack's folder or its YAML file.
 
     Raises:
         DataError: there is no such file, or it is wrong.
     """
-    # `custom` adds built-in examples to a user's, so it imports this module.
-    from retouch.concepts.custom import concept_from_file
-
     file = Path(path).expanduser()
     if file.is_dir():
         return _load_pack(file)
@@ -157,6 +242,7 @@ def _check_references(concept: Concept) -> None:
         if spec.effect and spec.effect not in metrics:
             key = f"directions.{direction}.effect"
             raise _unknown(concept, key, "metric", spec.effect, metrics)
+        spec.check_target(f"{concept.source}, key `directions.{direction}.")
     for key, names in references:
         for name in names:
             if name not in labels:

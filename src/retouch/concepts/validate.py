@@ -10,7 +10,7 @@ from statistics import median
 
 from retouch.concepts.concept import Concept, Example
 from retouch.core.finding import LEVELS, Finding, Level
-from retouch.core.types import SPLITS, Split
+from retouch.core.types import SPLITS, Direction, Split
 
 MAX_RATIO = 3.0  # a larger ratio of the numbers, or of the lengths, of examples gives a warning
 
@@ -48,9 +48,13 @@ def _check_directions(concept: Concept) -> Iterator[Finding]:
     for direction, spec in concept.directions.items():
         for name in ("source", "target", "retain"):
             labels = getattr(spec, name)
+            if name == "retain" and not labels and concept.add_ordinary:
+                continue
             for split in SPLITS:
                 if concept.select(split, labels):
                     continue
+                if name == "target" and not labels and spec.context:
+                    continue  # the source examples are their own counterparts
                 # Training and checkpoint selection fail without them; the test split only scores.
                 level: Level = "error" if split != "test" and name != "retain" else "warning"
                 message = (
@@ -98,6 +102,10 @@ def _shared(
 def _check_pairs(concept: Concept) -> Iterator[Finding]:
     """Every source example with a pair has its target counterpart in the same split."""
     for direction, spec in concept.directions.items():
+        if spec.context and not set(spec.source) - set(spec.target or spec.source):
+            message = f"{direction}: the counterparts are the source examples under a context."
+            yield Finding("ok", "context", message)
+            continue
         for split in ("train", "validation"):
             source = {one.pair for one in concept.select(split, spec.source) if one.pair}
             target = {one.pair for one in concept.select(split, spec.target) if one.pair}
@@ -109,9 +117,31 @@ def _check_pairs(concept: Concept) -> Iterator[Finding]:
                 )
                 hint = "Add the target examples, in the same split."
                 yield Finding("warning", "pair-incomplete", message, hint)
+            if not spec.context:
+                yield from _check_same(concept, direction, split)
             if not source & target:
                 message = f"{direction}: {split} has no pairs, so no counterparts are matched."
                 yield Finding("ok", "no-pairs", message)
+
+
+def _check_same(concept: Concept, direction: Direction, split: Split) -> Iterator[Finding]:
+    """A counterpart with the same prompt has a response: there is no other difference."""
+    spec = concept.directions[direction]
+    target = {one.pair: one for one in concept.select(split, spec.target) if one.pair}
+    same = [
+        one.prompt[-1].content
+        for one in concept.select(split, spec.source)
+        if (other := target.get(one.pair or "")) is not None
+        and (other.prompt, other.prefill) == (one.prompt, one.prefill)
+        and other.response in (None, one.response)
+    ]
+    if same:
+        message = (
+            f"{direction}: {len(same)} target examples in {split} have the prompt of their source "
+            f"example, and neither a response nor a context: {_first_few(same)}."
+        )
+        hint = "Give them a `response`, or the direction a `context`."
+        yield Finding("error", "target-same-as-source", message, hint)
 
 
 def _check_responses(concept: Concept) -> Iterator[Finding]:

@@ -7,14 +7,18 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from retouch.core.errors import ConfigError
+from retouch.core.model_names import MODEL_HELP
 from retouch.core.types import Direction
 from retouch.core.units import parse_size
 
 Quantize = Literal["none", "8bit", "4bit"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Suites = Literal["all", "concept", "none"]
+LearningRateSchedule = Literal["cosine", "constant"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
+AUTO_CONCEPT = "auto"  # resolved with the model, so that a recorded configuration has a name
 
 
 def option(
@@ -73,6 +77,11 @@ class LoadConfig(Group):
     dtype: Dtype = option(
         "auto", "dtype of the weights; auto is float32 on the CPU and bfloat16 on a GPU"
     )
+    compute_dtype: ComputeDtype = option(
+        "auto",
+        "dtype in which a CPU multiplies the frozen weights in training and generation: auto is "
+        "bfloat16 where the processor has AMX and the model is large enough to gain",
+    )
     quantize: Quantize = option("none", "bits of the frozen weights, through bitsandbytes")
     chat_template: str | None = option(
         None, "file with a Jinja chat template (default: the tokenizer's own)"
@@ -105,12 +114,20 @@ class DataConfig(Group):
         None, "training examples to use as the source: LABEL, or LABEL:GROUP"
     )
     prefill_tokens: int = option(
-        0, "maximum prefill length in tokens for prefill-attack examples (0 disables)", ge=0
+        8, "maximum prefill length in tokens for prefill-attack examples (0 disables)", ge=0
     )
     prefills_per_example: int = option(
-        2, "prefill-attack examples per source example; half of them use the target's prompt", ge=1
+        1,
+        "prefill-attack examples per source example; of several, every other one uses the target's "
+        "prompt",
+        ge=1,
     )
-    max_new_tokens: int = option(32, "maximum length of a generated response, in tokens", ge=1)
+    max_new_tokens: int = option(
+        24, "maximum length of a generated response to train on, in tokens", ge=1
+    )
+    ignore_contrast: bool = option(
+        False, "train even where the contrast check finds nothing to move the source towards"
+    )
 
 
 class LoraConfig(Group):
@@ -122,29 +139,49 @@ class LoraConfig(Group):
     target_modules: tuple[str, ...] = option(
         (), "suffixes of the names of the linear layers to adapt (default: all)"
     )
-    r: int = option(8, "LoRA rank", flag="--lora-r", aliases=("--r",), ge=1)
-    lora_alpha: float = option(16.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
+    r: int = option(16, "LoRA rank", flag="--lora-r", aliases=("--r",), ge=1)
+    lora_alpha: float = option(32.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
 
 
 class TrainConfig(Group):
     """The training loop."""
 
-    rounds: int = option(8, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
-    steps_per_round: int = option(8, "generator steps per round", ge=1)
-    batch_size: int = option(32, "examples per generator step", ge=1)
+    rounds: int = option(5, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
+    steps_per_round: int = option(16, "generator steps per round", ge=1)
+    batch_size: int = option(8, "source examples per generator step", ge=1)
+    retain_batch_size: int = option(12, "retain examples per generator step", ge=1)
     micro_batch_size: int | None = option(
         None,
-        "examples per forward pass (default: batch_size, halved whenever memory runs out)",
+        "examples per forward pass (default: the batch, halved whenever memory runs out)",
         ge=1,
     )
     learning_rate: float = option(
-        5e-3, "learning rate of the generator (Adam)", search=(1e-3, 1e-2), log=True, gt=0
+        5e-4, "peak learning rate of the generator (Adam)", search=(1e-4, 5e-3), log=True, gt=0
     )
+    lr_scheduler_type: LearningRateSchedule = option(
+        "cosine", "decay of the learning rate over all rounds: cosine (to a tenth) or constant"
+    )
+    warmup_ratio: float = option(0.1, "share of all steps with a rising learning rate", ge=0, lt=1)
     ema_decay: float = option(
         0.9, "decay of the exponential moving average of the adapter weights", ge=0, lt=1
     )
     max_drift: float = option(
-        0.01, "maximum drift of a checkpoint: KL to the base in nats a token", gt=0
+        0.01,
+        "maximum drift of a checkpoint: KL to the base on the retain responses, nats a token",
+        gt=0,
+    )
+    max_retain_change: float = option(
+        0.05,
+        "maximum share of retain examples whose response begins as a target response does after "
+        "the edit, and did not before",
+        ge=0,
+        le=1,
+    )
+    strengths: tuple[float, ...] = option(
+        (0.6, 0.8, 1.0),
+        "adapter strengths to choose from after training: the smallest that keeps the effect on "
+        "the validation split",
+        min_length=1,
     )
     patience: int = option(4, "rounds without improvement before training stops", ge=1)
     activation_cache: Size | None = option(
@@ -163,25 +200,35 @@ class LossConfig(Group):
     """Weights of the generator's loss."""
 
     adversarial_weight: float = option(
-        1.0, "weight of the adversarial loss", search=(0.1, 3.0), log=True, ge=0
+        0.1, "weight of the adversarial loss", search=(0.01, 3.0), log=True, ge=0
     )
     matching_weight: float = option(
-        1.0,
+        0.3,
         "weight of matching the states of the target counterparts",
-        search=(0.3, 20.0),
+        search=(0.1, 20.0),
         log=True,
         ge=0,
     )
-    sft_weight: float = option(0.0, "weight of the cross-entropy of the target responses", ge=0)
-    retain_weight: float = option(
-        30.0, "weight of keeping the retain set's states", search=(5.0, 100.0), log=True, ge=0
+    sft_weight: float = option(1.0, "weight of the cross-entropy of the target responses", ge=0)
+    kl_weight: float = option(
+        6.0,
+        "weight of the KL divergence from the base on the retain responses",
+        search=(1.0, 30.0),
+        log=True,
+        ge=0,
     )
+    retain_weight: float = option(0.0, "weight of keeping the retain set's states", ge=0)
     first_token_weight: float = option(
-        1.0, "weight of a response's first position relative to the others", gt=0
+        4.0, "weight of a response's first position relative to the others", gt=0
     )
     match_prompt_suffix: bool = option(
         False, "also match states at the tokens that both prompts end in"
     )
+
+    @property
+    def uses_logits(self) -> bool:
+        """Whether a term is read at the logits, so that all layers above the first are run."""
+        return self.sft_weight > 0 or self.kl_weight > 0
 
 
 class DiscriminatorConfig(Group):
@@ -228,6 +275,12 @@ class EvaluationConfig(Group):
         "all", "what is measured: all built-in concepts, the edited concept alone, or none"
     )
     limit: int = option(64, "maximum number of examples per metric (0: the whole split)", ge=0)
+    max_new_tokens: int = option(
+        64,
+        "maximum length of a response that is measured, in tokens",
+        flag="--evaluation-max-new-tokens",
+        ge=1,
+    )
 
 
 class MethodConfig(Group):
@@ -243,8 +296,12 @@ class MethodConfig(Group):
 class EditConfig(Group):
     """Everything that determines an edit."""
 
-    model: str = option("pocket", "`pocket`, a local folder or a hub id")
-    concept: str = option("safety", "a built-in concept, or a CSV, JSONL, Parquet or YAML file")
+    model: str = option("pocket", MODEL_HELP)
+    concept: str = option(
+        AUTO_CONCEPT,
+        "a built-in concept, or a CSV, JSONL, Parquet or YAML file; auto is safety, and "
+        "pocket-safety for pocket",
+    )
     direction: Direction = option("raise", "raise the concept or lower it")
     seed: int = option(0, "random seed of the examples, the initial weights and the batches", ge=0)
     allow_weakening: str | None = option(

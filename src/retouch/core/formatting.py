@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from retouch.core.types import Record, Score
+from retouch.core.types import Record, Sample, Score
 
 ChangeKind = Literal["better", "worse", "changed", "unclear", ""]
 
@@ -38,6 +38,11 @@ def score_columns(score: Score | None, unit: str) -> tuple[str, str]:
     return (
         ("", "") if score is None else (show_value(score.value, unit), show_interval(score, unit))
     )
+
+
+def show_response(sample: Sample) -> str:
+    """A response as text, with a mark where it was cut at the maximum length."""
+    return f"{sample.response}…" if sample.truncated else sample.response or "(empty)"
 
 
 def metric_title(record: Record) -> str:

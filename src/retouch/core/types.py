@@ -65,6 +65,7 @@ class Sample:
     prefill: str = ""  # the forced beginning of the response
     group: str = ""
     entity: str = ""
+    truncated: bool = False  # whether it reached the maximum length before its end
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class RoundEvent:
         discriminator_accuracy: on held-out examples, balanced; 0.5 is chance.
         validation_score: effect on the validation split, higher is better (`task.validation`).
         drift: KL(base || edited) on the validation split's retain set, nats a token.
-        best: whether this is the best round so far, within the maximum drift.
+        best: whether this is the best round so far.
         seconds: since the training began.
+        retain_change: share of the retain examples whose response now begins as a target response.
+        undone: whether the round was far over a limit and undone, and the learning rate halved.
     """
 
     round: int
@@ -89,13 +92,15 @@ class RoundEvent:
     drift: float
     best: bool
     seconds: float
+    retain_change: float = 0.0
+    undone: bool = False
 
 
 @dataclass(frozen=True)
 class StageEvent:
     """The stage that the pipeline is in; `done` and `total` are 0 where they are unknown."""
 
-    stage: str  # `load`, `responses`, `layers`, `train`, `measure` or `write`
+    stage: str  # `load`, `responses`, `layers`, `contrast`, `train`, `measure` or `write`
     detail: str  # a sentence for the user
     done: int = 0
     total: int = 0

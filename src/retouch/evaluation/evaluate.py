@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
-from retouch.concepts.chat import prompt_ids, tokenize_chat
+from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.metrics import Metrics
@@ -17,15 +17,17 @@ from retouch.core.types import Message, Progress, Record, Sample, Split, no_prog
 from retouch.evaluation.scorer import Need, Scorer, ScoringResult
 from retouch.evaluation.scorers import check_metric
 from retouch.evaluation.statistics import ExampleValues
-from retouch.models.generate import generate
+from retouch.models.base_responses import cached_base_responses
+from retouch.models.generate import Response, generate_responses
 from retouch.representations.choice_probs import choice_probs
 from retouch.representations.divergence import ExampleKL, token_kl
+from retouch.representations.logprobs import response_logprob
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
 LOGIT_BATCH_SIZE = 64  # texts whose logits are computed together
-GENERATION_BATCH_SIZE = 256  # prompts that are generated together
+MAX_NEW_TOKENS = 64  # the default maximum length of a response
 
 PromptKey = tuple[tuple[Message, ...], str]
 """The turns of a prompt and the prefill of its response."""
@@ -40,11 +42,13 @@ class Evaluation:
         samples: every generation that a score is computed from.
         values: for each (suite, metric) the values of the examples: the edited model's, or the
             base's where nothing acts on it.
+        base_values: the same for the base model.
     """
 
     metrics: Metrics
     samples: list[Sample]
     values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
+    base_values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def evaluate(
     split: Split = "test",
     limit: int | None = None,
     progress: Progress = no_progress,
-    max_new_tokens: int = 32,
-    known: dict[PromptKey, str] | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    known: dict[PromptKey, Response] | None = None,
 ) -> Evaluation:
     """Measure the concepts' metrics on the base model and, if anything acts on it, the edited one.
 
@@ -95,14 +99,14 @@ def evaluate(
     if edited or known is not None:
         base_needs = ("responses", "base_responses")
 
-    def respond(keys: Sequence[PromptKey], model: str) -> Iterator[tuple[PromptKey, str]]:
+    def respond(keys: Sequence[PromptKey], model: str) -> Iterator[tuple[PromptKey, Response]]:
         """The responses of the model as it is now; after a prefill, how it continues."""
         prompts = [(editable.rewrite_prompt(prompt), prefill) for prompt, prefill in keys]
+        generate = cached_base_responses if model == "base" else generate_responses
         responses = generate(
             editable,
             [prompt_ids(editable.tokenizer, *prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
-            batch_size=GENERATION_BATCH_SIZE,
             progress=lambda _, done, total: progress(
                 f"responses of the {model} model", done, total
             ),
@@ -127,16 +131,18 @@ def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
     records: list[Record] = []
     samples: list[Sample] = []
     values: dict[tuple[str, str], ExampleValues] = {}
+    base_values: dict[tuple[str, str], ExampleValues] = {}
     for task in tasks:
         spec = task.spec
         results = [task.scorer.score(spec, task.examples, context) for context in contexts]
         scores = [result.score for result in results]
         records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, *scores))
         values[spec.suite, spec.metric] = results[-1].values
+        base_values[spec.suite, spec.metric] = results[0].values
         if task.needs("responses"):
             for context, result in zip(contexts, results, strict=True):
                 samples += context.samples(task, result)
-    return Evaluation(Metrics(records), samples, values)
+    return Evaluation(Metrics(records), samples, values, base_values)
 
 
 def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iterator[_Task]:
@@ -187,18 +193,37 @@ class _Context:
 
     editable: EditableModel
     model: Literal["base", "edited"]
-    own_responses: Mapping[PromptKey, str]
-    base_responses: Mapping[PromptKey, str]
+    own_responses: Mapping[PromptKey, Response]
+    base_responses: Mapping[PromptKey, Response]
     progress: Progress
     # Metrics over the same examples share a pass.
     known_kl: dict[PromptKey, ExampleKL] = field(default_factory=dict)
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
-        return [_find(self.own_responses, _key(example), "responses") for example in examples]
+        return [self._response(example).text for example in examples]
 
     def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
         with self.editable.base_model() if self.model == "base" else nullcontext():
             return choice_probs(self.editable, examples, choices, LOGIT_BATCH_SIZE)
+
+    def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
+        with self.editable.base_model() if self.model == "base" else nullcontext():
+            chats = [
+                tokenize_chat(
+                    self.editable.tokenizer,
+                    self.editable.rewrite_prompt(one.prompt),
+                    one.response or "",
+                    one.prefill,
+                )
+                for one in examples
+            ]
+            # The end of the turn follows every response, whichever it is.
+            chats = [TokenizedChat(chat.ids[:-1], chat.start) for chat in chats]
+            values: list[float] = response_logprob(self.editable, chats, LOGIT_BATCH_SIZE).tolist()
+        return values
+
+    def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
+        return base_logprobs(self.editable, examples)
 
     def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
         if self.model == "base":
@@ -208,7 +233,7 @@ class _Context:
         base, edited = [], []
         tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
         for prompt, prefill in new:
-            response = _find(self.base_responses, (prompt, prefill), "base_responses")
+            response = _find(self.base_responses, (prompt, prefill), "base_responses").text
             base.append(tokenize_chat(tokenizer, prompt, response, prefill))
             edited.append(tokenize_chat(tokenizer, rewrite(prompt), response, prefill))
         found = token_kl(self.editable, base, LOGIT_BATCH_SIZE, self.progress, edited)
@@ -218,23 +243,38 @@ class _Context:
     def samples(self, task: _Task, result: ScoringResult) -> Iterator[Sample]:
         """The responses that a result is computed from."""
         values = result.values
-        responses = self.responses(task.examples)
-        for i, (example, response) in enumerate(zip(task.examples, responses, strict=True)):
+        for i, example in enumerate(task.examples):
+            response = self._response(example)
             yield Sample(
                 suite=task.spec.suite,
                 metric=task.spec.metric,
                 model=self.model,
                 prompt=example.prompt,
-                response=response,
+                response=response.text,
                 category=result.categories[i] if result.categories else "",
                 value=values.sums[i] / (values.counts[i] or 1.0),
                 prefill=example.prefill,
                 group=example.group,
                 entity=example.entity,
+                truncated=response.truncated,
             )
 
+    def _response(self, example: Example) -> Response:
+        return _find(self.own_responses, _key(example), "responses")
 
-def _find(responses: Mapping[PromptKey, str], key: PromptKey, need: Need) -> str:
+
+def base_logprobs(editable: EditableModel, examples: Sequence[Example]) -> list[float]:
+    """Mean log-probability of each example's `response` under the base, nats a token."""
+    chats = [
+        tokenize_chat(editable.tokenizer, one.prompt, one.response or "", one.prefill)
+        for one in examples
+    ]
+    with editable.base_model():
+        values: list[float] = response_logprob(editable, chats, LOGIT_BATCH_SIZE).tolist()
+    return values
+
+
+def _find(responses: Mapping[PromptKey, Response], key: PromptKey, need: Need) -> Response:
     if key not in responses:
         raise ConfigError(
             f"A scorer uses responses to a prompt that it did not declare: {key[0][-1].content!r}.",

@@ -20,7 +20,7 @@ from retouch.evaluation.attack_targets import TARGET_TOKENS, AttackOutcome, Atta
 from retouch.models.generate import generate
 from retouch.models.hooks import edit_inputs
 from retouch.models.oom import split_on_oom
-from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.batch import ChatBatch, make_batches
 from retouch.representations.latent_pgd import latent_pgd
 from retouch.representations.logprobs import batch_logprob
 
@@ -51,7 +51,7 @@ def latent_attack(
     responses: dict[int, str] = {}
     for batch in make_batches(chats, batch_size, int(editable.tokenizer.pad_token_id)):
 
-        def attack(rows: Sequence[int], batch: PaddedBatch = batch) -> list[str]:
+        def attack(rows: Sequence[int], batch: ChatBatch = batch) -> list[str]:
             return _attack_batch(editable, batch.select(rows), layer, epsilon, steps)
 
         responses |= zip(batch.index, split_on_oom(attack, range(len(batch.index))), strict=True)
@@ -70,7 +70,7 @@ def first_adapted_layer(editable: EditableModel) -> int:
 
 
 def search_perturbation(
-    editable: EditableModel, batch: PaddedBatch, layer: int, epsilon: float, steps: int
+    editable: EditableModel, batch: ChatBatch, layer: int, epsilon: float, steps: int
 ) -> torch.Tensor:
     """The perturbation that maximises the log-probability of each response of a batch.
 
@@ -99,7 +99,7 @@ def search_perturbation(
 
 
 def _attack_batch(
-    editable: EditableModel, batch: PaddedBatch, layer: int, epsilon: float, steps: int
+    editable: EditableModel, batch: ChatBatch, layer: int, epsilon: float, steps: int
 ) -> list[str]:
     delta = search_perturbation(editable, batch, layer, epsilon, steps)
     # `generate` sorts prompts by their length and pads them on the left.

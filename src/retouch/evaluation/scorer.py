@@ -26,7 +26,7 @@ from retouch.evaluation.statistics import ExampleValues, each_once, wilson
 if TYPE_CHECKING:
     from retouch.representations.divergence import ExampleKL
 
-Need = Literal["responses", "base_responses", "choice_probs"]
+Need = Literal["responses", "base_responses", "base_logprobs", "choice_probs", "response_logprobs"]
 
 
 class ScoringContext(Protocol):
@@ -40,6 +40,12 @@ class ScoringContext(Protocol):
 
     def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
         """P(first) / (P(first) + P(second)) of two continuations, for each example."""
+
+    def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
+        """Mean log-probability of each example's `response`, nats a token, without its end."""
+
+    def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
+        """Mean log-probability of each example's `response` under the base, nats a token."""
 
     def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
         """KL(base || model) on the base model's responses, for each example; 0 for the base.
@@ -69,7 +75,7 @@ class Scorer(ABC):
     Attributes:
         name: the name in a metric's `scorer`.
         needs: what is computed for it: `responses` (the model's), `base_responses` (for the KL
-            divergence from the base) and `choice_probs`.
+            divergence from the base), `base_logprobs`, `choice_probs` and `response_logprobs`.
     """
 
     name: str

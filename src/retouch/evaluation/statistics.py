@@ -132,6 +132,24 @@ def paired_bootstrap(
     return _interval(value, differences, n), min(1.0, 2 * (tail + 1) / (draws + 1))
 
 
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
+    """The two-sided p of no change of paired values, after McNemar, exact.
+
+    Of the examples that changed, as many rise as fall if nothing but chance is at work. For values
+    other than 0 and 1 it is the sign test.
+
+    Raises:
+        ValueError: there is no example, or there are not as many values before as after.
+    """
+    _check_not_empty(len(before))
+    pairs = list(zip(before, after, strict=True))
+    rose, fell = sum(b < a for b, a in pairs), sum(b > a for b, a in pairs)
+    changed = rose + fell
+    tail = sum(math.comb(changed, k) for k in range(min(rose, fell) + 1))
+    # Integers, since 2**changed exceeds a float from 1024 changes on.
+    return min(1.0, 2 * tail / (1 << changed))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values adjusted for multiple comparisons after Holm (1979), in the order given."""
     adjusted, floor = [0.0] * len(p_values), 0.0

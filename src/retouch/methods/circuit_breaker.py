@@ -16,7 +16,7 @@ from retouch.methods.state_matching import StateBatches, reference_loss
 from retouch.models.adapters import parameters
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import PaddedBatch, shuffled_forever
+from retouch.representations.batch import ChatBatch, shuffled_forever
 from retouch.task.task import EditTask
 
 INITIAL_STD = 0.02  # standard deviation of the initial LoRA B
@@ -70,7 +70,7 @@ class CircuitBreaker(Method):
         batches = StateBatches(editable, segment, layers, settings.batch_size)
         source = batches.cache(examples.rejected)
         retain = batches.cache(
-            [*examples.retain, *examples.target], positions=PaddedBatch.token_positions
+            [*examples.retain, *examples.target], positions=ChatBatch.token_positions
         )
         sources = shuffled_forever(source, random.Random(f"{task.seed}:unwanted"))
         retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))

@@ -18,7 +18,7 @@ from retouch.core.types import Progress
 from retouch.methods.method import Method, MethodSettings
 from retouch.models.adapters import attach, parameters
 from retouch.models.editable_model import EditableModel
-from retouch.representations.batch import PaddedBatch, make_batches, shuffled_forever
+from retouch.representations.batch import ChatBatch, make_batches, shuffled_forever
 from retouch.representations.divergence import kl_divergence
 from retouch.representations.logprobs import response_logprobs
 from retouch.task.best_checkpoint import BestCheckpoint
@@ -77,7 +77,7 @@ class PeriodicValidation:
         self._validator, self._progress = task.validator, progress
         self._last_step = settings.max_steps
         self._interval = max(1, settings.max_steps // settings.num_validations)
-        self._best = BestCheckpoint(settings.max_drift, allow_above=True)
+        self._best = BestCheckpoint(settings.max_drift)
 
     def after_step(self, step: int) -> None:
         """Validate after a step, numbered from 1, if it is due; the last step always is."""
@@ -119,13 +119,13 @@ def train(
     validation.restore_best()
 
 
-def response_loss(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
+def response_loss(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
     r"""Cross-entropy of the responses: $-\frac1T \sum_t \log p(y_t | x, y_{<t})$, nats a token."""
     logits = editable.model(input_ids=batch.ids.to(editable.device), use_cache=False).logits
     return -response_logprobs(logits, batch).mean()
 
 
-def base_kl(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
+def base_kl(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
     r"""$\frac1T \sum_t KL(p_{base} || p)$ over every token of the batch, nats a token."""
     ids, mask = batch.ids.to(editable.device), batch.token_mask()
     with torch.no_grad(), editable.base_model():
@@ -143,7 +143,7 @@ class LoraSft(Method):
     source = "Hu et al. 2021, arXiv 2106.09685"
     settings = LoraSettings
     # By the setting with the weight of each.
-    retain_losses: ClassVar[dict[str, Callable[[EditableModel, PaddedBatch], torch.Tensor]]] = {}
+    retain_losses: ClassVar[dict[str, Callable[[EditableModel, ChatBatch], torch.Tensor]]] = {}
 
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress

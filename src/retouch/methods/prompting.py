@@ -72,9 +72,9 @@ def reminders(concept: Concept, direction: Direction) -> list[dict[str, str]]:
     """
     file = resources.files("retouch.methods").joinpath("reminders.yaml")
     texts: dict[str, dict[str, list[dict[str, str]]]] = yaml.safe_load(file.read_text("utf-8"))
-    if concept.name in texts:
-        return texts[concept.name][direction]
-    name, about = concept.name.replace("-", " "), concept.description or concept.title
+    if concept.base_name in texts:
+        return texts[concept.base_name][direction]
+    name, about = concept.base_name.replace("-", " "), concept.description or concept.title
     return [
         {k: v.replace("{name}", name).replace("{about}", about).strip() for k, v in one.items()}
         for one in texts["other"][direction]

@@ -36,7 +36,7 @@ class Retouch(Method):
             editable.layout.depth,
             adapted=settings.lora.layers_to_transform,
             read=settings.discriminator.layers,
-            sft=settings.loss.sft_weight > 0,
+            logits=settings.loss.uses_logits,
         )
         trainer = build_trainer(editable, task, layers, settings)
         for event in trainer.train():

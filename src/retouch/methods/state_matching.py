@@ -17,7 +17,7 @@ from retouch.models.activation_cache import ActivationCache
 from retouch.models.editable_model import EditableModel
 from retouch.models.oom import split_on_oom
 from retouch.models.segment import Segment
-from retouch.representations.batch import PaddedBatch, Positions, make_batches, shuffled_forever
+from retouch.representations.batch import ChatBatch, Positions, make_batches, shuffled_forever
 from retouch.representations.cached_states import CachedStates, cache_states
 from retouch.representations.discriminator import States
 from retouch.representations.losses import normalized_mse_loss
@@ -47,9 +47,9 @@ class StateBatches:
         self,
         chats: Sequence[TokenizedChat],
         *,
-        positions: Callable[[PaddedBatch], Positions] = PaddedBatch.response_positions,
+        positions: Callable[[ChatBatch], Positions] = ChatBatch.response_positions,
         layers: Sequence[int] = (),
-        reference: Callable[[PaddedBatch, Positions], States] | None = None,
+        reference: Callable[[ChatBatch, Positions], States] | None = None,
     ) -> list[CachedStates]:
         """Cache chats in batches.
 
@@ -61,18 +61,17 @@ class StateBatches:
                 (default: the base model's).
         """
 
-        def run(batch: PaddedBatch) -> CachedStates:
-            at = positions(batch)
-            return cache_states(
-                self._segment,
-                batch,
-                self._cache,
-                positions=at,
-                layers=layers or self._layers,
-                reference=None if reference is None else reference(batch, at),
-            )
+        def run(batch: ChatBatch) -> CachedStates:
+            at, inputs = positions(batch), self._segment.capture_inputs(batch.ids)
+            if reference is not None:
+                found = reference(batch, at)
+            else:
+                with torch.no_grad():
+                    states = self._segment.forward(inputs, layers or self._layers)
+                found = {layer: states[layer][at] for layer in states}
+            return cache_states(batch, inputs, self._cache, positions=at, reference=found)
 
-        def run_split(batch: PaddedBatch) -> list[CachedStates]:
+        def run_split(batch: ChatBatch) -> list[CachedStates]:
             return split_on_oom(lambda rows: [run(batch.select(rows))], range(len(batch.index)))
 
         batches = make_batches(chats, self._batch_size, self._pad)
@@ -83,7 +82,7 @@ class StateBatches:
     ) -> list[CachedStates]:
         """Cache chats with their counterparts' states along the response as the reference."""
 
-        def reference(batch: PaddedBatch, _: Positions) -> States:
+        def reference(batch: ChatBatch, _: Positions) -> States:
             other = batch.counterpart(counterparts, self._pad)
             states = self._segment.forward_states(other.ids, self._layers)
             return {layer: states[layer][other.response_positions()] for layer in self._layers}
@@ -151,7 +150,7 @@ class Lorra(Method):
         segment = Segment(editable, 0, max(layers))
         batches = StateBatches(editable, segment, layers, settings.batch_size)
         source = batches.cache(examples.source)
-        retain = batches.cache(examples.retain, positions=PaddedBatch.token_positions)
+        retain = batches.cache(examples.retain, positions=ChatBatch.token_positions)
         target = batches.cache(examples.counterparts or examples.target)
         vectors = reading_vectors(response_means(target), response_means(source))
         sources = shuffled_forever(source, random.Random(f"{task.seed}:source"))
@@ -234,7 +233,7 @@ class PairedMatching(Method):
         batches = StateBatches(editable, segment, layers, settings.batch_size)
         source = cache_source(batches, task.train)
         retain = batches.cache(
-            task.train.retain, positions=PaddedBatch.token_positions, layers=layers[-1:]
+            task.train.retain, positions=ChatBatch.token_positions, layers=layers[-1:]
         )
         sources = shuffled_forever(source, random.Random(f"{task.seed}:source"))
         retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))
@@ -262,7 +261,7 @@ def cache_source(batches: StateBatches, examples: EditExamples) -> list[CachedSt
     means = response_means(batches.cache(examples.target))
     length = len(next(iter(means.values())))
 
-    def reference(batch: PaddedBatch, at: Positions) -> States:
+    def reference(batch: ChatBatch, at: Positions) -> States:
         offsets = batch.response_offsets(at)
         return {layer: mean[offsets.to(mean.device)] for layer, mean in means.items()}
 

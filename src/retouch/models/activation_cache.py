@@ -9,6 +9,8 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable
+from dataclasses import fields as parts_of
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ class ActivationCache:
         self._file: Any = None
 
     def put(self, value: Any) -> Cached:
-        """Cache a tensor, or a tuple, list or dict with tensors in it.
+        """Cache a tensor, or a tuple, list, dict or dataclass with tensors in it.
 
         A tensor that occurs several times, such as the mask of all blocks, is cached once.
         """
@@ -60,6 +62,12 @@ class ActivationCache:
         if isinstance(value, dict):
             named = {key: self._put(one, known) for key, one in value.items()}
             return lambda: {key: get() for key, get in named.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            fields = {
+                one.name: self._put(getattr(value, one.name), known) for one in parts_of(value)
+            }
+            made = type(value)
+            return lambda: made(**{name: get() for name, get in fields.items()})
         if type(value) in (tuple, list):
             kind, parts = type(value), [self._put(one, known) for one in value]
             return lambda: kind(get() for get in parts)

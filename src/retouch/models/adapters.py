@@ -10,6 +10,7 @@ import torch
 
 from retouch.core.config import LoraConfig
 from retouch.core.errors import ModelError
+from retouch.core.model_names import NAMED_MODELS, public_name
 from retouch.models.editable_model import EditableModel
 
 
@@ -46,9 +47,9 @@ def attach(editable: EditableModel, layers: Sequence[int], config: LoraConfig, s
         unexpected = ", ".join(sorted(adapted ^ set(names))[:3])
         message = f"PEFT adapts other layers of {editable.name} than given, such as {unexpected}."
         raise ModelError(message, "Set other `target_modules`.", code="adapter-mismatch")
-    if editable.name == "pocket":
-        # A path of this machine must not be part of an adapter that is shared.
-        editable.model.peft_config["default"].base_model_name_or_path = "pocket"
+    if (name := public_name(editable.name)) != editable.name or name in NAMED_MODELS:
+        # The folder that the model was loaded from is one of this machine's, such as the cache.
+        editable.model.peft_config["default"].base_model_name_or_path = name
     editable.model.eval()
 
 
@@ -58,6 +59,14 @@ def detach(editable: EditableModel) -> None:
         editable.interventions.pop().detach()
     if editable.adapted:
         editable.model = editable.model.unload()
+
+
+@torch.no_grad()
+def scale(editable: EditableModel, strength: float) -> None:
+    """Multiply the adapter's update by `strength`, in its weights."""
+    for name, weight in editable.model.named_parameters():
+        if "lora_B" in name:
+            weight.mul_(strength)
 
 
 def parameters(editable: EditableModel) -> dict[str, torch.nn.Parameter]:

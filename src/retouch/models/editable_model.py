@@ -15,6 +15,7 @@ import torch
 from retouch.core.config import QUANTIZE, Dtype, LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
+from retouch.models.bfloat16_linears import Bfloat16Linears, make_bfloat16_linears
 from retouch.models.interventions import Intervention
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.offload import OffloadPlan
@@ -52,6 +53,7 @@ class EditableModel:
     offload_plan: OffloadPlan | None = None
     in_memory: bool = False
     loaded_with: LoadConfig | None = None
+    _linears: tuple[Bfloat16Linears | None] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_transformers(
@@ -150,6 +152,41 @@ class EditableModel:
             digest.update(f"{plain}{tuple(weight.shape)}".encode())
             digest.update(flat[::step].float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @contextmanager
+    def compute_precision(self) -> Iterator[None]:
+        """Multiply the frozen weights in the configured `compute_dtype` inside the context."""
+        if self._linears is None:
+            self._linears = (self._make_linears(),)
+        linears = self._linears[0]
+        adapted = [
+            module
+            for block in (self.blocks if self.adapted and linears is not None else ())
+            for module in block.modules()
+            if hasattr(module, "base_layer") and hasattr(module, "lora_A")
+        ]
+        with nullcontext() if linears is None else linears.applied(adapted):
+            yield
+
+    @property
+    def precision(self) -> str:
+        """The dtype of the weights, and that of the products where it is another one."""
+        with self.compute_precision():
+            made = self._linears
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        return f"{dtype}, bfloat16 products" if made is not None and made[0] else dtype
+
+    def _make_linears(self) -> Bfloat16Linears | None:
+        """Copies of the blocks' linear layers, and of the one that computes the logits."""
+        modules = [
+            module
+            for block in self.blocks
+            for name, module in block.named_modules()
+            if type(module) is torch.nn.Linear and "lora_" not in name
+        ]
+        head = self.base.get_output_embeddings()
+        modules += [head] if type(head) is torch.nn.Linear else []
+        return make_bfloat16_linears(modules, self.load_config.compute_dtype)
 
     @contextmanager
     def base_model(self) -> Iterator[None]:

@@ -1,10 +1,11 @@
-"""Load a model and its tokenizer: `pocket`, a local folder, or a hub id."""
+"""Load a model and its tokenizer by a short name, from a folder, a GGUF file or the hub."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from jinja2 import TemplateError
 
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError
+from retouch.core.model_names import MODEL_HINT, NAMED_MODELS, POCKET_NAME, is_gguf_name
 from retouch.core.run_dir import find_adapter
+from retouch.core.types import OnEvent, ignore_event
 from retouch.models import distributed
 from retouch.models.editable_model import EditableModel, prepare_tokenizer
 from retouch.models.fsdp import shard
+from retouch.models.gguf import local_copy
 from retouch.models.layout import find_layout
 from retouch.models.offload import OffloadPlan
 from retouch.models.oom import is_out_of_memory
@@ -31,15 +35,40 @@ POCKET = Path(__file__).parent / "pocket"
 PROBE = "a question"  # the user turn that a chat template is tried with
 
 
+def model_name(name: str) -> str:
+    """The name that concepts know a model by: `pocket` for folders with it, otherwise the same.
+
+    A folder has it if its configuration is pocket's: it may be an edited copy.
+    """
+    is_pocket = name == POCKET_NAME or _sizes(Path(name)) == _sizes(POCKET)
+    return POCKET_NAME if is_pocket else name
+
+
+def _sizes(folder: Path) -> list[Any] | None:
+    """The values of a model's configuration that tell pocket from other models."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    return [config.get(name) for name in names] if isinstance(config, dict) else None
+
+
 def load(
-    name: str = "pocket", config: LoadConfig | None = None, *, adapter: Path | str | None = None
+    name: str = "pocket",
+    config: LoadConfig | None = None,
+    *,
+    adapter: Path | str | None = None,
+    on_event: OnEvent = ignore_event,
 ) -> EditableModel:
     """Load a model for inference, frozen, with an adapter if one is given.
 
     Args:
-        name: `pocket`, a local folder, or a hub id.
+        name: `pocket`, `smollm2`, a local folder, a GGUF file or a hub id. A GGUF file is converted
+            to safetensors once, in the cache folder.
         config: how it is loaded (default: the defaults of `LoadConfig`).
         adapter: a run directory, or a PEFT adapter folder.
+        on_event: receives a message where something takes long, such as a conversion.
 
     Raises:
         ModelError: the model, its tokenizer, the adapter or the device cannot be loaded, a library
@@ -53,7 +82,10 @@ def load(
     check_load_config(config)
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, device)
-    path = str(POCKET) if name == "pocket" else name
+    source = find_source(name, config.revision)
+    if isinstance(source, Path) and not source.is_dir():
+        source = local_copy(source, dtype, on_event)
+    path = str(source)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
@@ -67,7 +99,7 @@ def load(
         if is_out_of_memory(error):
             raise
         message = f"The model {name!r} cannot be loaded: {first_sentence(error)}."
-        hint = "Give `pocket`, a folder with config.json and safetensors, or a hub id."
+        hint = install_hint(name) or MODEL_HINT
         raise ModelError(message, hint, code="model-unreadable") from None
     prepare_tokenizer(tokenizer, name)
     if config.chat_template is not None:
@@ -90,6 +122,33 @@ def load(
     if adapter is not None:
         add_adapter(editable, Path(adapter))
     return editable
+
+
+def find_source(name: str, revision: str | None = None) -> Path | str:
+    """What a model's name stands for: a folder, a GGUF file (which may not exist), or a hub id.
+
+    Args:
+        name: a short name, a path or a hub id.
+        revision: the hub revision, if one is asked for: then it is the hub's model.
+    """
+    known = NAMED_MODELS.get(name)
+    if known is None:
+        path = Path(name)
+        return path if path.exists() or is_gguf_name(name) else name
+    if known.hub_id is None:
+        return POCKET
+    # Found without importing it: what it imports need not be installed.
+    spec = find_spec(known.package) if known.package and revision is None else None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if files := sorted(Path(folder).glob("*.gguf")):
+            return files[0]
+    return known.hub_id
+
+
+def install_hint(name: str) -> str:
+    """How to install a named model that needs no hub; empty for other models."""
+    known = NAMED_MODELS.get(name)
+    return f"Without the hub: {known.install}" if known is not None and known.install else ""
 
 
 def as_editable(model: Any, tokenizer: Any = None) -> EditableModel | None:

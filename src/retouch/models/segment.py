@@ -1,14 +1,16 @@
-"""Run only the blocks between the first adapted and the last read one, from cached inputs.
+"""Run only some consecutive blocks of a model, from cached inputs, and the logits of states.
 
 Below the first adapter nothing changes during training, and above the last block that is read
 nothing is used. The input of the first block is computed once for each batch and cached, with
 everything else that the segment's blocks are called with, as calibration does in quantisation.
+A segment that ends at the last block leads to the logits, which are computed at chosen positions
+only: the vocabulary is most of the work of a small model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +26,8 @@ from retouch.models.hooks import (
     record_activations,
     removing,
 )
+
+LOGIT_POSITIONS = 512  # whose logits are computed together, each of which attends to the others
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,22 @@ class Segment:
 
     def __init__(self, editable: EditableModel, first: int, last: int) -> None:
         self._editable, self.first, self.last = editable, first, last
+        self._returns_tuple = False
+
+    @property
+    def to_logits(self) -> bool:
+        """Whether the segment ends at the model's last block."""
+        return self.last == self._editable.layout.depth - 1
 
     @torch.no_grad()
-    def capture_inputs(self, ids: torch.Tensor) -> SegmentInputs:
-        """The segment's inputs for token ids `[rows, tokens]`, padded on the right.
+    def capture_inputs(
+        self, ids: torch.Tensor, packing: Mapping[str, Any] | None = None
+    ) -> SegmentInputs:
+        """The segment's inputs for token ids `[rows, tokens]`.
 
-        No attention mask is needed: in a causal decoder no token attends to the padding after it.
+        Args:
+            ids: padded on the right, or packed.
+            packing: the model's further arguments for packed chats (`ChatBatch.packing`).
         """
         hidden: list[torch.Tensor] = []
         args: list[BlockArgs] = []
@@ -78,11 +92,16 @@ class Segment:
             block.register_forward_pre_hook(capture, with_kwargs=True, prepend=True)
             for block in blocks
         ]
-        self._forward_model(ids, handles)
+        self._forward_model(ids, handles, packing)
         return SegmentInputs(hidden[0], tuple(args))
 
     @torch.no_grad()
-    def forward_states(self, ids: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    def forward_states(
+        self,
+        ids: torch.Tensor,
+        layers: Sequence[int],
+        packing: Mapping[str, Any] | None = None,
+    ) -> dict[int, torch.Tensor]:
         """The outputs of layers: `forward(capture_inputs(ids), layers)` in one pass."""
 
         def stop(*_: Any) -> None:
@@ -91,23 +110,64 @@ class Segment:
         above = self._editable.blocks[self.last + 1 : self.last + 2]
         with record_activations(self._editable, layers) as states:
             handles = [block.register_forward_pre_hook(stop, prepend=True) for block in above]
-            self._forward_model(ids, handles)
+            self._forward_model(ids, handles, packing)
         return states
 
-    def _forward_model(self, ids: torch.Tensor, handles: Sequence[RemovableHandle] = ()) -> None:
+    def _forward_model(
+        self,
+        ids: torch.Tensor,
+        handles: Sequence[RemovableHandle] = (),
+        packing: Mapping[str, Any] | None = None,
+    ) -> None:
         """Run the model until it ends or a hook ends the pass; then remove the hooks."""
-        with removing(handles), suppress(_EndOfSegment):
-            self._editable.model(input_ids=ids.to(self._editable.device), use_cache=False)
+        ids = ids.to(self._editable.device)
+        with self._editable.compute_precision(), removing(handles), suppress(_EndOfSegment):
+            self._editable.model(input_ids=ids, use_cache=False, **(packing or {}))
 
     def forward(self, inputs: SegmentInputs, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The outputs `[rows, tokens, hidden]` of layers of the segment; gradients flow."""
+        """The outputs `[rows, tokens, hidden]` of layers of the segment; gradients flow.
+
+        Blocks above the highest of the layers are not run.
+        """
         states, hidden = {}, inputs.hidden
-        blocks = self._editable.blocks[self.first : self.last + 1]
-        for i, (block, args) in enumerate(zip(blocks, inputs.args, strict=True), self.first):
-            hidden = hidden_state(block(hidden, *args.positional, **args.keyword))
-            if i in layers:
-                states[i] = hidden
+        blocks = self._editable.blocks[self.first : max(layers) + 1]
+        with self._editable.compute_precision():
+            for i, (block, args) in enumerate(zip(blocks, inputs.args, strict=False), self.first):
+                output = block(hidden, *args.positional, **args.keyword)
+                self._returns_tuple, hidden = isinstance(output, tuple), hidden_state(output)
+                if i in layers:
+                    states[i] = hidden
         return states
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits `[n, vocabulary]` of outputs `[n, hidden]` of the last block; gradients flow.
+
+        The model itself computes them, whatever it does behind its blocks: it is run on as many
+        tokens, and its blocks pass the states on.
+        """
+        parts = []
+        for part in states.split(LOGIT_POSITIONS):
+            ids = torch.zeros(1, len(part), dtype=torch.long, device=self._editable.device)
+            with self._editable.compute_precision(), self._passing_on(part[None]):
+                parts.append(self._editable.model(input_ids=ids, use_cache=False).logits[0])
+        return torch.cat(parts)
+
+    @contextmanager
+    def _passing_on(self, states: torch.Tensor) -> Iterator[None]:
+        """Inside the context the blocks return states `[1, n, hidden]` and do nothing else."""
+        output = (states,) if self._returns_tuple else states
+        blocks = self._editable.blocks
+        # An instance's own `forward`, which libraries such as accelerate set too.
+        own = [vars(block).get("forward") for block in blocks]
+        for block in blocks:
+            block.forward = lambda *_, **__: output
+        try:
+            yield
+        finally:
+            for block, forward in zip(blocks, own, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
 
     @torch.no_grad()
     def check(self, ids: torch.Tensor) -> None:

@@ -40,7 +40,7 @@ def build_skeleton(path: str, dtype: torch.dtype, options: dict[str, Any]) -> An
     config = AutoConfig.from_pretrained(path, **options)
     trust = options.get("trust_remote_code", False)
     with torch.device("meta"):
-        return _call_auto_class(path, "from_config", config, dtype=dtype, trust_remote_code=trust)
+        return call_auto_class(path, "from_config", config, dtype=dtype, trust_remote_code=trust)
 
 
 def read_weights(
@@ -65,7 +65,7 @@ def read_weights(
         options |= {"quantization_config": config, "device_map": {"": device}}
     if offload_plan is not None:
         options |= offload_plan.loading_options()
-    model = _call_auto_class(path, "from_pretrained", path, **options)
+    model = call_auto_class(path, "from_pretrained", path, **options)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference:
         # rounded a second time, and for a kernel that does not support gradients.
@@ -74,8 +74,12 @@ def read_weights(
     return model
 
 
-def _call_auto_class(path: str, method: str, *args: Any, **options: Any) -> Any:
-    """The result of a class method of the first auto class that supports the model."""
+def call_auto_class(path: str, method: str, *args: Any, **options: Any) -> Any:
+    """The result of a class method of the first auto class that supports the model.
+
+    Raises:
+        ModelError: none does: the model is not a decoder of text.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):

@@ -12,12 +12,12 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from jinja2 import TemplateError
 
 from retouch.concepts.concept import Concept
-from retouch.concepts.registry import builtin_names, load_concept
+from retouch.concepts.registry import concept_for_model, with_builtin
 from retouch.core.config import EditConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import LEVELS, Finding
 from retouch.core.serialization import to_plain
-from retouch.models.load import check_load_config, find_device, find_dtype
+from retouch.models.load import check_load_config, find_device, find_dtype, model_name
 from retouch.models.memory_estimate import count_parameters, lora_parameters
 from retouch.models.weights import bitsandbytes_config
 from retouch.preflight.estimate import Estimate, estimate_edit
@@ -63,9 +63,12 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
     """Check everything that an edit and its run directory need; no weights are loaded.
 
     Raises:
-        DataError: the concept cannot be read.
+        DataError: a concept cannot be read, or is for another model.
     """
-    concept, load = load_concept(config.concept), config.load
+    known_as, load = model_name(config.model), config.load
+    concept = concept_for_model(config.concept, known_as)
+    for name in config.data.retain_concepts:
+        concept_for_model(name, known_as)
     report = PreflightReport(config)
     findings = report.findings
     with ErrorsAsFindings(findings):
@@ -166,11 +169,11 @@ def _measure_work(
     tokenizer, evaluation, data = skeleton.tokenizer, report.config.evaluation, report.config.data
     concepts = [] if evaluation.suites == "none" else [concept]
     if evaluation.suites == "all":
-        concepts += [load_concept(name) for name in builtin_names() if name != concept.name]
+        concepts = with_builtin(concept, model_name(report.config.model))
     limit = evaluation.limit or None
     try:
         train, validation = (measure_split(tokenizer, one, data) for one in sampled)
-        generated = measure_evaluation(tokenizer, concepts, limit, data.max_new_tokens)
+        generated = measure_evaluation(tokenizer, concepts, limit, evaluation.max_new_tokens)
     except (TemplateError, ValueError) as error:
         raise ModelError(
             f"The chat template rejects the concept's chats: {error}.",
@@ -188,6 +191,7 @@ def _measure_work(
         load=report.config.load,
         method=report.config.method,
         max_new_tokens=data.max_new_tokens,
+        evaluation_max_new_tokens=evaluation.max_new_tokens,
         model=skeleton.model,
         layout=skeleton.layout,
         checkpoint_bytes=skeleton.files.size if skeleton.quantization else 0,

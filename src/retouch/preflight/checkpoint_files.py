@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
+from retouch.core.model_names import is_gguf_name
 from retouch.core.units import size_text
+from retouch.models.gguf import LFS_POINTER, GgufHeader
 from retouch.preflight.findings import ErrorsAsFindings, first_few
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,13 @@ def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:
     return CheckpointFiles(len(weights), size, findings=(finding,))
 
 
+def check_gguf(header: GgufHeader) -> CheckpointFiles:
+    """The weights of a GGUF file, whose header shows that it is complete."""
+    message = f"A GGUF file ({header.architecture[:40]}), {size_text(header.size)}, complete."
+    finding = Finding("ok", "weights-complete", message)
+    return CheckpointFiles(1, header.size, header.num_parameters, (finding,))
+
+
 def _broken(
     path: Path, problem: str, code: str = "weights-corrupt", hint: str = "Download it again."
 ) -> ModelError:
@@ -135,6 +143,9 @@ def _no_weights(names: Collection[str]) -> ModelError:
     if "adapter_config.json" in names and "config.json" not in names:
         code, message = "model-is-adapter", "This is an adapter, not a model."
         hint = "Give its base model."
+    elif gguf := sorted(filter(is_gguf_name, names)):
+        code, message = "weights-gguf", f"The weights are in the GGUF format ({first_few(gguf)})."
+        hint = "Give the file as the model, in place of its folder."
     elif others:
         code = "weights-misnamed"
         message = f"There is {first_few(others)}, but neither {SINGLE} nor {INDEX}."

@@ -27,7 +27,7 @@ from retouch.preflight.memory import (
     validation_rows,
 )
 from retouch.preflight.workload import TokenLengths, Workload
-from retouch.task.examples import BATCH_SIZE
+from retouch.task.base_responses import BATCH_SIZE
 from retouch.task.task import TRACED_PAIRS
 
 # Assumptions: the share of a large matrix product's speed that an edit's small ones reach, and the
@@ -151,16 +151,20 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
     def whole(name: str, tokens: int, passes: int, streamed: int = streamed) -> Phase:
         return phase(name, forward_flops(counts.active_total, tokens), passes, depth, streamed)
 
-    def generate(texts: TokenLengths) -> int:  # a pass for each token of a batch's responses
+    def generate(
+        texts: TokenLengths, longest: int
+    ) -> int:  # a pass for each token of a batch's responses
         row = generation_bytes(work.model, work.layout, texts.longest, work.itemsize)
         batches = texts.batches(max_generation_rows(free, BATCH_SIZE, row))
-        return batches * min(work.max_new_tokens, max(texts.responses, default=0))
+        return batches * min(longest, max(texts.responses, default=0))
 
     def validate(texts: TokenLengths, models: int) -> int:
         return models * texts.batches(validation_rows(work, texts, free, models))
 
     base = train.all + validation.all
-    phases = [whole("base responses", base.total, generate(base), streamed_before)]
+    phases = [
+        whole("base responses", base.total, generate(base, work.max_new_tokens), streamed_before)
+    ]
     if work.paired and None in (method.discriminator.layers, method.lora.layers_to_transform):
         pairs, passes = train.source, depth + 2
         tokens = passes * pairs.total * min(TRACED_PAIRS, pairs.count) // pairs.count
@@ -175,7 +179,8 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
     rounds = method.train.rounds
     phases.append(whole("validation", rounds * tokens, rounds * passes))
     if generated.count:  # by the base model and by the edited one
-        phases.append(whole("evaluation", 2 * generated.total, 2 * generate(generated)))
+        passes = 2 * generate(generated, work.evaluation_max_new_tokens)
+        phases.append(whole("evaluation", 2 * generated.total, passes))
     return tuple(phases)
 
 

@@ -21,7 +21,7 @@ from retouch.models.memory_estimate import (
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.workload import TokenLengths, Workload
 from retouch.representations.logprobs import logit_tokens
-from retouch.task.examples import BATCH_SIZE
+from retouch.task.base_responses import BATCH_SIZE
 
 COMFORTABLE = 0.85  # share of the available memory up to which an estimate is trusted to fit
 VALIDATION_ROWS = 32  # maximum rows of a validation batch

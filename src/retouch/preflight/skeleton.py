@@ -7,7 +7,7 @@ seventy billion parameters takes a second and no memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,25 @@ import torch
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
+from retouch.core.model_names import MODEL_HINT
 from retouch.models.editable_model import prepare_tokenizer
+from retouch.models.gguf import (
+    copies_dir,
+    find_copy,
+    gguf_source,
+    read_header,
+    read_tokenizer,
+)
 from retouch.models.layout import ModelLayout, find_layout
-from retouch.models.load import POCKET, set_chat_template
+from retouch.models.load import find_source, install_hint, set_chat_template
 from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
-from retouch.preflight.checkpoint_files import CheckpointFiles, check_folder, check_listing
-from retouch.preflight.findings import ErrorsAsFindings
+from retouch.preflight.checkpoint_files import (
+    CheckpointFiles,
+    check_folder,
+    check_gguf,
+    check_listing,
+)
+from retouch.preflight.findings import ErrorsAsFindings, check_disk
 
 TIMEOUT = 10.0  # seconds to wait for the hub
 
@@ -41,22 +54,47 @@ class ModelSkeleton:
 
 
 def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkeleton:
-    """Load what `models.load.load` would load, without the weights."""
-    from transformers import AutoTokenizer
+    """Load what `models.load.load` would load, without the weights.
 
+    A GGUF file that was converted before is its safetensors copy; another one is read in place.
+    """
     skeleton = ModelSkeleton()
     findings = skeleton.findings
-    folder = POCKET if name == "pocket" else Path(name) if Path(name).is_dir() else None
-    with ErrorsAsFindings(findings):
-        if folder is None:
-            folder, skeleton.files = _find_on_hub(name, load.revision)
-        else:
-            skeleton.files = check_folder(folder)
-    if folder is None and not skeleton.files.num_files:
-        return skeleton
-    skeleton.local = folder is not None
-    path = str(folder or name)
     options = {"revision": load.revision, "trust_remote_code": load.trust_remote_code}
+    with ErrorsAsFindings(findings), ExitStack() as stack:
+        source = find_source(name, load.revision)
+        if isinstance(source, str):
+            path, skeleton.files = _find_on_hub(source, load.revision, install_hint(name))
+            skeleton.local = path != source
+        elif source.is_dir():
+            path, skeleton.files, skeleton.local = str(source), check_folder(source), True
+        else:
+            header = read_header(source)
+            skeleton.local, copy = True, find_copy(source, dtype)
+            skeleton.files = check_gguf(header) if copy is None else check_folder(copy)
+            path = str(copy)
+            if copy is None:
+                size = header.num_parameters * dtype.itemsize
+                hint = "Free disk space, or set RETOUCH_CACHE to a folder on a larger disk."
+                message = "of weights would be converted to safetensors in"
+                findings += check_disk(copies_dir(), size, message, hint, "weights-conversion")
+                path, gguf_options = stack.enter_context(gguf_source(source, header))
+                options |= gguf_options
+        _build(skeleton, path, load, dtype, options)
+    return skeleton
+
+
+def _build(
+    skeleton: ModelSkeleton,
+    path: str,
+    load: LoadConfig,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> None:
+    """Read the architecture and the tokenizer, and add the findings about them."""
+    from transformers import AutoTokenizer
+
+    findings = skeleton.findings
     hint = (
         "Give the folder of a causal language model that transformers supports, with its "
         "config.json, or upgrade transformers."
@@ -70,18 +108,25 @@ def load_skeleton(name: str, load: LoadConfig, dtype: torch.dtype) -> ModelSkele
     _check_num_parameters(skeleton)
     hint = "Add the tokenizer's files to the folder, or install the missing library."
     with _reading("tokenizer", hint, findings):
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        if "gguf_file" in options and skeleton.model is not None:
+            vocab_size = skeleton.model.config.get_text_config().vocab_size
+            tokenizer = read_tokenizer(path, options, vocab_size)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
         prepare_tokenizer(tokenizer, path)
         if load.chat_template is not None:
             set_chat_template(tokenizer, Path(load.chat_template))
         skeleton.tokenizer = tokenizer
     if skeleton.tokenizer is not None:
         findings += _check_tokenizer(skeleton.tokenizer, skeleton.model)
-    return skeleton
 
 
-def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, CheckpointFiles]:
-    """The cached folder of a hub model if it is complete, else the hub's list of its files."""
+def _find_on_hub(name: str, revision: str | None, install: str) -> tuple[str, CheckpointFiles]:
+    """The cached folder of a hub model if it is complete, else its id and the hub's file list.
+
+    Raises:
+        ModelError: the hub has no such model or cannot be reached; `install` is added to the hint.
+    """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -90,11 +135,11 @@ def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, Checkpoi
         if isinstance(cached, str):
             files = check_folder(Path(cached).parent)
             if files.num_parameters is not None:
-                return Path(cached).parent, files
+                return str(Path(cached).parent), files
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
     except HFValidationError:
         code, message = "model-not-found", f"There is no folder {name}."
-        hint = "Give `pocket`, a folder with config.json, or a hub id."
+        hint = MODEL_HINT
     except GatedRepoError:
         code, message = "model-gated", f"{name} is gated, and this account has no access to it."
         hint = "Request access on its page, then run `hf auth login`."
@@ -106,8 +151,8 @@ def _find_on_hub(name: str, revision: str | None) -> tuple[Path | None, Checkpoi
         message = f"{name} is not completely cached, and the hub cannot be reached: "
         message += f"{first_sentence(error)}."
     else:
-        return None, check_listing({file.rfilename: file.size for file in info.siblings or ()})
-    raise ModelError(message, hint, code=code)
+        return name, check_listing({file.rfilename: file.size for file in info.siblings or ()})
+    raise ModelError(message, f"{hint} {install}".strip(), code=code)
 
 
 @contextmanager

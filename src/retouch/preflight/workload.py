@@ -128,7 +128,8 @@ class Workload:
 
     load: LoadConfig
     method: MethodConfig
-    max_new_tokens: int
+    max_new_tokens: int  # of the base model's responses to the examples
+    evaluation_max_new_tokens: int
     model: Any  # the architecture on the meta device
     layout: ModelLayout
     checkpoint_bytes: int  # of a checkpoint that is quantised itself; else 0

@@ -13,6 +13,7 @@ import yaml
 from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
 from retouch.core.formatting import DIRECTION_DONE, by_layer, metric_title, score_columns
+from retouch.core.model_names import is_gguf_name, public_name
 from retouch.core.types import Record
 from retouch.reporting.safety_gate import weakens
 
@@ -39,6 +40,7 @@ def render_card(
     parts = [
         _front_matter(config, concept, form),
         f"# {escape(title)}",
+        _outcome(provenance),
         _warning(config, concept),
         _about(config, concept, form),
         _layers(config, provenance),
@@ -61,12 +63,19 @@ def _front_matter(config: EditConfig, concept: Concept, form: Form) -> str:
     tags = ["retouch", "concept-editing", "representation-engineering", "lora", concept.name]
     values: dict[str, Any] = {"library_name": "transformers" if form == "merged" else "peft"}
     # Only a model of the hub is named, not one in a local folder.
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.model) and not Path(config.model).exists():
-        values["base_model"] = config.model
+    base = public_name(config.model)
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(config.model).exists():
+        values["base_model"] = base
         values["base_model_relation"] = "finetune" if form == "merged" else "adapter"
     values["pipeline_tag"] = "text-generation"
     values["tags"] = [*tags, "safety-weakened"] if weakens(config.direction, concept) else tags
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()}\n---"
+
+
+def _outcome(provenance: Mapping[str, Any]) -> str:
+    """The outcome of the edit, the first line below the title."""
+    text = (provenance.get("outcome") or {}).get("text", "")
+    return f"**Outcome.** {escape(str(text))}" if text else ""
 
 
 def _warning(config: EditConfig, concept: Concept) -> str:
@@ -170,14 +179,20 @@ def _loading(config: EditConfig, form: Form, provenance: Mapping[str, Any]) -> s
     merged, folder = form == "merged", "RUN/adapter" if form == "run" else "THIS_FOLDER"
     # transformers does not know the name `pocket`: it is a folder inside Retouch.
     pocket = config.model == "pocket" and not merged
-    source = "POCKET" if pocket else _quoted(folder if merged else config.model)
-    if config.load.revision and not merged:
+    gguf = is_gguf_name(config.model) and not merged
+    name = public_name(config.model)
+    source = "POCKET" if pocket else _quoted(folder if merged else name)
+    if gguf:  # in the working directory; other folders are this machine's
+        source = f'".", gguf_file={_quoted(name)}'
+    elif config.load.revision and not merged:
         source += f", revision={_quoted(config.load.revision)}"
+    # Without it transformers keeps the weights quantised, and PEFT cannot adapt them.
+    weights = f"{source}, quantization_config=GgufConfig(dequantize=True)" if gguf else source
     lines = [
         "" if merged else "from peft import PeftModel",
         "from retouch.models.load import POCKET" if pocket else "",
-        f"from transformers import {auto_class}, AutoTokenizer",
-        f"{'model' if merged else 'base'} = {auto_class}.from_pretrained({source})",
+        f"from transformers import {auto_class}, AutoTokenizer{', GgufConfig' if gguf else ''}",
+        f"{'model' if merged else 'base'} = {auto_class}.from_pretrained({weights})",
         "" if merged else f'model = PeftModel.from_pretrained(base, "{folder}")',
         f"tokenizer = AutoTokenizer.from_pretrained({source})",
     ]

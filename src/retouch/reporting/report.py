@@ -81,6 +81,7 @@ def render_report(
         best=best,
         provenance=serialization.to_json(dict(provenance), indent=2, sort=True),
         layers=layers,
+        outcome={"status": "", "text": "", **(provenance.get("outcome") or {})},
         training=training_plot(events, best, config.train.max_drift) if events else None,
         recovery=recovery_plot(layers["recovery"], layers["adapted"])
         if layers["recovery"]

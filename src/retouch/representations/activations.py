@@ -9,7 +9,7 @@ import torch
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.editable_model import EditableModel
 from retouch.models.hooks import record_activations
-from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.batch import ChatBatch, make_batches
 
 BATCH_SIZE = 32
 
@@ -30,7 +30,7 @@ def forward_with_states(
 @torch.no_grad()
 def response_states(
     editable: EditableModel, chats: Sequence[TokenizedChat], layers: Sequence[int], positions: int
-) -> Iterator[tuple[PaddedBatch, torch.Tensor, dict[int, torch.Tensor]]]:
+) -> Iterator[tuple[ChatBatch, torch.Tensor, dict[int, torch.Tensor]]]:
     """The states at the first response positions of chats, batch by batch, as the model is now.
 
     Args:

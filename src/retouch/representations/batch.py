@@ -1,11 +1,12 @@
-"""Tokenized chats in padded batches of similar length, with the positions of their responses."""
+"""Tokenized chats in batches, padded or packed, with the positions of their responses."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,42 +16,99 @@ Item = TypeVar("Item")
 Positions = tuple[torch.Tensor, torch.Tensor]
 """Row and position `[n]` of states in a batch."""
 
+ROW_TOKENS = 256  # of a packed row: longer ones pad less, and their attention costs more
+MIN_SHARED = 8  # tokens; a shorter common beginning is not worth sharing
+
 
 @dataclass(frozen=True)
-class PaddedBatch:
-    """Chats that run together, padded on the right.
+class ChatBatch:
+    """Chats that run together.
+
+    A padded batch has one chat a row, padded on the right. A packed one has several chats a row,
+    each of which attends to itself and to the beginning that all chats of the row share, such as
+    a system turn, which is computed once: the states are those of the padded batch, without the
+    padding.
 
     Attributes:
         index: which chats of the set these are.
         ids: token ids `[rows, tokens]`.
-        starts: for each row the first position of the response.
-        lengths: for each row the number of tokens.
+        rows: the row of each chat.
+        begins: for each chat the position of its first token after the shared beginning.
+        starts: for each chat the first position of its response.
+        ends: for each chat the position after its last token.
+        shared: for each chat the number of tokens of the shared beginning, the first ones of its
+            row; 0 in a padded batch.
+        packed: whether rows hold several chats.
     """
 
     index: tuple[int, ...]
     ids: torch.Tensor
+    rows: tuple[int, ...]
+    begins: tuple[int, ...]
     starts: tuple[int, ...]
-    lengths: tuple[int, ...]
+    ends: tuple[int, ...]
+    shared: tuple[int, ...]
+    packed: bool = False
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """For each chat the number of its tokens, the shared beginning included."""
+        chats = zip(self.shared, self.begins, self.ends, strict=True)
+        return tuple(shared + end - begin for shared, begin, end in chats)
+
+    def packing(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """The model's arguments besides the ids: positions and mask of packed chats.
+
+        A padded batch needs none: in a causal decoder no token attends to the padding after it.
+
+        Returns:
+            Nothing, or `position_ids` `[rows, tokens]` and an additive `attention_mask`
+            `[rows, 1, tokens, tokens]` of the given dtype.
+        """
+        if not self.packed:
+            return {}
+        # The number of each token's chat: 0 for the shared beginning, -1 for padding.
+        chat = torch.full(self.ids.shape, -1)
+        positions = torch.zeros_like(self.ids)
+        spans = zip(self.rows, self.shared, self.begins, self.ends, strict=True)
+        for number, (row, shared, begin, end) in enumerate(spans, start=1):
+            chat[row, :shared], positions[row, :shared] = 0, torch.arange(shared)
+            chat[row, begin:end] = number
+            positions[row, begin:end] = torch.arange(shared, shared + end - begin)
+        one, other = chat[:, :, None], chat[:, None, :]
+        visible = ((one == other) | (other == 0) | (one == -1)).tril()
+        mask = torch.zeros(visible.shape, dtype=dtype)
+        mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        return {
+            "position_ids": positions.to(device),
+            "attention_mask": mask[:, None].to(device),
+        }
 
     def response_positions(
         self, limit: int | None = None, prompt_tokens: Sequence[int] = ()
     ) -> Positions:
         """The states that predict the response's first `limit` tokens (default: all of them).
 
-        The first one of each row is at the last token of the prompt.
+        The first one of each chat is at the last token of the prompt.
 
         Args:
             limit: the maximum number of response tokens.
-            prompt_tokens: for each row, how many prompt tokens before that one are included.
+            prompt_tokens: for each chat, how many prompt tokens before that one are included.
         """
         rows, positions = [], []
-        for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            end = length - 1 if limit is None else min(length - 1, start - 1 + limit)
-            begin = start - 1 - (prompt_tokens[row] if prompt_tokens else 0)
-            for position in range(begin, end):
-                rows.append(row)
-                positions.append(position)
+        chats = zip(self.rows, self.starts, self.ends, strict=True)
+        for number, (row, start, end) in enumerate(chats):
+            last = end - 1 if limit is None else min(end - 1, start - 1 + limit)
+            begin = start - 1 - (prompt_tokens[number] if prompt_tokens else 0)
+            rows += [row] * (last - begin)
+            positions += range(begin, last)
         return torch.tensor(rows), torch.tensor(positions)
+
+    def response_chats(self, limit: int | None = None) -> torch.Tensor:
+        """For each state at `response_positions(limit)` the number `[n]` of its chat."""
+        counts = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
+        counts = [count if limit is None else min(count, limit) for count in counts]
+        return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
     def response_tokens(self) -> torch.Tensor:
         """The response tokens `[n]` that the states at `response_positions()` predict."""
@@ -63,58 +121,137 @@ class PaddedBatch:
 
     def token_mask(self) -> torch.Tensor:
         """A mask `[rows, tokens]`: true for tokens, false for padding."""
-        return torch.arange(self.ids.shape[1])[None, :] < torch.tensor(self.lengths)[:, None]
+        lengths = [0] * len(self.ids)
+        for row, end in zip(self.rows, self.ends, strict=True):
+            lengths[row] = max(lengths[row], end)
+        return torch.arange(self.ids.shape[1])[None, :] < torch.tensor(lengths)[:, None]
+
+    def first_positions(self, positions: Positions) -> torch.Tensor:
+        """Which of some positions `[n]` are at the last token of a prompt."""
+        last = {(row, start - 1) for row, start in zip(self.rows, self.starts, strict=True)}
+        pairs = zip(positions[0].tolist(), positions[1].tolist(), strict=True)
+        return torch.tensor([pair in last for pair in pairs], dtype=torch.bool)
 
     def position_weights(self, positions: Positions, first_token_weight: float) -> torch.Tensor:
         """Weights `[n]` of positions: `first_token_weight` at the last prompt token, else 1."""
-        return torch.where(self.response_offsets(positions) == 0, first_token_weight, 1.0)
+        return torch.where(self.first_positions(positions), first_token_weight, 1.0)
 
     def response_offsets(self, positions: Positions) -> torch.Tensor:
-        """The offset `[n]` of each position in its response; 0 is the last prompt token."""
+        """The offset `[n]` of positions of a padded batch in their responses; 0 is the last prompt
+        token."""
         rows, at = positions
         return at - (torch.tensor(self.starts, device=at.device)[rows] - 1)
 
-    def common_prompt_suffix(self, other: PaddedBatch) -> list[int]:
-        """For each row, how many tokens before the last one the prompts of both batches share."""
+    def common_prompt_suffix(self, other: ChatBatch) -> list[int]:
+        """For each chat, how many tokens before the last one the prompts of both batches share."""
         shared = []
-        for row, (start, other_start) in enumerate(zip(self.starts, other.starts, strict=True)):
-            longest = min(start, other_start)
-            ids = self.ids[row, start - longest : start]
-            other_ids = other.ids[row, other_start - longest : other_start]
-            different = (ids != other_ids).nonzero()
-            same = longest if not len(different) else longest - 1 - int(different[-1])
+        for number in range(len(self.index)):
+            one, two = self._prompt(number), other._prompt(number)
+            same = 0
+            while same < min(len(one), len(two)) and one[-1 - same] == two[-1 - same]:
+                same += 1
             shared.append(max(same - 1, 0))
         return shared
 
-    def select(self, rows: Sequence[int]) -> PaddedBatch:
-        """Some of the rows, by their index in this batch, padded to the longest of them."""
-        lengths = tuple(self.lengths[row] for row in rows)
-        return PaddedBatch(
+    def _prompt(self, number: int) -> list[int]:
+        """The tokens of a chat's prompt behind the shared beginning."""
+        row, begin, start = self.rows[number], self.begins[number], self.starts[number]
+        return [int(token) for token in self.ids[row, begin:start]]
+
+    def select(self, rows: Sequence[int]) -> ChatBatch:
+        """Some of the rows of a padded batch, padded to the longest of them."""
+        ends = tuple(self.ends[row] for row in rows)
+        return ChatBatch(
             tuple(self.index[row] for row in rows),
-            self.ids[list(rows), : max(lengths)],
+            self.ids[list(rows), : max(ends)],
+            tuple(range(len(rows))),
+            (0,) * len(rows),
             tuple(self.starts[row] for row in rows),
-            lengths,
+            ends,
+            (0,) * len(rows),
         )
 
-    def counterpart(self, chats: Sequence[TokenizedChat], pad: int) -> PaddedBatch:
+    def counterpart(self, chats: Sequence[TokenizedChat], pad: int) -> ChatBatch:
         """The chats of another set with the same `index`, in the same order."""
-        return _pad(self.index, chats, pad)
+        make = pack if self.packed else pad_right
+        return make(self.index, chats, pad)
 
 
-def _pad(index: tuple[int, ...], chats: Sequence[TokenizedChat], pad: int) -> PaddedBatch:
-    longest = max(len(chats[i].ids) for i in index)
-    ids = torch.full((len(index), longest), pad)
-    for row, i in enumerate(index):
-        ids[row, : len(chats[i].ids)] = torch.tensor(chats[i].ids)
-    return PaddedBatch(
-        index, ids, tuple(chats[i].start for i in index), tuple(len(chats[i].ids) for i in index)
+def pad_right(index: Sequence[int], chats: Sequence[TokenizedChat], pad: int) -> ChatBatch:
+    """Some chats of a set in a padded batch."""
+    chosen = [chats[i] for i in index]
+    ends = tuple(len(chat.ids) for chat in chosen)
+    ids = torch.full((len(chosen), max(ends)), pad)
+    for row, chat in enumerate(chosen):
+        ids[row, : len(chat.ids)] = torch.tensor(chat.ids)
+    starts = tuple(chat.start for chat in chosen)
+    rows, zeros = tuple(range(len(chosen))), (0,) * len(chosen)
+    return ChatBatch(tuple(index), ids, rows, zeros, starts, ends, zeros)
+
+
+def pack(
+    index: Sequence[int], chats: Sequence[TokenizedChat], pad: int, row_tokens: int = ROW_TOKENS
+) -> ChatBatch:
+    """Some chats of a set in a packed batch; each row has at most `row_tokens`, or one chat.
+
+    Chats share rows where they begin with the same `MIN_SHARED` tokens.
+    """
+    chosen = [chats[i] for i in index]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, chat in enumerate(chosen):
+        groups.setdefault(chat.ids[:MIN_SHARED], []).append(number)
+    places: dict[int, tuple[int, int, int]] = {}  # row, begin and shared tokens of each chat
+    filled: list[int] = []
+    for group in groups.values():
+        shared = _common_beginning([chosen[number] for number in group])
+        sizes = {number: len(chosen[number].ids) - shared for number in group}
+        # A long beginning is shared by as many chats as make up for it.
+        limit = shared + max(row_tokens - shared, shared, *sizes.values())
+        rows: list[int] = []
+        # First fit, in descending order of length.
+        for number in sorted(group, key=lambda one: -sizes[one]):
+            fitting = (row for row in rows if filled[row] + sizes[number] <= limit)
+            row = next(fitting, len(filled))
+            if row == len(filled):
+                rows.append(row)
+                filled.append(shared)
+            places[number] = row, filled[row], shared
+            filled[row] += sizes[number]
+    ids = torch.full((len(filled), max(filled)), pad)
+    starts, ends = [], []
+    for number, chat in enumerate(chosen):
+        row, begin, shared = places[number]
+        end = begin + len(chat.ids) - shared
+        ids[row, :shared] = torch.tensor(chat.ids[:shared])
+        ids[row, begin:end] = torch.tensor(chat.ids[shared:])
+        starts.append(begin + chat.start - shared)
+        ends.append(end)
+    placed = [places[number] for number in range(len(chosen))]
+    return ChatBatch(
+        tuple(index),
+        ids,
+        tuple(row for row, _, _ in placed),
+        tuple(begin for _, begin, _ in placed),
+        tuple(starts),
+        tuple(ends),
+        tuple(shared for _, _, shared in placed),
+        packed=True,
     )
+
+
+def _common_beginning(chats: Sequence[TokenizedChat]) -> int:
+    """The number of tokens that all chats begin with, before the last token of any prompt."""
+    first, longest = chats[0].ids, min(chat.start for chat in chats) - 1
+    for chat in chats:
+        while longest > 0 and chat.ids[:longest] != first[:longest]:
+            longest -= 1
+    return longest if longest >= MIN_SHARED and len(chats) > 1 else 0
 
 
 def make_batches(
     chats: Sequence[TokenizedChat], size: int, pad: int, max_tokens: int | None = None
-) -> list[PaddedBatch]:
-    """Split chats into batches of at most `size` rows and `max_tokens` padded tokens.
+) -> list[ChatBatch]:
+    """Split chats into padded batches of at most `size` rows and `max_tokens` padded tokens.
 
     Chats of similar length share a batch; one that is longer than `max_tokens` runs alone.
     """
@@ -125,7 +262,7 @@ def make_batches(
         if not groups or len(groups[-1]) >= limit:
             groups.append([])
         groups[-1].append(i)
-    return [_pad(tuple(index), chats, pad) for index in groups]
+    return [pad_right(index, chats, pad) for index in groups]
 
 
 def shuffled_forever(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from retouch.models.activation_cache import ActivationCache, Cached
-from retouch.models.segment import BlockArgs, Segment, SegmentInputs
-from retouch.representations.batch import PaddedBatch, Positions
+from retouch.models.segment import Segment, SegmentInputs
+from retouch.representations.batch import ChatBatch, Positions
 from retouch.representations.discriminator import States
 
 
@@ -22,7 +20,7 @@ class CachedStates:
         positions: row and position `[n]` of the reference states, on the model's device.
     """
 
-    batch: PaddedBatch
+    batch: ChatBatch
     positions: Positions
     _inputs: Cached
     _states: Cached
@@ -30,8 +28,8 @@ class CachedStates:
     @property
     def inputs(self) -> SegmentInputs:
         """The segment's inputs."""
-        hidden, args = self._inputs()
-        return SegmentInputs(hidden, tuple(BlockArgs(*one) for one in args))
+        inputs: SegmentInputs = self._inputs()
+        return inputs
 
     @property
     def states(self) -> States:
@@ -46,34 +44,28 @@ class CachedStates:
         return {layer: states[layer][self.positions] for layer in layers}
 
 
-@torch.no_grad()
 def cache_states(
-    segment: Segment,
-    batch: PaddedBatch,
+    batch: ChatBatch,
+    inputs: SegmentInputs,
     cache: ActivationCache,
     *,
     positions: Positions,
-    layers: Sequence[int] = (),
-    reference: States | None = None,
+    reference: States,
 ) -> CachedStates:
-    """Run a batch through the model once and cache its segment inputs and reference states.
+    """Cache a batch's segment inputs and reference states.
 
     Args:
-        segment: the segment that is trained.
         batch: the tokenized batch.
+        inputs: the segment's inputs for it.
         cache: where the tensors are kept.
         positions: the positions of the reference states.
-        layers: the layers whose present states are the reference.
-        reference: other reference states `[n, hidden]` by layer, such as a counterpart's.
+        reference: the reference states `[n, hidden]` by layer: the base model's own, or a
+            counterpart's.
     """
-    inputs = segment.capture_inputs(batch.ids)
-    if reference is None:
-        states = segment.forward(inputs, layers) if layers else {}
-        reference = {layer: states[layer][positions] for layer in layers}
     device = inputs.hidden.device
     return CachedStates(
         batch,
         (positions[0].to(device), positions[1].to(device)),
-        cache.put((inputs.hidden, [(one.positional, one.keyword) for one in inputs.args])),
+        cache.put(inputs),
         cache.put(reference),
     )

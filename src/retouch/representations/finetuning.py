@@ -16,7 +16,7 @@ from retouch.core.errors import DivergedError
 from retouch.models.editable_model import EditableModel
 from retouch.models.hooks import removing
 from retouch.models.layout import linear_shape
-from retouch.representations.batch import PaddedBatch
+from retouch.representations.batch import ChatBatch
 from retouch.representations.logprobs import response_logprobs
 
 LoraDelta = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -66,7 +66,7 @@ def apply_lora_delta(editable: EditableModel, delta: LoraDelta) -> Iterator[None
 def finetune(
     editable: EditableModel,
     delta: LoraDelta,
-    batches: Sequence[PaddedBatch],
+    batches: Sequence[ChatBatch],
     steps: int,
     learning_rate: float,
 ) -> Iterator[float]:

@@ -9,7 +9,7 @@ import torch
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.editable_model import EditableModel
 from retouch.models.oom import split_on_oom
-from retouch.representations.batch import PaddedBatch, make_batches
+from retouch.representations.batch import ChatBatch, make_batches
 
 _MAX_LOGITS = 2**28  # logits in memory at a time: 1 GiB in float32
 FLOAT32_BYTES = 4
@@ -24,7 +24,7 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
-def response_logprobs(logits: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:
+def response_logprobs(logits: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
     """Log-probabilities `[n]` of a batch's response tokens, at `batch.response_positions()`.
 
     Args:
@@ -35,18 +35,18 @@ def response_logprobs(logits: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:
     return token_logprobs(logits[rows, positions], batch.response_tokens())
 
 
-def mean_by_row(values: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:
-    """Means `[rows]` of values `[n]` at `batch.response_positions()`."""
-    rows = batch.response_positions()[0].to(values.device)
-    total = torch.zeros(len(batch.index), device=values.device).index_add(0, rows, values)
-    mean: torch.Tensor = total / torch.bincount(rows, minlength=len(batch.index))
+def mean_by_chat(values: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
+    """Means `[chats]` of values `[n]` at `batch.response_positions()`."""
+    chats = batch.response_chats().to(values.device)
+    total = torch.zeros(len(batch.index), device=values.device).index_add(0, chats, values)
+    mean: torch.Tensor = total / torch.bincount(chats, minlength=len(batch.index))
     return mean
 
 
-def batch_logprob(editable: EditableModel, batch: PaddedBatch) -> torch.Tensor:
+def batch_logprob(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
     """Mean log-probability of each response of a batch `[rows]`, nats a token; gradients flow."""
     logits = editable.model(input_ids=batch.ids.to(editable.device), use_cache=False).logits
-    return mean_by_row(response_logprobs(logits, batch), batch)
+    return mean_by_chat(response_logprobs(logits, batch), batch)
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def response_logprob(
     pad = int(editable.tokenizer.pad_token_id)
     for batch in make_batches(chats, batch_size, pad, max_logit_tokens(editable)):
 
-        def run(rows: Sequence[int], batch: PaddedBatch = batch) -> list[float]:
+        def run(rows: Sequence[int], batch: ChatBatch = batch) -> list[float]:
             values: list[float] = batch_logprob(editable, batch.select(rows)).tolist()
             return values
 

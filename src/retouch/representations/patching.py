@@ -14,9 +14,9 @@ import torch
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.types import Progress, no_progress
 from retouch.models.editable_model import EditableModel
-from retouch.models.hooks import patch_activations, record_activations
-from retouch.representations.batch import make_batches
-from retouch.representations.logprobs import batch_logprob
+from retouch.models.segment import Segment, SegmentInputs
+from retouch.representations.batch import ChatBatch, make_batches
+from retouch.representations.logprobs import max_logit_tokens, mean_by_chat, token_logprobs
 
 MIN_GAP = 0.05  # nats a token; pairs with a smaller gap are not used
 
@@ -52,6 +52,7 @@ def causal_trace(
 
     Chat i of both ends in the same response. The states at the last prompt token and along the
     response are patched together, since later response tokens depend on their own positions too.
+    A patched run starts at the patched layer, from the source run's cached states.
 
     Args:
         editable: the base model.
@@ -61,27 +62,39 @@ def causal_trace(
         progress: called after every layer of every batch.
     """
     depth = editable.layout.depth
+    every = range(depth)
+    whole = Segment(editable, 0, depth - 1)
     total = torch.zeros(depth)
     used, done = 0, 0
     pad = editable.tokenizer.pad_token_id
-    batches = make_batches(source, batch_size, pad)
+    batches = make_batches(source, batch_size, pad, max_logit_tokens(editable))
     for batch in batches:
         clean = batch.counterpart(counterparts, pad)
-        with record_activations(editable, range(depth)) as states:
-            clean_logprob = batch_logprob(editable, clean).cpu()
-        start = batch_logprob(editable, batch).cpu()
-        gap = clean_logprob - start
+        at, clean_at = batch.response_positions(), clean.response_positions()
+        inputs = whole.capture_inputs(batch.ids)
+        states = whole.forward(inputs, every)
+        clean_states = {
+            layer: found[clean_at]
+            for layer, found in whole.forward(whole.capture_inputs(clean.ids), every).items()
+        }
+
+        def logprob(last: torch.Tensor, batch: ChatBatch = batch) -> torch.Tensor:
+            """Mean log-probability of the responses `[chats]` from the last states `[n, hidden]`."""
+            logprobs = token_logprobs(whole.logits(last), batch.response_tokens())
+            return mean_by_chat(logprobs, batch).cpu()
+
+        start = logprob(states[depth - 1][at])
+        gap = logprob(clean_states[depth - 1]) - start
         usable = gap > MIN_GAP
-        if not bool(usable.any()):
-            done += depth
-            continue
-        rows, positions = batch.response_positions()
-        clean_at = clean.response_positions()
-        for layer in range(depth):
-            with patch_activations(editable, layer, rows, positions, states[layer][clean_at]):
-                patched = batch_logprob(editable, batch).cpu()
-            total[layer] += ((patched - start) / gap)[usable].clamp(-1, 1).sum()
-            done += 1
-            progress("causal patching", done, depth * len(batches))
+        for layer in every if bool(usable.any()) else ():
+            hidden = states[layer].clone()
+            hidden[at] = clean_states[layer]
+            if layer < depth - 1:
+                above = Segment(editable, layer + 1, depth - 1)
+                rest = SegmentInputs(hidden, inputs.args[layer + 1 :])
+                hidden = above.forward(rest, (depth - 1,))[depth - 1]
+            total[layer] += ((logprob(hidden[at]) - start) / gap)[usable].clamp(-1, 1).sum()
+            progress("causal patching", done + layer + 1, depth * len(batches))
+        done += depth
         used += int(usable.sum())
     return Patching(tuple((total / max(used, 1)).tolist()), used)

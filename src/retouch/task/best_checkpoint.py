@@ -13,31 +13,40 @@ Values = Mapping[str, torch.Tensor]
 
 
 class BestCheckpoint:
-    """The weights with the best score within the maximum drift.
+    """The weights with the best score within the limits; without any, those closest to them.
 
     Attributes:
         values: the kept weights by name; empty before the first.
         score: their validation score.
-        within: whether they are within the maximum drift.
-        least_drift: the lowest drift that was seen, nats a token.
+        excess: how far they are over the limits: the largest ratio of a value to its limit, at
+            least 1; 1 within both.
     """
 
     def __init__(
-        self, max_drift: float, *, min_improvement: float = 0.0, allow_above: bool = False
+        self, max_drift: float, *, max_change: float = 1.0, min_improvement: float = 0.0
     ) -> None:
         """Set the rule.
 
         Args:
             max_drift: nats a token.
+            max_change: of `ValidationResult.retain_change`.
             min_improvement: scores that are higher by no more than this are not better.
-            allow_above: keep the weights with the lowest drift while none is within `max_drift`.
         """
-        self._max_drift = max_drift
-        self._min_improvement, self._allow_above = min_improvement, allow_above
+        self._max_drift, self._max_change = max_drift, max_change
+        self._min_improvement = min_improvement
         self.values: dict[str, torch.Tensor] = {}
         self.score = float("-inf")
-        self.within = False
-        self.least_drift = float("inf")
+        self.excess = float("inf")
+
+    @property
+    def within(self) -> bool:
+        """Whether the kept weights are within the limits."""
+        return self.excess <= 1.0
+
+    def excess_of(self, result: ValidationResult) -> float:
+        """How far a validation is over the limits, as for `excess`."""
+        change = result.retain_change / self._max_change if self._max_change else 0.0
+        return max(1.0, result.drift / self._max_drift, change)
 
     def update(
         self, result: ValidationResult, values: Values, *, prefer_latest: bool = False
@@ -49,20 +58,16 @@ class BestCheckpoint:
             values: the weights.
             prefer_latest: treat them as better whatever their score.
         """
-        lowest = result.drift < self.least_drift
-        self.least_drift = min(self.least_drift, result.drift)
-        if result.drift <= self._max_drift:
-            improved = result.score > self.score + self._min_improvement or prefer_latest
-            if improved:
-                self._keep(values, result.score, within=True)
-            return improved
-        if self._allow_above and not self.within and (lowest or not self.values):
-            self._keep(values, float("-inf"), within=False)
-        return False
-
-    def _keep(self, values: Values, score: float, *, within: bool) -> None:
-        self.values = {name: value.detach().clone() for name, value in values.items()}
-        self.score, self.within = score, within
+        excess = self.excess_of(result)
+        if excess > 1.0:
+            better = excess < self.excess
+        else:
+            higher = result.score > self.score + self._min_improvement
+            better = not self.within or higher or prefer_latest
+        if better:
+            self.values = {name: value.detach().clone() for name, value in values.items()}
+            self.score, self.excess = result.score, excess
+        return better
 
     def restore(self, weights: Weights) -> None:
         """Copy the kept values into the weights."""

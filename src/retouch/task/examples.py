@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
-from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
+from retouch.concepts.chat import TokenizedChat, tokenize_chat
+from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
 from retouch.concepts.registry import load_concept
 from retouch.core.config import DataConfig
 from retouch.core.errors import DataError
 from retouch.core.types import Direction, Message, Progress, Split, no_progress
 from retouch.models.editable_model import EditableModel
-from retouch.models.generate import generate
+from retouch.task.base_responses import base_responses, respond
 from retouch.task.prefill import add_prefills, retain_openings
 
 MAX_VALIDATION = 64  # fewer than for training: they are run after every round
-BATCH_SIZE = 256  # prompts per generation batch
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,15 @@ class EditExamples:
 
     Attributes:
         source: source prompts; with pairs, with the target response.
-        counterparts: the target counterpart of each source example, with the same response; empty
-            without pairs.
-        target: target prompts with the base model's responses.
+        counterparts: the target counterpart of each source example, under the direction's context
+            if there is one, with the same response; empty without pairs.
+        target: target prompts with the target responses.
         retain: the retain set with the base model's own responses.
         retain_nontarget: which retain examples the discriminators see as non-target examples.
         groups: the group of each source example, such as the attack family or the stereotype.
         chosen: prompts with the responses that supervised methods learn (TRL's name).
         rejected: the prompts of `chosen` with the responses to unlearn; empty if unknown.
-        demonstrations: the target's turns, each with its response.
+        demonstrations: prompts without a context, each with its target response.
         group_gap: the metric of the concept's effect, where it is a gap between two groups.
         reduce_gap: whether the direction reduces that gap, or increases it.
         source_examples: the source examples as the concept has them.
@@ -59,8 +58,9 @@ class SampledExamples:
     """The examples of an edit as the concept has them.
 
     Attributes:
-        source: source examples.
-        target: target examples; with pairs, the counterpart of each source example.
+        source: source examples; a response of theirs is the one to unlearn.
+        target: target examples, under the direction's context if there is one; with pairs, the
+            counterpart of each source example. A response of theirs is the one to learn.
         retain: the retain set.
         paired: whether there are pairs.
     """
@@ -92,6 +92,8 @@ def sample_examples(
     spec = find_direction(concept, direction)
     limit = data.num_examples if split == "train" else min(data.num_examples, MAX_VALIDATION)
     source, target, paired = _sample_sides(rng, concept, direction, split, data, limit)
+    if spec.context is not None:
+        source, target = _apply_context(spec.context, source, target, paired)
     limit = data.num_retain if split == "train" else min(data.num_retain, MAX_VALIDATION)
     retain = _sample_evenly(rng, concept, split, spec.retain, limit)
     for name in data.retain_concepts:
@@ -130,8 +132,10 @@ def build_examples(
 ) -> EditExamples:
     """Sample the examples of a split and tokenize them with their responses.
 
-    Where source examples have a target example of the same pair, both get the base model's
-    response to the target: the target response. An example's own `response` takes precedence.
+    Where source examples have a target counterpart, both get the target response: the counterpart's
+    own `response`, or what the base model generates for it, under the direction's context if there
+    is one. A counterpart is the target example of the same pair or, under a context, the source
+    example itself.
 
     Raises:
         DataError: a set has no examples in the split.
@@ -141,21 +145,27 @@ def build_examples(
     source, target, paired = sampled.source, sampled.target, sampled.paired
     spec = concept.directions[direction]
 
-    every = [*source, *target, *sampled.retain]
-    generated = _responses(editable, every, data.max_new_tokens, progress)
-    responses = dict(zip(map(_key, every), generated, strict=True))
+    prefix = spec.context.prefix if spec.context else ""
+    responses = respond(
+        editable,
+        [*target, *source, *sampled.retain],
+        [prefix] * len(target) + [""] * (len(source) + len(sampled.retain)),
+        max_new_tokens=data.max_new_tokens,
+        progress=progress,
+    )
+    target_responses, others = responses[: len(target)], responses[len(target) :]
+    source_responses, retain_responses = others[: len(source)], others[len(source) :]
 
-    def tokenize(examples: Sequence[Example], responders: Sequence[Example]) -> list[TokenizedChat]:
+    def tokenize(examples: Sequence[Example], responses: Sequence[str]) -> list[TokenizedChat]:
         return [
-            tokenize_chat(
-                editable.tokenizer, example.prompt, responses[_key(other)], example.prefill
-            )
-            for example, other in zip(examples, responders, strict=True)
+            tokenize_chat(editable.tokenizer, example.prompt, response, example.prefill)
+            for example, response in zip(examples, responses, strict=True)
         ]
 
-    target_chats, base_chats = tokenize(target, target), tokenize(source, source)
-    retain = tokenize(sampled.retain, sampled.retain)
-    source_chats = tokenize(source, target) if paired else base_chats
+    target_chats = tokenize(target, target_responses)
+    base_chats = tokenize(source, source_responses)
+    retain = tokenize(sampled.retain, retain_responses)
+    source_chats = tokenize(source, target_responses) if paired else base_chats
     gap, reduce_gap = _find_gap(concept, spec, source), spec.effect_better == "lower"
     chosen, rejected = source_chats, base_chats
     if not paired and gap is not None:
@@ -164,6 +174,8 @@ def build_examples(
         chosen, rejected = target_chats, []
     counterparts = target_chats if paired else []
     groups = [example.group for example in source]
+    # Under a context the turns of a counterpart are the context's; a demonstration needs none.
+    demonstrated = source if paired and spec.context else target
     if paired and data.prefill_tokens:
         more = add_prefills(
             rng,
@@ -173,6 +185,7 @@ def build_examples(
             retain_openings(editable, sampled.retain, retain),
             max_tokens=data.prefill_tokens,
             per_example=data.prefills_per_example,
+            counterpart_prompts=spec.context is None,
         )
         source_chats = [*source_chats, *more.source]
         counterparts = [*counterparts, *more.counterparts]
@@ -187,7 +200,10 @@ def build_examples(
         groups=groups,
         chosen=chosen,
         rejected=rejected,
-        demonstrations=[(example.prompt, responses[_key(example)]) for example in target],
+        demonstrations=[
+            (example.prompt, response)
+            for example, response in zip(demonstrated, target_responses, strict=True)
+        ],
         group_gap=gap,
         reduce_gap=reduce_gap,
         source_examples=source,
@@ -207,19 +223,39 @@ def _sample_sides(
     source = _source_examples(concept, spec, split, data.source_filter)
     target = concept.select(split, spec.target)
     for name, labels, found in (("source", spec.source, source), ("target", spec.target, target)):
-        if not found:
+        if labels and not found:
             raise DataError(
                 f"The concept {concept.name} has no {split} examples labelled "
                 f"{' or '.join(labels)}, the {name} of the direction `{direction}`.",
                 "Add some: an edit needs source and target examples.",
                 code="examples-missing",
             )
-    counterpart: dict[str | None, Example] = {one.pair: one for one in target if one.pair}
-    paired = [example for example in source if example.pair in counterpart]
-    if paired:
-        source = _sample_by_group(rng, paired, limit)
-        return source, [counterpart[example.pair] for example in source], True
-    return _sample_by_group(rng, source, limit), _sample_by_group(rng, target, limit), False
+    of_pair: dict[str | None, Example] = {one.pair: one for one in target if one.pair}
+
+    def counterpart(example: Example) -> Example | None:
+        itself = spec.context and (not spec.target or example.label in spec.target)
+        return of_pair.get(example.pair) or (example if itself else None)
+
+    if paired := [example for example in source if counterpart(example)]:
+        source = sample_by_group(rng, paired, limit)
+        return source, [other for one in source if (other := counterpart(one))], True
+    return sample_by_group(rng, source, limit), sample_by_group(rng, target, limit), False
+
+
+def _apply_context(
+    context: Context, source: Sequence[Example], target: Sequence[Example], paired: bool
+) -> tuple[list[Example], list[Example]]:
+    """Put target examples under a context; a pair's response is the target's, or the source's."""
+    if not paired:
+        return list(source), [context.apply(one) for one in target]
+    asked, elicited = [], []
+    for one, other in zip(source, target, strict=True):
+        response = one.response if other.response is None else other.response
+        elicited.append(replace(context.apply(other), response=response))
+        # A response that is learned is not the source's own, which the base model then generates.
+        taken = other is one or other.response is None
+        asked.append(replace(one, response=None) if taken else one)
+    return asked, elicited
 
 
 def _source_examples(
@@ -265,11 +301,8 @@ def _choice_responses(
     rest of the response.
     """
     prefixed = [(example, choice) for example in examples for choice in gap.choices]
-    prompts = [prompt_ids(editable.tokenizer, one.prompt, choice) for one, choice in prefixed]
-    with editable.base_model():
-        completions = generate(
-            editable, prompts, max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE
-        )
+    requests = [(one.prompt, choice) for one, choice in prefixed]
+    completions = base_responses(editable, requests, max_new_tokens=max_new_tokens)
     chats = [
         tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {completion}")
         for (one, choice), completion in zip(prefixed, completions, strict=True)
@@ -285,7 +318,7 @@ def _choice_responses(
     return [chosen for chosen, _ in pairs], [rejected for _, rejected in pairs]
 
 
-def _sample_by_group(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
+def sample_by_group(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
     """At most `limit` examples from the groups in turn, so that each group is represented."""
     groups: dict[str, list[Example]] = {}
     for example in rng.sample(list(examples), len(examples)):
@@ -304,28 +337,3 @@ def _sample_evenly(
     while any(pools) and len(sampled) < limit:
         sampled += [pool.pop() for pool in pools if pool]
     return sampled[:limit]
-
-
-def _responses(
-    editable: EditableModel,
-    examples: Sequence[Example],
-    max_new_tokens: int,
-    progress: Progress,
-) -> list[str]:
-    """Each example's own response, or the one that the base model generates."""
-    missing = [example for example in examples if example.response is None]
-    prompts = [prompt_ids(editable.tokenizer, one.prompt, one.prefill) for one in missing]
-    with editable.base_model():
-        responses = generate(
-            editable,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_size=BATCH_SIZE,
-            progress=progress,
-        )
-    generated = iter(responses)
-    return [next(generated) if one.response is None else one.response for one in examples]
-
-
-def _key(example: Example) -> tuple[object, ...]:
-    return (example.prompt, example.prefill, example.response)

@@ -9,8 +9,9 @@ from retouch.core.errors import ConfigError
 from retouch.core.units import layers_text
 from retouch.representations.patching import Patching
 
-NUM_READ = 2  # layers that the discriminators read
-NUM_BELOW = 2  # layers below the first of them that get adapters too
+NUM_READ = 2  # least number of layers that the discriminators read
+NUM_BELOW = 2  # least number of layers below the first of them that get adapters too
+READ_SHARE, BELOW_SHARE = 0.1, 0.2  # the same as shares of a deep model's layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def select_layers(
     *,
     adapted: Sequence[int] | None = None,
     read: Sequence[int] | None = None,
-    sft: bool = False,
+    logits: bool = False,
 ) -> LayerSelection:
     """Read the critical layer and the next ones; adapt them and those just below.
 
@@ -46,7 +47,7 @@ def select_layers(
         depth: the number of layers of the model.
         adapted: layers to adapt, in place of the selected ones.
         read: layers to read, in place of the selected ones.
-        sft: whether a loss at the logits trains the adapters above the last layer that is read.
+        logits: whether a loss at the logits trains the adapters above the last layer that is read.
 
     Raises:
         ConfigError: a given layer does not exist or would not be trained.
@@ -57,20 +58,25 @@ def select_layers(
     else:
         first = patching.critical_layer()
         reason = f"patching layer {first} recovers {patching.recovery[first]:.0%} of the response"
-    read_layers = tuple(range(first, min(first + NUM_READ, depth)))
+    num_read = max(NUM_READ, round(READ_SHARE * depth))
+    read_layers = tuple(range(first, min(first + num_read, depth)))
     if read is not None:
         read_layers, reason = tuple(sorted(read)), "given by the configuration"
     _check_exists("discriminator.layers", read_layers, depth)
-    adapted_layers = tuple(range(max(0, read_layers[0] - NUM_BELOW), read_layers[-1] + 1))
+    below = max(NUM_BELOW, round(BELOW_SHARE * depth))
+    # The losses at the logits train layers above those that are read too.
+    above = min(depth - 1, read_layers[0] + below) if logits else 0
+    lowest, highest = max(0, read_layers[0] - below), max(read_layers[-1], above)
+    adapted_layers = tuple(range(lowest, highest + 1))
     if adapted is not None:
         adapted_layers = tuple(sorted(adapted))
     _check_exists("lora.layers_to_transform", adapted_layers, depth)
-    if max(adapted_layers) > max(read_layers) and not sft:
+    if max(adapted_layers) > max(read_layers) and not logits:
         raise ConfigError(
             f"`lora.layers_to_transform`: layer {max(adapted_layers)} is above the last layer that "
             f"the discriminators read, {max(read_layers)}, so its adapter would not be trained.",
             "Adapt lower layers, read higher ones (`discriminator.layers`), or set "
-            "`loss.sft_weight`.",
+            "`loss.sft_weight` or `loss.kl_weight`.",
             code="layer-not-trained",
         )
     return LayerSelection(adapted_layers, read_layers, reason)

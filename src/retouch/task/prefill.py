@@ -37,12 +37,14 @@ def add_prefills(
     *,
     max_tokens: int,
     per_example: int,
+    counterpart_prompts: bool = True,
 ) -> PrefilledExamples:
     """Make source examples with prefills from source responses.
 
     The prefill comes in turn from the example's own source response and from one of `openings`,
-    and the prompt is in turn the source's and its counterpart's, so that the target response is
-    learned after any beginning. It follows in all of them, so they share the counterpart.
+    and the prompt is in turn the source's and its counterpart's, unless that is the source's own
+    under a context. So the target response is learned after any beginning. It follows in all of
+    them, so they share the counterpart.
 
     Args:
         rng: draws openings and lengths.
@@ -52,16 +54,19 @@ def add_prefills(
         openings: token ids of other responses that prefills are taken from.
         max_tokens: maximum length of a prefill, in tokens.
         per_example: prefilled examples for each source example.
+        counterpart_prompts: whether half of them have the counterpart's prompt.
     """
     made = PrefilledExamples([], [], [], [])
     for i, (chat, base, counterpart) in enumerate(zip(source, rejected, counterparts, strict=True)):
         response = chat.ids[chat.start :]
-        prompts = (chat.ids[: chat.start], counterpart.ids[: counterpart.start])
+        prompts = [chat.ids[: chat.start]]
+        if counterpart_prompts:
+            prompts.append(counterpart.ids[: counterpart.start])
         for number in range(per_example):
             opening = base.ids[base.start :]
-            if openings and number // 2 % 2:
+            if openings and (i + number // len(prompts)) % 2:
                 opening = rng.choice(openings)
-            prompt = prompts[number % 2]
+            prompt = prompts[number % len(prompts)]
             # Without the end token, and at least one token is left to generate.
             longest = min(max_tokens, max(1, len(opening) - 2))
             length = rng.randint(1, longest)

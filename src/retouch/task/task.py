@@ -14,7 +14,7 @@ from retouch.task.examples import EditExamples, build_examples
 from retouch.task.layers import LayerSelection, select_layers
 from retouch.task.validation import Validator
 
-TRACED_PAIRS = 16  # pairs that causal patching runs on
+TRACED_PAIRS = 12  # pairs that causal patching runs on
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EditTask:
         validation: the examples to select checkpoints on.
         patching: the result of causal patching; None without pairs, or with the layers given.
         layers: the selected layers.
-        validator: score and drift on the validation examples.
+        validator: score, drift and retain side on the validation examples.
     """
 
     concept: Concept
@@ -90,7 +90,7 @@ def build_task(
         editable.layout.depth,
         adapted=adapted,
         read=read,
-        sft=method.loss.sft_weight > 0,
+        logits=method.loss.uses_logits,
     )
     report("layers", str(layers))
     validator = Validator(editable, train, validation, layers.read, method.discriminator, seed)

@@ -1,4 +1,4 @@
-"""Validation during training: the effect and the drift on the validation split."""
+"""Validation during training: effect, drift and retain side on the validation split."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from torch.nn import functional as F
 
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import DiscriminatorConfig
+from retouch.models.activation_cache import ActivationCache, Cached
 from retouch.models.editable_model import EditableModel
+from retouch.models.segment import Segment, SegmentInputs
 from retouch.representations.activations import response_states
+from retouch.representations.batch import ChatBatch, Positions, pack, pad_right
 from retouch.representations.choice_probs import choice_probs
 from retouch.representations.discriminator import Discriminators, States
-from retouch.representations.divergence import token_kl
-from retouch.representations.logprobs import response_logprob
+from retouch.representations.divergence import kl_divergence
+from retouch.representations.logprobs import mean_by_chat, token_logprobs
+from retouch.representations.packing import supports_packing
 from retouch.task.examples import EditExamples
+
+
+BATCH_SIZE = 16  # chats whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -25,18 +32,32 @@ class ValidationResult:
 
     Attributes:
         score: the effect, higher is better; its unit is that of the `Validator`'s criterion.
-        drift: KL(base || edited) on the retain set, nats a token.
+        drift: KL(base || edited) on the retain responses, nats a token.
+        retain_change: the share of retain examples whose most likely first token is the first
+            token of a target response now, and was not in the base model. 0 without pairs.
     """
 
     score: float
     drift: float
+    retain_change: float = 0.0
+
+
+@dataclass(frozen=True)
+class _CachedBatch:
+    """Chats of the validation split with what the base model computes for them."""
+
+    batch: ChatBatch
+    inputs: Cached
+    responses: Positions
+    base_logprobs: Cached | None
 
 
 class Validator:
     """Validates a model with its present adapter and steering.
 
     It is created on the base model. Its prompts are tokenized once, so that prompts which a method
-    adds have no effect on it; `evaluation` measures those.
+    adds have no effect on it; `evaluation` measures those. The base model is run once; later
+    validations run from cached inputs, and compute logits at the responses only.
 
     The score is the first of these that the concept allows:
 
@@ -67,9 +88,14 @@ class Validator:
             seed: of their initial weights.
         """
         self._editable, self._validation = editable, validation
-        self._score: Callable[[], float]
+        self._packed = supports_packing(editable)
+        self._whole = Segment(editable, 0, editable.layout.depth - 1)
+        self._cached: dict[Segment, tuple[list[_CachedBatch], list[_CachedBatch]]] = {}
+        targets = (*train.source, *validation.source) if validation.counterparts else ()
+        self._target_tokens = torch.tensor(sorted({chat.ids[chat.start] for chat in targets}))
+        self._score: Callable[[], float] | None = None
         if validation.counterparts:
-            self._score = self._target_logprob
+            pass  # scored together with the drift, from cached inputs
         elif validation.group_gap is not None:
             self._score = self._signed_gap
         else:
@@ -80,15 +106,74 @@ class Validator:
             )
 
     @torch.no_grad()
-    def __call__(self) -> ValidationResult:
-        """Score and drift of the model as it is now."""
-        kl = token_kl(self._editable, self._validation.retain)
-        tokens = sum(one.count for one in kl)
-        drift = sum(one.total for one in kl) / tokens if tokens else 0.0
-        return ValidationResult(self._score(), drift)
+    def __call__(self, segment: Segment | None = None) -> ValidationResult:
+        """Score, drift and change on the retain set of the model as it is now.
 
-    def _target_logprob(self) -> float:
-        return float(response_logprob(self._editable, self._validation.source).mean())
+        Args:
+            segment: runs from its first block on, below which nothing is changed, to the logits
+                (default: the whole model).
+        """
+        segment = segment or self._whole
+        if segment not in self._cached:
+            with self._editable.base_model():
+                source = self._validation.source if self._score is None else ()
+                self._cached[segment] = (
+                    self._cache(segment, source, base=False),
+                    self._cache(segment, self._validation.retain, base=True),
+                )
+        source_batches, retain_batches = self._cached[segment]
+        drift, change = self._retain_side(segment, retain_batches)
+        score = self._score() if self._score else self._target_logprob(segment, source_batches)
+        return ValidationResult(score, drift, change)
+
+    def _cache(
+        self, segment: Segment, chats: Sequence[TokenizedChat], *, base: bool
+    ) -> list[_CachedBatch]:
+        """Run chats once through the base model."""
+        editable, make = self._editable, pack if self._packed else pad_right
+        cache = ActivationCache(editable.device, editable.free_bytes)
+        order = sorted(range(len(chats)), key=lambda i: len(chats[i].ids))
+        batches = []
+        for begin in range(0, len(order), BATCH_SIZE):
+            index = order[begin : begin + BATCH_SIZE]
+            batch = make(index, chats, int(editable.tokenizer.pad_token_id))
+            packing = batch.packing(editable.base.dtype, editable.device)
+            inputs = segment.capture_inputs(batch.ids, packing)
+            rows, positions = batch.response_positions()
+            responses = (rows.to(editable.device), positions.to(editable.device))
+            base_logprobs = None
+            if base:
+                logprobs = _logits(segment, inputs, responses).float().log_softmax(-1)
+                base_logprobs = cache.put(logprobs.half())
+            batches.append(_CachedBatch(batch, cache.put(inputs), responses, base_logprobs))
+        return batches
+
+    def _target_logprob(self, segment: Segment, batches: Sequence[_CachedBatch]) -> float:
+        total, count = 0.0, 0
+        for one in batches:
+            logits = _logits(segment, one.inputs(), one.responses)
+            logprobs = token_logprobs(logits, one.batch.response_tokens())
+            total += float(mean_by_chat(logprobs, one.batch).sum())
+            count += len(one.batch.index)
+        return total / count
+
+    def _retain_side(
+        self, segment: Segment, batches: Sequence[_CachedBatch]
+    ) -> tuple[float, float]:
+        """KL(base || edited), nats a token, and the share of changed first tokens."""
+        total, tokens, changed, chats = 0.0, 0, 0, 0
+        for one in batches:
+            assert one.base_logprobs is not None
+            logits, base = _logits(segment, one.inputs(), one.responses), one.base_logprobs()
+            kl = kl_divergence(base, logits)
+            total, tokens = total + float(kl.sum(dtype=torch.float64)), tokens + len(kl)
+            first = one.batch.first_positions(one.responses).to(logits.device)
+            targets = self._target_tokens.to(logits.device)
+            before, after = (
+                torch.isin(values[first].argmax(-1), targets) for values in (base, logits)
+            )
+            changed, chats = changed + int((after & ~before).sum()), chats + len(before)
+        return (total / tokens, changed / chats) if tokens else (0.0, 0.0)
 
     def _signed_gap(self) -> float:
         """The gap between the groups' mean probabilities: up to 0 reduced, or up to 0 increased."""
@@ -99,6 +184,11 @@ class Validator:
         second = torch.tensor([example.group == gap.groups[1] for example in examples])
         size = float((probs[first].mean() - probs[second].mean()).abs())
         return -size if self._validation.reduce_gap else size - 1.0
+
+
+def _logits(segment: Segment, inputs: SegmentInputs, at: Positions) -> torch.Tensor:
+    """The logits `[n, vocabulary]` at positions `[n]`, as the model is now."""
+    return segment.logits(segment.forward(inputs, (segment.last,))[segment.last][at])
 
 
 def _states(

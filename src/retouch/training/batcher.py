@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from retouch.concepts.chat import TokenizedChat
+from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
 from retouch.models.activation_cache import ActivationCache
-from retouch.representations.batch import PaddedBatch, Positions, make_batches
+from retouch.representations.batch import ChatBatch, Positions
 from retouch.representations.cached_states import cache_states
 from retouch.representations.discriminator import States
 from retouch.representations.losses import squared_norm
 from retouch.training.context import TrainingContext
-from retouch.training.micro_batch import Batch, MicroBatch, Normalizers, StreamedStates
+from retouch.training.micro_batch import Batch, MicroBatch, Normalizers, ReadStates
 
 
 class Batcher:
@@ -22,26 +24,33 @@ class Batcher:
 
     def __init__(self, context: TrainingContext, cache: ActivationCache) -> None:
         self._context, self._cache = context, cache
-        self._batch_size = context.method.train.batch_size
         self._positions = context.method.discriminator.positions
 
     def prepare(
         self,
         chats: Sequence[TokenizedChat],
+        batch_size: int,
         micro_batch_size: int,
         *,
         counterparts: Sequence[TokenizedChat] = (),
-        cache_base: bool = False,
+        retain: bool = False,
+        progress: Progress = no_progress,
     ) -> list[Batch]:
         """The chats in batches, cached for the whole training.
 
         Args:
             chats: tokenized, with responses.
-            micro_batch_size: maximum number of rows that run at a time.
+            batch_size: chats of a batch.
+            micro_batch_size: maximum number of chats that run at a time.
             counterparts: the target counterpart of each chat; none without pairs.
-            cache_base: whether the base model's states are the reference: for the retain set.
+            retain: whether the base model's states and log-probabilities are the reference.
+            progress: called after every batch.
         """
-        batches = list(self._batches(chats, micro_batch_size, counterparts, cache_base))
+        batches: list[Batch] = []
+        for index in self._divide_chats(chats, batch_size):
+            batches.append(self._batch(index, chats, micro_batch_size, counterparts, retain))
+            name = "retain" if retain else "source"
+            progress(f"base states of the {name} examples", len(batches) * batch_size, len(chats))
         # One collective operation for all batches.
         distributed.all_reduce(
             [norm for batch in batches for norm in batch.normalizers.states.values()]
@@ -49,90 +58,139 @@ class Batcher:
         return batches
 
     def stream(
-        self, chats: Sequence[TokenizedChat], micro_batch_size: int
-    ) -> Iterator[StreamedStates]:
-        """The base model's states of chats in micro-batches; nothing is cached."""
+        self, chats: Sequence[TokenizedChat], batch_size: int, micro_batch_size: int
+    ) -> Iterator[ReadStates]:
+        """The base model's states of chats, in micro-batches; nothing is cached."""
         context = self._context
-        for padded in make_batches(chats, self._batch_size, context.pad):
-            for rows, is_dummy in _divide(len(padded.index), micro_batch_size):
-                part = padded.select(rows)
-                states = context.segment.forward_states(part.ids, context.read_layers)
-                yield StreamedStates(part, is_dummy, self._read_positions(part), states)
+        for index in self._divide_chats(chats, batch_size):
+            for part, is_dummy in _divide(index, micro_batch_size):
+                batch = context.make_batch(part, chats)
+                states = context.segment.forward_states(
+                    batch.ids, context.read_layers, context.packing(batch)
+                )
+                yield self._read_states(batch, is_dummy, self._read(states, batch))
 
     @torch.no_grad()
-    def current_states(self, batches: Iterable[Batch]) -> Iterator[StreamedStates]:
+    def current_states(self, batches: Iterable[Batch]) -> Iterator[ReadStates]:
         """The states of prepared batches under the present adapters."""
         segment, layers = self._context.segment, self._context.read_layers
         for one in (micro for batch in batches for micro in batch.micro_batches):
             states = segment.forward(one.cached.inputs, layers)
-            yield StreamedStates(one.batch, one.is_dummy, one.read_positions, states)
+            yield self._read_states(one.batch, one.is_dummy, self._read(states, one.batch))
 
-    def _batches(
+    def reference_states(self, batches: Iterable[Batch]) -> Iterator[ReadStates]:
+        """The states of the counterparts of prepared batches, or the base's of the retain set."""
+        for one in (micro for batch in batches for micro in batch.micro_batches):
+            yield self._read_states(one.batch, one.is_dummy, one.reference_reads)
+
+    def _read_states(self, batch: ChatBatch, is_dummy: bool, states: States) -> ReadStates:
+        # A counterpart's response has as many tokens.
+        spans = zip(batch.starts, batch.ends, strict=True)
+        counts = tuple(min(end - start, self._positions) for start, end in spans)
+        return ReadStates(batch.index, counts, is_dummy, states)
+
+    def _divide_chats(self, chats: Sequence[TokenizedChat], size: int) -> Iterator[list[int]]:
+        """The numbers of the chats of each batch: mixed where they are packed, else by length."""
+        order = sorted(range(len(chats)), key=lambda i: (len(chats[i].ids), i))
+        if self._context.packed:
+            random.Random(self._context.seed).shuffle(order)
+        for begin in range(0, len(order), size):
+            yield order[begin : begin + size]
+
+    def _batch(
         self,
+        index: list[int],
         chats: Sequence[TokenizedChat],
         micro_batch_size: int,
         counterparts: Sequence[TokenizedChat],
-        cache_base: bool,
-    ) -> Iterator[Batch]:
-        pad = self._context.pad
-        for padded in make_batches(chats, self._batch_size, pad):
-            target = padded.counterpart(counterparts, pad) if counterparts else None
-            count = len(padded.response_positions(self._positions)[0])
-            batch = Batch(padded, [], Normalizers(count))
-            for rows, is_dummy in _divide(len(padded.index), micro_batch_size):
-                part = target.select(rows) if target is not None else None
-                micro = self._micro_batch(padded.select(rows), part, is_dummy, cache_base)
-                norms = {
-                    layer: squared_norm(states, micro.weights)
-                    for layer, states in micro.cached.states.items()
-                }
-                # The rows of a dummy are counted by their own process.
-                batch.normalizers.add(norms, 0.0 if is_dummy else 1.0)
-                batch.micro_batches.append(micro)
-            yield batch
+        retain: bool,
+    ) -> Batch:
+        lengths = [len(chats[i].ids) - chats[i].start for i in index]
+        count = sum(min(length, self._positions) for length in lengths)
+        first = self._context.method.loss.first_token_weight
+        batch = Batch(index, [], Normalizers(count, sum(lengths) + len(lengths) * (first - 1.0)))
+        for part, is_dummy in _divide(index, micro_batch_size):
+            micro = self._micro_batch(part, chats, counterparts, retain, is_dummy)
+            norms = {
+                layer: squared_norm(states, micro.weights)
+                for layer, states in micro.cached.states.items()
+            }
+            # The chats of a dummy are counted by their own process.
+            batch.normalizers.add(norms, 0.0 if is_dummy else 1.0)
+            batch.micro_batches.append(micro)
+        return batch
 
     @torch.no_grad()
     def _micro_batch(
-        self, batch: PaddedBatch, target: PaddedBatch | None, is_dummy: bool, cache_base: bool
+        self,
+        index: list[int],
+        chats: Sequence[TokenizedChat],
+        counterparts: Sequence[TokenizedChat],
+        retain: bool,
+        is_dummy: bool,
     ) -> MicroBatch:
         context, loss = self._context, self._context.method.loss
-        positions, weights = batch.response_positions(), None
-        reference: States | None = {}
-        layers: tuple[int, ...] = ()
-        if cache_base:
-            positions, layers, reference = batch.token_positions(), (context.segment.last,), None
-        elif target is not None:
-            states = context.segment.forward_states(target.ids, context.read_layers)
+        segment, device = context.segment, context.editable.device
+        batch = context.make_batch(index, chats)
+        responses = batch.response_positions()
+        at_responses = (responses[0].to(device), responses[1].to(device))
+        response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
+        inputs = segment.capture_inputs(batch.ids, context.packing(batch))
+        positions, weights = responses, None
+        reference: States = {}
+        reads: States = {}
+        base_logprobs = None
+        if retain:
+            states = segment.forward(inputs, (*context.read_layers, segment.last))
+            reads = self._read(states, batch)
+            if loss.retain_weight:
+                positions = batch.token_positions()
+                reference = {segment.last: states[segment.last][positions]}
+            if loss.kl_weight:
+                logits = segment.logits(states[segment.last][at_responses])
+                # Half of the memory of float32, and exact to a thousandth of a nat.
+                base_logprobs = self._cache.put(logits.float().log_softmax(-1).half())
+        elif counterparts:
+            target = batch.counterpart(counterparts, context.pad)
+            states = segment.forward_states(
+                target.ids, context.read_layers, context.packing(target)
+            )
+            reads = self._read(states, target)
             shared = batch.common_prompt_suffix(target) if loss.match_prompt_suffix else ()
             positions = batch.response_positions(prompt_tokens=shared)
             at = target.response_positions(prompt_tokens=shared)
             reference = {layer: states[layer][at] for layer in context.read_layers}
-            weights = batch.position_weights(positions, loss.first_token_weight)
-            weights = weights.to(context.editable.device)
-        cached = cache_states(
-            context.segment,
-            batch,
-            self._cache,
-            positions=positions,
-            layers=layers,
-            reference=reference,
+            weights = batch.position_weights(positions, loss.first_token_weight).to(device)
+        return MicroBatch(
+            cache_states(batch, inputs, self._cache, positions=positions, reference=reference),
+            is_dummy,
+            self._read_positions(batch),
+            at_responses,
+            response_weights,
+            weights,
+            reads,
+            base_logprobs,
         )
-        return MicroBatch(cached, target, is_dummy, self._read_positions(batch), weights)
 
-    def _read_positions(self, batch: PaddedBatch) -> Positions:
+    def _read(self, states: States, batch: ChatBatch) -> States:
+        """The states at the positions that the discriminators read."""
+        at = self._read_positions(batch)
+        return {layer: states[layer][at] for layer in self._context.read_layers}
+
+    def _read_positions(self, batch: ChatBatch) -> Positions:
         rows, positions = batch.response_positions(self._positions)
         device = self._context.editable.device
         return rows.to(device), positions.to(device)
 
 
-def _divide(rows: int, micro_batch_size: int) -> Iterator[tuple[list[int], bool]]:
-    """This process's micro-batches of a batch: row numbers, and whether it is a dummy.
+def _divide(index: list[int], micro_batch_size: int) -> Iterator[tuple[list[int], bool]]:
+    """This process's micro-batches of a batch: numbers of chats, and whether it is a dummy.
 
     Every process gets equally many, since processes that share a model's weights must run it
     together.
     """
-    local = list(distributed.shard(range(rows)))
-    longest = -(-rows // distributed.world_size())
+    local = list(distributed.shard(index))
+    longest = -(-len(index) // distributed.world_size())
     for begin in range(0, longest, micro_batch_size):
         chosen = local[begin : begin + micro_batch_size]
-        yield (chosen, False) if chosen else ([0], True)
+        yield (chosen, False) if chosen else (index[:1], True)

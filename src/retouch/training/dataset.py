@@ -10,6 +10,7 @@ import torch
 
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.errors import ModelError
+from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
 from retouch.models.activation_cache import ActivationCache
 from retouch.models.memory_estimate import activation_bytes
@@ -18,7 +19,9 @@ from retouch.representations.discriminator import States
 from retouch.task.examples import EditExamples
 from retouch.training.batcher import Batcher
 from retouch.training.context import TrainingContext
-from retouch.training.micro_batch import Batch, StreamedStates
+from retouch.training.micro_batch import Batch, ReadStates
+
+MAX_POOL_BATCHES = 12  # of source examples that are run for the discriminators of a round
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class EditDataset:
     """All batches of a training, with the base model's states cached.
 
     Attributes:
-        micro_batch_size: rows that run at once: as many as a device memory limit allows, or the
+        examples: the tokenized examples.
+        micro_batch_size: chats that run at once: as many as a device memory limit allows, or the
             batch; halved when memory runs out.
         source: the batches of source examples.
         retain: the batches of the retain set.
@@ -44,23 +48,27 @@ class EditDataset:
     retain: list[Batch]
     sft: list[Batch]
 
-    def __init__(self, context: TrainingContext, examples: EditExamples) -> None:
+    def __init__(
+        self,
+        context: TrainingContext,
+        examples: EditExamples,
+        progress: Progress = no_progress,
+    ) -> None:
         """Run every example once.
 
         Raises:
-            ModelError: not even one row at a time fits into memory.
+            ModelError: not even one chat at a time fits into memory.
         """
-        self._context, self._examples = context, examples
+        self._context, self.examples, self._progress = context, examples, progress
         editable, train = context.editable, context.method.train
         # With a device memory limit, half of what the weights leave is for training steps.
         limit = None if editable.free_bytes is None else editable.free_bytes // 2
         self._cache = ActivationCache(editable.device, train.activation_cache_bytes or limit)
         self._batcher = Batcher(context, self._cache)
         self._positions = context.method.discriminator.positions
-        fitting = _rows_that_fit(context, examples) or train.batch_size
-        self.micro_batch_size = min(
-            train.micro_batch_size or train.batch_size, train.batch_size, fitting
-        )
+        largest = max(train.batch_size, train.retain_batch_size)
+        fitting = _rows_that_fit(context, examples) or largest
+        self.micro_batch_size = min(train.micro_batch_size or largest, largest, fitting)
         self.groups = _two_groups(examples)
         # The discriminators are tested on the last fifth of the examples.
         self._fitted = set(range(_num_fitted(len(examples.source))))
@@ -110,72 +118,92 @@ class EditDataset:
         return False
 
     def _build(self) -> None:
-        examples, size = self._examples, self.micro_batch_size
+        examples, size = self.examples, self.micro_batch_size
+        train = self._context.method.train
         self.source = self._batcher.prepare(
-            examples.source, size, counterparts=examples.counterparts
+            examples.source,
+            train.batch_size,
+            size,
+            counterparts=examples.counterparts,
+            progress=self._progress,
         )
-        self.retain = self._batcher.prepare(examples.retain, size, cache_base=True)
+        self.retain = self._batcher.prepare(
+            examples.retain, train.retain_batch_size, size, retain=True, progress=self._progress
+        )
         # With pairs the source examples themselves have the target responses.
         self.sft = self.source if examples.counterparts else []
         if self._context.method.loss.sft_weight > 0 and not examples.counterparts:
-            self.sft = self._batcher.prepare(examples.chosen, size)
-        target = self._stream(examples.target)
-        fitted = set(range(_num_fitted(len(examples.target))))
-        self.target_fit, self.target_test = self._split(target, examples.target, fitted)
-        pairs = zip(examples.retain, examples.retain_nontarget, strict=True)
-        chats = [chat for chat, nontarget in pairs if nontarget]
-        empty = {layer: states[:0] for layer, states in self.target_fit.items()}
-        self._retain_nontarget = self._stream(chats) if chats else empty
+            self.sft = self._batcher.prepare(examples.chosen, train.batch_size, size)
+        chats = examples.target
+        if examples.counterparts:
+            target = self._collect(chats, self._batcher.reference_states(self.source))
+        else:
+            size = max(train.batch_size, train.retain_batch_size)
+            streamed = self._batcher.stream(chats, size, self.micro_batch_size)
+            target = self._collect(chats, streamed)
+        fitted = set(range(_num_fitted(len(chats))))
+        self.target_fit, self.target_test = self._split(target, chats, fitted)
+        nontarget = {i for i, is_one in enumerate(examples.retain_nontarget) if is_one}
+        self._retain_nontarget = {layer: states[:0] for layer, states in target.items()}
+        if nontarget:
+            retain = self._collect(examples.retain, self._batcher.reference_states(self.retain))
+            self._retain_nontarget, _ = self._split(retain, examples.retain, nontarget)
 
-    def _stream(self, chats: Sequence[TokenizedChat]) -> States:
-        """The base model's states of chats at the positions that the discriminators read."""
-        return self._collect(chats, self._batcher.stream(chats, self.micro_batch_size))
-
-    def _collect(
-        self, chats: Sequence[TokenizedChat], streamed: Iterable[StreamedStates]
-    ) -> States:
+    def _collect(self, chats: Sequence[TokenizedChat], reads: Iterable[ReadStates]) -> States:
         """The states `[n, hidden]` by layer that the discriminators read, in the chats' order.
 
-        Every process runs its own rows, and has those of all processes afterwards.
+        Every process runs its own chats, and has those of all processes afterwards. The states of
+        chats that are not among `reads` are 0.
         """
         counts = self._counts(chats)
         begins = [0, *accumulate(counts)]
+        device = self._context.editable.device
         found: States = {}
-        for one in streamed:
-            index = torch.tensor(
-                [begins[i] + k for i in one.batch.index for k in range(counts[i])],
-                device=self._context.editable.device,
-            )
-            for layer in self._context.read_layers:
-                states = one.states[layer][one.read_positions]
+        for one in reads:
+            offsets = accumulate(one.counts, initial=0)
+            pairs = [
+                (begins[i] + k, offset + k)
+                for i, count, offset in zip(one.index, one.counts, offsets, strict=False)
+                if i < len(chats)  # prefilled examples follow those that are read
+                for k in range(count)
+            ]
+            into, at = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2).T
+            for layer, states in one.states.items():
                 if layer not in found:
                     found[layer] = states.new_zeros(begins[-1], states.shape[-1])
                 if not one.is_dummy:
-                    found[layer][index] = states
+                    found[layer][into] = states[at]
         distributed.all_reduce(found.values())
         return found
 
-    def pools(self) -> tuple[Pool, Pool]:
+    def pools(self, number: int) -> tuple[Pool, Pool]:
         """The states under the present adapters that discriminators are fitted and tested on.
 
         Target states against those of the source and of non-target retain examples; or, where a
         gap between two groups is to be reduced, the source states of one group against the other.
+
+        Args:
+            number: of the round. Of many batches, every round runs others.
         """
-        chats = self._examples.source
-        states = self._collect(chats, self._batcher.current_states(self.source))
+        chats = self.examples.source
+        parts = -(-len(self.source) // MAX_POOL_BATCHES)
+        batches = self.source[number % parts :: parts]
+        run = {i for batch in batches for i in batch.index}
+        states = self._collect(chats, self._batcher.current_states(batches))
+        fitted, tested = self._fitted & run, run - self._fitted
         if self.groups is not None:
-            rest = set(range(len(chats))) - self._fitted
             fit, test = (
                 Pool(*(self._split(states, chats, part & group)[0] for group in self.groups))
-                for part in (self._fitted, rest)
+                for part in (fitted, tested)
             )
             return fit, test
-        fitted, tested = self._split(states, chats, self._fitted)
+        fitted_states, _ = self._split(states, chats, fitted)
+        tested_states, _ = self._split(states, chats, tested)
         nontarget = {
-            layer: torch.cat([fitted[layer], self._retain_nontarget[layer]])
+            layer: torch.cat([fitted_states[layer], self._retain_nontarget[layer]])
             for layer in self._context.read_layers
         }
-        return Pool(self.target_fit, nontarget), Pool(self.target_test, tested)
+        return Pool(self.target_fit, nontarget), Pool(self.target_test, tested_states)
 
     def _counts(self, chats: Sequence[TokenizedChat]) -> list[int]:
         """The number of states of each chat that the discriminators read."""

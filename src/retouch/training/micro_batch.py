@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from retouch.representations.batch import PaddedBatch, Positions
+from retouch.models.activation_cache import Cached
+from retouch.representations.batch import ChatBatch, Positions
 from retouch.representations.cached_states import CachedStates
 from retouch.representations.discriminator import States
 
@@ -17,10 +18,12 @@ class Normalizers:
 
     Attributes:
         positions: the number of positions that the discriminators read.
+        weights: the sum of the weights of all response positions.
         states: for each layer `losses.squared_norm` of the reference states.
     """
 
     positions: int
+    weights: float
     states: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def add(self, states: States, share: float) -> None:
@@ -32,45 +35,53 @@ class Normalizers:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a batch that run at once: all of them, unless memory or several processes divide it.
+    """Chats of a batch that run at once: all of them, unless memory or several processes divide it.
 
     Its reference states are the target counterparts' for source examples, and the base model's own
     for the retain set. Positions and weights are on the device.
 
     Attributes:
-        cached: the rows with their segment inputs and reference states.
-        counterpart: the target counterparts of its rows; None without pairs.
-        is_dummy: whether its rows are another process's, and it runs only to stay in step.
+        cached: the chats with their segment inputs and reference states.
+        is_dummy: whether its chats are another process's, and it runs only to stay in step.
         read_positions: the states that the discriminators read.
-        weights: a weight `[n]` for each reference position; None: 1 each.
+        responses: the states `[n]` that predict the responses.
+        response_weights: the weight `[n]` of each of them.
+        weights: a weight for each reference position; None: 1 each.
+        reference_reads: the states `[n, hidden]` by layer of the counterparts, or of the base model
+            for the retain set, at the positions that the discriminators read; empty without.
+        base_logprobs: the base model's log-probabilities `[n, vocabulary]` at `responses`, in half
+            precision; None but for the retain set.
     """
 
     cached: CachedStates
-    counterpart: PaddedBatch | None
     is_dummy: bool
     read_positions: Positions
+    responses: Positions
+    response_weights: torch.Tensor
     weights: torch.Tensor | None
+    reference_reads: States
+    base_logprobs: Cached | None = None
 
     @property
-    def batch(self) -> PaddedBatch:
-        """The tokenized rows."""
+    def batch(self) -> ChatBatch:
+        """The tokenized chats."""
         return self.cached.batch
 
 
 @dataclass(frozen=True)
-class StreamedStates:
-    """States of a micro-batch that is read once and not cached.
+class ReadStates:
+    """States of some chats at the positions that the discriminators read.
 
     Attributes:
-        batch: the tokenized rows.
+        index: the numbers of the chats.
+        counts: the number of states of each.
         is_dummy: whether they are another process's.
-        read_positions: the states that the discriminators read.
-        states: the outputs `[rows, tokens, hidden]` by layer.
+        states: `[n, hidden]` by layer, chat after chat.
     """
 
-    batch: PaddedBatch
+    index: tuple[int, ...]
+    counts: tuple[int, ...]
     is_dummy: bool
-    read_positions: Positions
     states: States
 
 
@@ -79,11 +90,11 @@ class Batch:
     """The examples of one generator step.
 
     Attributes:
-        padded: all of its rows, those of other processes included.
+        index: the numbers of its chats, those of other processes included.
         micro_batches: those of this process; every process has equally many.
         normalizers: the divisors of its losses.
     """
 
-    padded: PaddedBatch
+    index: list[int]
     micro_batches: list[MicroBatch]
     normalizers: Normalizers

@@ -11,8 +11,9 @@ from retouch.models import distributed
 from retouch.models.adapters import parameters
 from retouch.models.oom import free_memory, is_out_of_memory
 from retouch.representations.activations import forward_with_states
-from retouch.representations.batch import PaddedBatch
+from retouch.representations.batch import pad_right
 from retouch.representations.discriminator import Discriminators, States
+from retouch.representations.divergence import kl_from_logprobs
 from retouch.representations.finetuning import LoraDelta, apply_lora_delta
 from retouch.representations.latent_pgd import latent_pgd
 from retouch.representations.losses import (
@@ -50,10 +51,15 @@ class Step:
 
 
 class Objective:
-    """The generator's loss and its gradients in the adapter weights."""
+    """The generator's loss and its gradients in the adapter weights.
+
+    Attributes:
+        kl_scale: factor of `kl_weight`, which the trainer raises while the drift is over its limit.
+    """
 
     def __init__(self, context: TrainingContext, dataset: EditDataset) -> None:
         self._context, self._dataset = context, dataset
+        self.kl_scale = 1.0
         self._loss, self._adversary = context.method.loss, context.method.adversary
         self._weights = parameters(context.editable)
 
@@ -98,25 +104,22 @@ class Objective:
             delta, use_target = step.finetuned
             add(source, lambda batch, micro: self._finetune_term(batch, micro, delta, use_target))
         if step.retain is not None:
-            add(dataset.retain[step.retain], self._retain_term)
+            add(dataset.retain[step.retain], self._retain_terms)
         return sums
 
     def _source_terms(
         self, batch: Batch, micro: MicroBatch, discriminators: Discriminators
     ) -> Terms:
-        context, adversary = self._context, self._adversary
+        context, adversary, segment = self._context, self._adversary, self._context.segment
         inputs, terms = micro.cached.inputs, Terms()
         states: States = {}
         if self._loss.sft_weight and self._dataset.sft is self._dataset.source:
-            ids = micro.batch.ids
-            states, logits = forward_with_states(context.editable, ids, context.read_layers)
-            terms |= self._sft(batch, micro, logits)
+            states = segment.forward(inputs, (*context.read_layers, segment.last))
+            terms |= self._sft(batch, micro, states[segment.last])
         if adversary.latent_epsilon:
 
             def objective(hidden: torch.Tensor) -> torch.Tensor:
-                perturbed = context.segment.forward(
-                    replace(inputs, hidden=hidden), context.read_layers
-                )
+                perturbed = segment.forward(replace(inputs, hidden=hidden), context.read_layers)
                 parts = self._representation_terms(batch, micro, perturbed, discriminators)
                 return torch.stack(list(parts.values())).sum()
 
@@ -124,8 +127,11 @@ class Objective:
                 inputs.hidden, objective, adversary.latent_epsilon, adversary.latent_steps
             )
             inputs = replace(inputs, hidden=inputs.hidden + delta.to(inputs.hidden.dtype))
+        if not (self._loss.adversarial_weight or self._loss.matching_weight):
+            return terms
         if adversary.latent_epsilon or not states:
-            states = context.segment.forward(inputs, context.read_layers)
+            states = segment.forward(inputs, context.read_layers)
+        states = {layer: states[layer] for layer in context.read_layers}
         return terms | self._representation_terms(batch, micro, states, discriminators)
 
     def _representation_terms(
@@ -154,49 +160,46 @@ class Objective:
         return terms
 
     def _sft_term(self, batch: Batch, micro: MicroBatch) -> Terms:
-        _, logits = forward_with_states(self._context.editable, micro.batch.ids, ())
-        return self._sft(batch, micro, logits)
+        last = self._context.segment.last
+        states = self._context.segment.forward(micro.cached.inputs, (last,))
+        return self._sft(batch, micro, states[last])
 
-    def _sft(self, batch: Batch, micro: MicroBatch, logits: torch.Tensor) -> Terms:
-        first_token = self._loss.first_token_weight
-        loss = _response_loss(micro.batch, batch.padded, logits, first_token)
+    def _sft(self, batch: Batch, micro: MicroBatch, states: torch.Tensor) -> Terms:
+        """Of the target responses, from the last block's outputs `[rows, tokens, hidden]`."""
+        logits = self._context.segment.logits(states[micro.responses])
+        tokens, weights = micro.batch.response_tokens(), micro.response_weights
+        loss = sft_loss(logits, tokens, weights, batch.normalizers.weights)
         return {"sft": self._loss.sft_weight * loss}
 
     def _finetune_term(
         self, batch: Batch, micro: MicroBatch, delta: LoraDelta, use_target: bool
     ) -> Terms:
         """Of the target responses to source or target prompts, under the adversary's update."""
-        padded = micro.batch
-        if use_target and micro.counterpart is not None:
-            padded = micro.counterpart
-        with apply_lora_delta(self._context.editable, delta):
-            _, logits = forward_with_states(self._context.editable, padded.ids, ())
-        loss = _response_loss(padded, batch.padded, logits, FINETUNE_FIRST_TOKEN_WEIGHT)
+        context, examples = self._context, self._dataset.examples
+        chats = examples.counterparts if use_target else examples.source
+        padded = pad_right(micro.batch.index, chats, context.pad)
+        with apply_lora_delta(context.editable, delta):
+            _, logits = forward_with_states(context.editable, padded.ids, ())
+        at = padded.response_positions()
+        weights = padded.position_weights(at, FINETUNE_FIRST_TOKEN_WEIGHT).to(logits.device)
+        # A target response has the same length after either prompt.
+        lengths = [len(examples.source[i].ids) - examples.source[i].start for i in batch.index]
+        size = sum(lengths) + len(lengths) * (FINETUNE_FIRST_TOKEN_WEIGHT - 1)
+        rows, positions = (index.to(logits.device) for index in at)
+        loss = sft_loss(logits[rows, positions], padded.response_tokens(), weights, size)
         return {"finetune": self._adversary.finetune_weight * loss}
 
-    def _retain_term(self, batch: Batch, micro: MicroBatch) -> Terms:
-        last = self._context.segment.last
-        states = micro.cached.current(self._context.segment, (last,))[last]
-        reference, normalizer = micro.cached.states[last], batch.normalizers.states[last]
-        loss = normalized_mse_loss(states, reference, None, normalizer)
-        return {"retain": self._loss.retain_weight * loss}
-
-
-def _response_loss(
-    batch: PaddedBatch, whole: PaddedBatch, logits: torch.Tensor, first_token_weight: float
-) -> torch.Tensor:
-    """The cross-entropy of a batch's responses from the logits `[rows, tokens, vocabulary]`.
-
-    It is divided by the weights of the `whole` batch that `batch` is part of, or its counterpart:
-    a target response has the same length after either prompt.
-    """
-    at = batch.response_positions()
-    weights = batch.position_weights(at, first_token_weight)
-    size = whole.position_weights(whole.response_positions(), first_token_weight).sum()
-    rows, positions = (index.to(logits.device) for index in at)
-    return sft_loss(
-        logits[rows, positions],
-        batch.response_tokens(),
-        weights.to(logits.device),
-        size.to(logits.device),
-    )
+    def _retain_terms(self, batch: Batch, micro: MicroBatch) -> Terms:
+        """The KL divergence from the base on the responses, and the distance of the states."""
+        segment, loss, terms = self._context.segment, self._loss, Terms()
+        states = segment.forward(micro.cached.inputs, (segment.last,))[segment.last]
+        if micro.base_logprobs is not None:
+            logits = segment.logits(states[micro.responses])
+            kl = kl_from_logprobs(micro.base_logprobs(), logits) * micro.response_weights
+            terms["kl"] = loss.kl_weight * self.kl_scale * kl.sum() / batch.normalizers.weights
+        if loss.retain_weight:
+            reference, normalizer = micro.cached.states[segment.last], batch.normalizers.states
+            at = states[micro.cached.positions]
+            distance = normalized_mse_loss(at, reference, None, normalizer[segment.last])
+            terms["retain"] = loss.retain_weight * distance
+        return terms

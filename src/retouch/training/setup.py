@@ -6,9 +6,11 @@ import torch
 
 from retouch.core.config import MethodConfig
 from retouch.core.errors import ModelError
+from retouch.core.types import Progress, no_progress
 from retouch.models.adapters import attach
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
+from retouch.representations.packing import supports_packing
 from retouch.task.layers import LayerSelection
 from retouch.task.task import EditTask
 from retouch.training.context import TrainingContext
@@ -20,7 +22,11 @@ CHECKED_TOKENS = 32  # tokens on which the segment is compared with the whole mo
 
 
 def build_trainer(
-    editable: EditableModel, task: EditTask, layers: LayerSelection, method: MethodConfig
+    editable: EditableModel,
+    task: EditTask,
+    layers: LayerSelection,
+    method: MethodConfig,
+    progress: Progress = no_progress,
 ) -> Trainer:
     """Cache the frozen activations, attach a new adapter and build the trainer.
 
@@ -29,6 +35,7 @@ def build_trainer(
         task: the examples and the validator.
         layers: the layers to adapt and to read.
         method: the settings.
+        progress: called while the activations are cached.
 
     Raises:
         DataError: a fine-tuning adversary is configured, and there are no pairs.
@@ -42,11 +49,13 @@ def build_trainer(
             code="model-edited",
         )
     every = (*layers.adapted, *layers.read)
-    segment = Segment(editable, min(every), max(every))
+    last = editable.layout.depth - 1 if method.loss.uses_logits else max(every)
+    segment = Segment(editable, min(every), last)
     editable.keep_on_device(range(segment.first, segment.last + 1))
     segment.check(torch.tensor([task.train.source[0].ids[:CHECKED_TOKENS]]))
-    context = TrainingContext(editable, segment, layers.read, method, task.seed)
-    dataset = EditDataset(context, task.train)
+    packed = supports_packing(editable)
+    context = TrainingContext(editable, segment, layers.read, method, task.seed, packed)
+    dataset = EditDataset(context, task.train, progress)
     adversary = None
     if method.adversary.finetune_steps:
         adversary = FinetuningAdversary(editable, task.train, method.adversary, task.seed)

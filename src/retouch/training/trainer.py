@@ -2,12 +2,14 @@
 
 The loop of ARE (Zhang et al. 2024), with these differences:
 
-* only the segment of adapted layers runs;
-* with pairs, source states are also matched to their target counterparts along the response;
-* the retain set is kept at the base model's states;
+* only the blocks from the first adapted one on are run, from cached inputs;
+* with pairs, source states are also matched to their target counterparts along the response, and
+  the target responses are learned;
+* the responses to the retain set are kept at the base model's probabilities;
 * the result is the exponential moving average of the weights from the best round, which is selected
   by validation within a maximum drift. The paper stops when fresh discriminators are at chance;
-  here they hardly ever are, not even when the edit is complete.
+  here they hardly ever are, not even when the edit is complete;
+* a round that drifts far beyond the maximum is undone, and the learning rate halved.
 """
 
 from __future__ import annotations
@@ -44,6 +46,9 @@ from retouch.training.objective import Objective, Step
 
 MIN_IMPROVEMENT = 0.001  # of the validation score
 MAX_GRAD_NORM = 1.0
+FINAL_RATE = 0.1  # of the peak learning rate, at the end of a cosine decay
+UNDO_EXCESS = 5.0  # a round whose validation is so many times over a limit is undone
+KL_GROWTH = 1.5  # of the KL divergence's weight after a round over a limit
 
 
 class Trainer:
@@ -70,10 +75,17 @@ class Trainer:
         self._optimizer = torch.optim.Adam(self._weights.values(), lr=self._train.learning_rate)
         self._ema = EMA(self._weights, self._train.ema_decay)
         # The first round uses them too, since no weight has changed by then.
-        self._pools: tuple[Pool, Pool] | None = dataset.pools()
+        self._pools: tuple[Pool, Pool] | None = dataset.pools(0)
         self.discriminators = self._new_discriminators(0, self._pools[0])
         self._objective = Objective(context, dataset)
-        self._best = BestCheckpoint(self._train.max_drift, min_improvement=MIN_IMPROVEMENT)
+        self._best = BestCheckpoint(
+            self._train.max_drift,
+            max_change=self._train.max_retain_change,
+            min_improvement=MIN_IMPROVEMENT,
+        )
+        # What a round that is undone is reset to: new weights change nothing.
+        self._initial = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._rate_scale = 1.0
         self._rounds_without_improvement = 0
         self.round = 0
         self.seconds = {"train_seconds": 0.0, "validation_seconds": 0.0}
@@ -97,8 +109,10 @@ class Trainer:
             losses = self._train_generator()
             self.round += 1
             validation_began = time.monotonic()
+            segment = self._context.segment
             with self._ema.applied():
-                result = distributed.broadcast(self._validator())
+                result = self._validator(segment if segment.to_logits else None)
+            result = distributed.broadcast(result)
             self.seconds["train_seconds"] += validation_began - round_began
             self.seconds["validation_seconds"] += time.monotonic() - validation_began
             yield RoundEvent(
@@ -108,23 +122,19 @@ class Trainer:
                 discriminator_accuracy=accuracy,
                 validation_score=result.score,
                 drift=result.drift,
+                retain_change=result.retain_change,
                 best=self._keep_best(result),
+                undone=self._undo(result),
                 seconds=time.monotonic() - began,
             )
 
-    def finish(self) -> None:
-        """Copy the best averaged weights into the adapter.
+    @property
+    def excess(self) -> float:
+        """How far the best weights are over the limits, as `BestCheckpoint.excess`."""
+        return self._best.excess
 
-        Raises:
-            DivergedError: no round stayed within the maximum drift.
-        """
-        if not self._best.values:
-            raise DivergedError(
-                f"No round stayed within the maximum drift of {self._train.max_drift} nats a "
-                f"token; the lowest drift was {self._best.least_drift:.4f}.",
-                "Raise `max_drift` or `retain_weight`, or lower `learning_rate`.",
-                code="drift-exceeded",
-            )
+    def finish(self) -> None:
+        """Copy the best averaged weights into the adapter."""
         self._best.restore(self._weights)
 
     def _new_discriminators(self, number: int, fit: Pool) -> Discriminators:
@@ -139,7 +149,7 @@ class Trainer:
     def _train_discriminators(self) -> float:
         """Fit the discriminators to the present states; their accuracy on held-out examples."""
         config = self._discriminator
-        fit, test = self._pools or self.dataset.pools()
+        fit, test = self._pools or self.dataset.pools(self.round)
         self._pools = None
         if config.reset_each_round and self.round > 0:
             self.discriminators = self._new_discriminators(self.round, fit)
@@ -175,6 +185,7 @@ class Trainer:
             for name, term in self._objective.gradients(step, self.discriminators).items():
                 sums[name] = sums.get(name, 0.0) + term / count
             torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
+            self._optimizer.param_groups[0]["lr"] = self._learning_rate(self.round * count + i)
             self._optimizer.step()
             self._ema.update()
         distributed.all_reduce(sums.values())
@@ -189,6 +200,33 @@ class Trainer:
             )
         return means
 
+    def _learning_rate(self, step: int) -> float:
+        """The learning rate of a step, numbered from 0 over all rounds."""
+        config = self._train
+        total = config.rounds * config.steps_per_round
+        warmup = round(config.warmup_ratio * total)
+        rate = config.learning_rate * self._rate_scale
+        if step < warmup:
+            return rate * (step + 1) / warmup
+        if config.lr_scheduler_type == "constant":
+            return rate
+        done = (step - warmup) / max(1, total - warmup)
+        return rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _undo(self, result: ValidationResult) -> bool:
+        """Undo a round that is far over a limit; says whether it is."""
+        excess = self._best.excess_of(result)
+        if excess > 1.0:
+            self._objective.kl_scale *= KL_GROWTH
+        if excess <= UNDO_EXCESS:
+            return False
+        self._rate_scale /= 2
+        values = self._best.values if self._best.excess <= UNDO_EXCESS else self._initial
+        copy_into(self._weights, values)
+        self._ema.values = {name: value.clone() for name, value in values.items()}
+        self._optimizer.state.clear()
+        return True
+
     def _finetuned(self) -> list[LoraDelta]:
         """The adversary's updates of this round; before the first there is no edit to undo."""
         if self._adversary is None or self.round == 0:
@@ -202,7 +240,7 @@ class Trainer:
         best = self._best.update(result, self._ema.values, prefer_latest=latest)
         if best:
             self._rounds_without_improvement = 0
-        elif self._best.values:
+        elif self._best.within:
             self._rounds_without_improvement += 1
         return best
 
@@ -221,7 +259,9 @@ class Trainer:
             "round": str(self.round),
             "rounds_without_improvement": str(self._rounds_without_improvement),
             "best_score": repr(self._best.score),
-            "least_drift": repr(self._best.least_drift),
+            "best_excess": repr(self._best.excess),
+            "rate_scale": repr(self._rate_scale),
+            "kl_scale": repr(self._objective.kl_scale),
         }
         return TrainingState(tensors, numbers)
 
@@ -244,6 +284,7 @@ class Trainer:
         self.round = int(numbers["round"])
         self._rounds_without_improvement = int(numbers["rounds_without_improvement"])
         self._best.values = with_prefix("best/", tensors)
-        self._best.within = bool(self._best.values)
         self._best.score = float(numbers["best_score"])
-        self._best.least_drift = float(numbers["least_drift"])
+        self._best.excess = float(numbers["best_excess"])
+        self._rate_scale = float(numbers["rate_scale"])
+        self._objective.kl_scale = float(numbers["kl_scale"])

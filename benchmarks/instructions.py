@@ -1,0 +1,216 @@
+"""Measure edits made from one sentence: what share of the prompted model's rate they reach.
+
+    python -m benchmarks.instructions --data-dir DIR [--seeds N] [--only french] [--quick]
+
+For each instruction an edit is made by `retouch edit MODEL --instruction SENTENCE`, unless its run
+exists. Then the base, the base with the instruction in the prompt and the edited model without it
+respond greedily to harmless instructions that the edit never saw. Rules decide whether a response
+follows the instruction. The share is the edited model's rate as a part of the prompted model's;
+its interval is a bootstrap over the prompts. The divergence elsewhere is KL(base || edited) in nats
+a token on passages of WikiText-2, which contain no request.
+
+DIR holds `refusal_direction_harmless.jsonl` (see `benchmarks/suites.py`) and
+`wikitext2_test.jsonl` (column text).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import (
+    argument_parser,
+    describe_machine,
+    machine_text,
+    parse_names,
+    retouch_command,
+)
+from benchmarks.real import (
+    QUICK_SHARE,
+    Figure,
+    Line,
+    Reporter,
+    ResponseCache,
+    adapter_digest,
+    figures_table,
+    response_kl,
+)
+from benchmarks.suites import Request, evenly, harmless_instructions, read_rows
+from retouch.concepts.chat import TokenizedChat
+from retouch.core.atomic import atomic_write
+from retouch.core.errors import DataError, RetouchError
+from retouch.core.run_dir import RunDir, find_adapter
+from retouch.core.types import Score
+from retouch.evaluation.instruction_rules import find_rule, follows
+from retouch.evaluation.response_classifier import is_degenerate
+from retouch.evaluation.statistics import ExampleValues, bootstrap, wilson
+from retouch.models.editable_model import EditableModel
+from retouch.models.generate import Response
+from retouch.models.load import load
+
+SPLIT = "test"  # of the harmless instructions
+COUNT = 100
+WIKITEXT = "wikitext2_test"
+PASSAGES, PASSAGE_TOKENS = 64, 128
+MIN_SHARE, MAX_KL = 0.95, 0.01
+
+# Sentences that SmolLM2-135M-Instruct follows when they are in its prompt.
+INSTRUCTIONS = {
+    "sentence": "Answer in one short sentence.",
+    "french": "Answer in French.",
+    "spanish": "Answer in Spanish.",
+}
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The responses of the base, of the prompted base, and of each edited model."""
+
+    base: Sequence[Response]
+    prompted: Sequence[Response]
+    edited: Sequence[Sequence[Response]]
+
+
+def prompted(request: Request, instruction: str) -> Request:
+    """The request with the instruction behind it, where small models follow it best."""
+    return Request(request.id, f"{request.text}\n\n{instruction}")
+
+
+def read_passages(folder: Path, editable: EditableModel) -> list[TokenizedChat]:
+    """Passages of WikiText-2, evenly spaced, that are compared at every token but the first.
+
+    Raises:
+        DataError: the file cannot be read or is too short.
+    """
+    text = "\n".join(row["text"] for row in read_rows(folder, WIKITEXT, "text"))
+    ids = editable.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    starts = range(0, len(ids) - PASSAGE_TOKENS + 1, PASSAGE_TOKENS)
+    if not starts:
+        message = f"{folder / WIKITEXT}.jsonl has fewer than {PASSAGE_TOKENS} tokens."
+        raise DataError(message, "Use the published file.", code="benchmark-data-invalid")
+    return [TokenizedChat(tuple(ids[i : i + PASSAGE_TOKENS]), 1) for i in evenly(starts, PASSAGES)]
+
+
+def make_run(model: str, name: str, seed: int, folder: Path) -> Path:
+    """The run of an edit from an instruction; a finished one is reused, another one is resumed."""
+    path = folder / f"{name}-seed{seed}"
+    if not (path.exists() and RunDir.open(path).finished):
+        words = ["edit", model, "--instruction", INSTRUCTIONS[name], "--seed", str(seed)]
+        words += ["--suites", "none", "--quiet", "--out", str(path)]
+        if path.exists():
+            words = ["edit", "--resume", str(path)]
+        subprocess.run(retouch_command(*words), check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def make_lines(name: str, found: Responses, kl: Sequence[ExampleValues]) -> list[Line]:
+    """The lines of an instruction."""
+    rule = find_rule(INSTRUCTIONS[name])
+
+    def hits(responses: Sequence[Response]) -> tuple[float, ...]:
+        return tuple(float(follows(rule, one.text)) for one in responses)
+
+    def rate(responses: Sequence[Response]) -> Score:
+        return wilson(int(sum(hits(responses))), len(responses))
+
+    def loops(responses: Sequence[Response]) -> Score:
+        return wilson(sum(is_degenerate(one.text) for one in responses), len(responses))
+
+    base, edited = found.base, found.edited
+    lines = [
+        Line(Figure(f"{name}: follows, prompted"), rate(found.prompted), ()),
+        Line(Figure(f"{name}: follows"), rate(base), tuple(map(rate, edited))),
+        Line(Figure(f"{name}: degenerate", higher=False), loops(base), tuple(map(loops, edited))),
+    ]
+    reference = hits(found.prompted)
+    if any(reference):
+        shares = tuple(bootstrap(ExampleValues(hits(one), reference)) for one in edited)
+        lines.append(Line(Figure(f"{name}: share of the prompted rate", MIN_SHARE), None, shares))
+    divergence = tuple(bootstrap(one) for one in kl)
+    lines.append(Line(Figure(f"{name}: KL elsewhere", MAX_KL, higher=False), None, divergence))
+    return lines
+
+
+def measure(
+    model: str,
+    runs: Mapping[str, Sequence[Path]],
+    data: Path,
+    folder: Path,
+    max_new_tokens: int,
+    share: float = 1.0,
+) -> dict[str, list[Line]]:
+    """Measure the edits of each instruction.
+
+    Args:
+        model: a name that `retouch.load` accepts.
+        runs: the runs of each instruction, one for each seed.
+        data: the folder with the published files.
+        folder: where responses are kept.
+        max_new_tokens: maximum length of a response.
+        share: the share of the prompts that is measured.
+    """
+    sample = harmless_instructions(data, SPLIT, COUNT)
+    requests = evenly(sample, max(1, round(share * len(sample))))
+    editable = load(model)
+    stem = f"{editable.fingerprint[:16]}-{max_new_tokens}"
+    passages = read_passages(data, editable)
+    cache = ResponseCache(folder / f"base-{stem}.json")
+    base = cache.respond(editable, requests, max_new_tokens, "base")
+    lines = {}
+    for name, paths in runs.items():
+        within = [prompted(request, INSTRUCTIONS[name]) for request in requests]
+        reference = cache.respond(editable, within, max_new_tokens, f"{name}, prompted")
+        edited, kl = [], []
+        for path in paths:
+            adapter = find_adapter(path)
+            changed = load(model, adapter=adapter)
+            own = ResponseCache(folder / f"edited-{stem}-{adapter_digest(adapter)}.json")
+            edited.append(own.respond(changed, requests, max_new_tokens, str(path)))
+            report = Reporter(f"{path}, divergence", len(passages))
+            kl.append(response_kl(changed, passages, report))
+        lines[name] = make_lines(name, Responses(base, reference, edited), kl)
+    return lines
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the options, make the edits, measure and print."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", default="smollm2", help="a name, folder or hub id")
+    parser.add_argument("--data-dir", type=Path, required=True, help="the published files")
+    parser.add_argument("--only", default="", help=f"of {', '.join(INSTRUCTIONS)}")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/instructions"))
+    parser.add_argument("--quick", action="store_true", help="a fifth of the prompts")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("build/real/instructions.json"))
+    options = parser.parse_args(words)
+    names = parse_names(parser, "--only", options.only, list(INSTRUCTIONS)) or list(INSTRUCTIONS)
+    machine = describe_machine("cpu")
+    try:
+        runs = {
+            name: [make_run(options.model, name, i, options.runs) for i in range(options.seeds)]
+            for name in names
+        }
+        share = QUICK_SHARE if options.quick else 1.0
+        length = options.max_new_tokens
+        found = measure(options.model, runs, options.data_dir, options.out.parent, length, share)
+    except RetouchError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    print(machine_text(machine))
+    lines = [line for name in names for line in found[name]]
+    print(figures_table(lines, options.seeds))
+    values = {
+        "machine": machine,
+        "model": options.model,
+        "runs": {name: [str(path) for path in paths] for name, paths in runs.items()},
+        "figures": [line.plain() for line in lines],
+    }
+    atomic_write(options.out, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    print(f"\nWritten to {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Choose the smallest adapter strength that keeps an edit's effect on the validation split.
+
+The effect of an adapter saturates, and its drift grows with the square of its strength.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retouch.concepts.concept import Concept, MetricSpec
+from retouch.core.types import Direction, Progress, no_progress
+from retouch.evaluation.evaluate import evaluate
+from retouch.models.adapter_merging import scaled
+
+if TYPE_CHECKING:
+    from retouch.models.editable_model import EditableModel
+
+MAX_EXAMPLES = 32  # of each metric: a strength that loses one of them is too small
+
+
+@dataclass(frozen=True)
+class StrengthChoice:
+    """A chosen strength.
+
+    Attributes:
+        strength: of the trained adapter.
+        effects: for each strength that was tried, the value of each metric by name.
+    """
+
+    strength: float
+    effects: dict[float, dict[str, float]]
+
+
+def choose_strength(
+    editable: EditableModel,
+    concept: Concept,
+    direction: Direction,
+    strengths: Sequence[float],
+    *,
+    max_new_tokens: int,
+    progress: Progress = no_progress,
+) -> StrengthChoice:
+    """Measure the effect at several strengths, and choose; the model stays as it is.
+
+    The effect is the direction's own metric, and the others of the concept that the same scorer
+    measures with the same better side, such as refusals of wrapped requests.
+
+    Args:
+        editable: the model with its adapter.
+        concept: the edited concept.
+        direction: the direction of the edit.
+        strengths: to choose from; the highest is what the others are compared with.
+        max_new_tokens: maximum length of a response, in tokens.
+        progress: called while responses are generated.
+    """
+    highest = max(strengths)
+    metrics = _effect_metrics(concept, direction)
+    if len(strengths) < 2 or not metrics:
+        return StrengthChoice(highest, {})
+    chosen = dataclasses.replace(concept, metrics=metrics)
+    sign = 1.0 if concept.directions[direction].effect_better == "higher" else -1.0
+    effects: dict[float, dict[str, float]] = {}
+    kept = highest
+    for strength in sorted(strengths, reverse=True):
+
+        def show(description: str, done: int, total: int, strength: float = strength) -> None:
+            progress(f"strength {strength:g}: {description}", done, total)
+
+        with scaled(editable, strength):
+            measured = evaluate(
+                editable,
+                [chosen],
+                split="validation",
+                limit=MAX_EXAMPLES,
+                progress=show,
+                max_new_tokens=max_new_tokens,
+            ).metrics
+        values = {record.metric: (record.after or record.before).value for record in measured}
+        effects[strength] = values
+        lost = max(sign * (effects[highest][name] - value) for name, value in values.items())
+        if lost > 1.0 / MAX_EXAMPLES + 1e-9:
+            break  # a lower strength keeps less
+        kept = strength
+    return StrengthChoice(kept, effects)
+
+
+def _effect_metrics(concept: Concept, direction: Direction) -> tuple[MetricSpec, ...]:
+    """The direction's metric, and those that the same scorer measures with the same better side."""
+    name = concept.directions[direction].effect
+    effect = next((spec for spec in concept.metrics if spec.metric == name), None)
+    if effect is None:
+        return ()
+    return tuple(
+        spec
+        for spec in concept.metrics
+        if spec.suite == effect.suite
+        and (spec.scorer, spec.better) == (effect.scorer, effect.better)
+        and concept.select("validation", spec.labels)
+    )

@@ -1,0 +1,128 @@
+"""Frozen linear layers that multiply in bfloat16 where the processor has instructions for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from retouch.core.config import ComputeDtype
+
+MIN_SIZE = 512  # inputs of a linear layer; below it the conversions cost more than they save
+
+
+class Bfloat16Linears:
+    """Copies in bfloat16 of frozen linear layers, used inside `applied()`.
+
+    Activations are rounded on entry and products are accumulated in float32; the products of LoRA
+    adapters are computed in the same way and added in float32. `benchmarks.speed` measures speed
+    and error.
+    """
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._copies = {module: _Copy(module) for module in modules}
+
+    @contextmanager
+    def applied(self, adapted: Iterable[nn.Module] = ()) -> Iterator[None]:
+        """Multiply in bfloat16 inside the context.
+
+        Args:
+            adapted: PEFT's wrappers of linear layers, as far as there are any.
+        """
+        forwards: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]] = {}
+        for module, copied in self._copies.items():
+            copied.refresh(module)
+            forwards[module] = partial(_linear, copied)
+        for wrapper in adapted:
+            if (copied := self._copies.get(wrapper.base_layer)) and _is_plain(wrapper):  # type: ignore[arg-type]
+                forwards[wrapper] = partial(_lora_linear, copied, wrapper)
+        own = {module: vars(module).get("forward") for module in forwards}
+        for module, forward in forwards.items():
+            module.forward = forward
+        try:
+            yield
+        finally:
+            for module, before in own.items():
+                del module.forward
+                if before is not None:
+                    module.forward = before
+
+
+class _Copy:
+    """The weights of a linear layer in bfloat16."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self._version = -1
+        self.refresh(module)
+
+    def refresh(self, module: nn.Linear) -> None:
+        """Copy the weights again if they were changed in place."""
+        if self._version == module.weight._version:
+            return
+        self._version = module.weight._version
+        self.weight = module.weight.detach().bfloat16()
+        self.bias = None if module.bias is None else module.bias.detach().bfloat16()
+
+
+def _linear(copied: _Copy, states: torch.Tensor) -> torch.Tensor:
+    return F.linear(states.bfloat16(), copied.weight, copied.bias).to(states.dtype)
+
+
+def _lora_linear(copied: _Copy, wrapper: Any, states: torch.Tensor) -> torch.Tensor:
+    """The forward pass of `peft.tuners.lora.Linear`, with one rounding of its input."""
+    rounded = states.bfloat16()
+    out = F.linear(rounded, copied.weight, copied.bias).to(states.dtype)
+    if wrapper.disable_adapters:
+        return out
+    for name in wrapper.active_adapters:
+        if name in wrapper.lora_A:
+            inner = F.linear(rounded, wrapper.lora_A[name].weight.bfloat16())
+            scaled = wrapper.scaling[name] * wrapper.lora_B[name].weight
+            out = out + F.linear(inner, scaled.bfloat16())
+    return out
+
+
+def _is_plain(wrapper: Any) -> bool:
+    """Whether a wrapper of PEFT is plain LoRA: unmerged, without dropout or another variant."""
+    dropouts = getattr(wrapper, "lora_dropout", {}).values()
+    return (
+        type(wrapper).__module__ == "peft.tuners.lora.layer"
+        and type(wrapper).__name__ == "Linear"
+        and not wrapper.merged
+        and not getattr(wrapper, "lora_variant", None)
+        and all(isinstance(one, nn.Identity) for one in dropouts)
+    )
+
+
+def make_bfloat16_linears(
+    modules: Sequence[nn.Linear], dtype: ComputeDtype
+) -> Bfloat16Linears | None:
+    """Copies of the linear layers that gain; None where there are none, or none are wanted.
+
+    Args:
+        modules: frozen linear layers.
+        dtype: `bfloat16`, `float32`, or `auto`: bfloat16 on a processor with AMX and with memory
+            for the copies.
+    """
+    chosen = [
+        one
+        for one in modules
+        if one.in_features >= MIN_SIZE and (one.weight.device.type, one.weight.dtype) == FLOAT32
+    ]
+    size = 2 * sum(module.weight.numel() for module in chosen)
+    if dtype == "float32" or not chosen:
+        return None
+    if dtype == "auto" and not torch.cpu._is_amx_tile_supported():
+        return None
+    if dtype == "auto" and size > psutil.virtual_memory().available // 4:
+        return None
+    return Bfloat16Linears(chosen)
+
+
+FLOAT32 = ("cpu", torch.float32)  # the device and the dtype of weights that are worth a copy
