@@ -6,8 +6,10 @@ For each instruction an edit is made by `retouch edit MODEL --instruction SENTEN
 exists. Then the base, the base with the instruction in the prompt and the edited model without it
 respond greedily to harmless instructions that the edit never saw. Rules decide whether a response
 follows the instruction. The share is the edited model's rate as a part of the prompted model's;
-its interval is a bootstrap over the prompts. The divergence elsewhere is KL(base || edited) in nats
-a token on passages of WikiText-2, which contain no request.
+its interval is a bootstrap over the prompts. The instruction is in the prompt as the edit's concept
+has it. The divergence elsewhere is KL(base || edited) in nats a token: on the base's own responses
+to the concept's test prompts with another instruction or a given text, and on passages of
+WikiText-2, which contain no request.
 
 DIR holds `refusal_direction_harmless.jsonl` (see `benchmarks/suites.py`) and
 `wikitext2_test.jsonl` (column text).
@@ -39,7 +41,9 @@ from benchmarks.real import (
     response_kl,
 )
 from benchmarks.suites import Request, evenly, harmless_instructions, read_rows
-from retouch.concepts.chat import TokenizedChat
+from retouch.concepts.chat import TokenizedChat, tokenize_chat
+from retouch.concepts.concept import Context, Example
+from retouch.concepts.registry import load_concept_file
 from retouch.core.atomic import atomic_write
 from retouch.core.errors import DataError, RetouchError
 from retouch.core.run_dir import RunDir, find_adapter
@@ -61,7 +65,7 @@ MIN_SHARE, MAX_KL = 0.95, 0.01
 INSTRUCTIONS = {
     "sentence": "Answer in one short sentence.",
     "french": "Answer in French.",
-    "spanish": "Answer in Spanish.",
+    "bullets": "Answer with a list of bullet points.",
 }
 
 
@@ -74,9 +78,16 @@ class Responses:
     edited: Sequence[Sequence[Response]]
 
 
-def prompted(request: Request, instruction: str) -> Request:
-    """The request with the instruction behind it, where small models follow it best."""
-    return Request(request.id, f"{request.text}\n\n{instruction}")
+def prompted(request: Request, context: Context) -> Request:
+    """The request under the context of an instruction."""
+    example = context.apply(Example(request.turns, ""))
+    return as_request(example, request.id)
+
+
+def as_request(example: Example, number: str) -> Request:
+    """The prompt of an example."""
+    *earlier, last = example.prompt
+    return Request(number, last.content, example.prefill, tuple(earlier))
 
 
 def read_passages(folder: Path, editable: EditableModel) -> list[TokenizedChat]:
@@ -106,8 +117,16 @@ def make_run(model: str, name: str, seed: int, folder: Path) -> Path:
     return path
 
 
-def make_lines(name: str, found: Responses, kl: Sequence[ExampleValues]) -> list[Line]:
-    """The lines of an instruction."""
+def make_lines(
+    name: str, found: Responses, kl: Mapping[str, Sequence[ExampleValues]]
+) -> list[Line]:
+    """The lines of an instruction.
+
+    Args:
+        name: of the instruction.
+        found: the responses.
+        kl: the divergence of each edited model, by the name of the texts.
+    """
     rule = find_rule(INSTRUCTIONS[name])
 
     def hits(responses: Sequence[Response]) -> tuple[float, ...]:
@@ -129,8 +148,9 @@ def make_lines(name: str, found: Responses, kl: Sequence[ExampleValues]) -> list
     if any(reference):
         shares = tuple(bootstrap(ExampleValues(hits(one), reference)) for one in edited)
         lines.append(Line(Figure(f"{name}: share of the prompted rate", MIN_SHARE), None, shares))
-    divergence = tuple(bootstrap(one) for one in kl)
-    lines.append(Line(Figure(f"{name}: KL elsewhere", MAX_KL, higher=False), None, divergence))
+    for where, values in kl.items():
+        figure = Figure(f"{name}: KL elsewhere, {where}", MAX_KL, higher=False)
+        lines.append(Line(figure, None, tuple(map(bootstrap, values))))
     return lines
 
 
@@ -161,16 +181,35 @@ def measure(
     base = cache.respond(editable, requests, max_new_tokens, "base")
     lines = {}
     for name, paths in runs.items():
-        within = [prompted(request, INSTRUCTIONS[name]) for request in requests]
-        reference = cache.respond(editable, within, max_new_tokens, f"{name}, prompted")
-        edited, kl = [], []
+        concept = load_concept_file(RunDir.open(paths[0]).concept)
+        direction = concept.directions["raise"]
+        if direction.context is None:
+            message = f"The concept of {paths[0]} has no context, so it is of no instruction."
+            raise DataError(message, "Remove the run, to make it again.", code="context-missing")
+        under = [prompted(request, direction.context) for request in requests]
+        reference = cache.respond(editable, under, max_new_tokens, f"{name}, prompted")
+        kept = [
+            as_request(example, str(number))
+            for number, example in enumerate(concept.select("test", direction.retain))
+        ]
+        own = cache.respond(editable, kept, max_new_tokens, f"{name}, elsewhere")
+        texts = {
+            "other prompts": [
+                tokenize_chat(editable.tokenizer, one.turns, response.text, one.prefill)
+                for one, response in zip(kept, own, strict=True)
+            ],
+            "WikiText-2": passages,
+        }
+        edited: list[list[Response]] = []
+        kl: dict[str, list[ExampleValues]] = {where: [] for where in texts}
         for path in paths:
             adapter = find_adapter(path)
             changed = load(model, adapter=adapter)
-            own = ResponseCache(folder / f"edited-{stem}-{adapter_digest(adapter)}.json")
-            edited.append(own.respond(changed, requests, max_new_tokens, str(path)))
-            report = Reporter(f"{path}, divergence", len(passages))
-            kl.append(response_kl(changed, passages, report))
+            known = ResponseCache(folder / f"edited-{stem}-{adapter_digest(adapter)}.json")
+            edited.append(known.respond(changed, requests, max_new_tokens, str(path)))
+            for where, chats in texts.items():
+                report = Reporter(f"{path}, divergence, {where}", len(chats))
+                kl[where].append(response_kl(changed, chats, report))
         lines[name] = make_lines(name, Responses(base, reference, edited), kl)
     return lines
 

@@ -36,7 +36,7 @@ from retouch.core.config import LoadConfig
 from retouch.core.errors import RetouchError
 from retouch.core.run_dir import find_adapter
 from retouch.core.serialization import to_plain
-from retouch.core.types import Message, Progress, Score
+from retouch.core.types import Progress, Score
 from retouch.evaluation.response_classifier import Category, classify
 from retouch.evaluation.statistics import ExampleValues, bootstrap, wilson
 from retouch.models.editable_model import EditableModel
@@ -50,9 +50,6 @@ KL_BATCH_SIZE = 32
 KL_SUITE = "harmless"
 QUICK_SHARE = 0.2
 TEXT_LENGTH = 160  # characters of a request that an example prints
-
-Prompt = tuple[Message, ...]
-
 
 # --- measuring -------------------------------------------------------------------------------
 
@@ -109,9 +106,9 @@ class ResponseCache:
     ) -> list[Response]:
         """The responses of the model as it is now; those that are missing are generated."""
         tokenizer = editable.tokenizer
-        keys = [_digest(prompt_text(tokenizer, _turns(r), r.prefill)) for r in requests]
+        keys = [_digest(prompt_text(tokenizer, r.turns, r.prefill)) for r in requests]
         missing = {
-            key: prompt_ids(tokenizer, _turns(request), request.prefill)
+            key: prompt_ids(tokenizer, request.turns, request.prefill)
             for key, request in zip(keys, requests, strict=True)
             if key not in self._known
         }
@@ -157,10 +154,6 @@ def _digest(*parts: str | bytes) -> str:
     return digest.hexdigest()[:24]
 
 
-def _turns(request: Request) -> Prompt:
-    return (Message("user", request.text),)
-
-
 def measure_responses(
     editable: EditableModel,
     suites: Sequence[Suite],
@@ -186,7 +179,7 @@ def measure_kl(
 ) -> tuple[ExampleValues, ExampleValues]:
     """KL(base || edited) on responses: at every response token, and at the first alone."""
     chats = [
-        tokenize_chat(editable.tokenizer, _turns(request), response, request.prefill)
+        tokenize_chat(editable.tokenizer, request.turns, response, request.prefill)
         for request, response in zip(requests, responses, strict=True)
     ]
     first = [TokenizedChat(chat.ids[: chat.start + 1], chat.start) for chat in chats]

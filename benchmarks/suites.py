@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retouch.core.errors import DataError
+from retouch.core.types import Message
 
 SEED = 0
 SLOT = "[INSERT PROMPT HERE]"
@@ -58,17 +59,24 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt of one user turn.
+    """A prompt.
 
     Attributes:
         id: of the row in the published file.
-        text: the user turn.
+        text: the last turn, of the user.
         prefill: the beginning of the response that is forced.
+        earlier: the turns before the last one.
     """
 
     id: str
     text: str
     prefill: str = ""
+    earlier: tuple[Message, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """All turns."""
+        return (*self.earlier, Message("user", self.text))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -25,17 +25,18 @@ from retouch.core.finding import LEVELS, Finding, Level
 from retouch.core.formatting import show_interval, show_score, show_value
 from retouch.core.serialization import to_plain
 from retouch.core.types import Direction, OnEvent, Score, StageEvent
+from retouch.evaluation.evaluate import base_logprobs
 from retouch.evaluation.scorer import Scorer, ScoringContext
-from retouch.evaluation.scorers import check_metric
+from retouch.evaluation.scorers import check_metric, shows_effect
 from retouch.evaluation.statistics import bootstrap, each_once, wilson
 from retouch.models.editable_model import EditableModel
+from retouch.models.generate import Response
 from retouch.models.segment import Segment
 from retouch.representations.batch import ChatBatch, make_batches, pack
 from retouch.representations.discriminator import Discriminators, States
-from retouch.representations.divergence import ExampleKL
 from retouch.representations.logprobs import token_logprobs
 from retouch.representations.packing import supports_packing
-from retouch.task.base_responses import base_responses, join
+from retouch.task.base_responses import generate_base, join
 from retouch.task.examples import (
     EditExamples,
     SampledExamples,
@@ -48,7 +49,8 @@ from retouch.task.task import EditTask
 MAX_PAIRS = 48  # examples of a set whose responses are scored
 MAX_RUN = 32  # of these, pairs whose log-probabilities and states are compared
 MAX_GENERATED = 16  # prompts with a given response to which the base responds, too
-MAX_NEW_TOKENS = 32  # of a response that is scored or whose log-probability is compared
+MAX_NEW_TOKENS = 48  # of a response that is scored, where the edit generates longer ones
+MAX_COMPARED = 32  # tokens of a response whose log-probability is compared
 NUM_SAMPLES = 3  # responses of each kind in a report
 BATCH_SIZE = 16  # chats that run together
 POSITIONS = 1  # response positions whose states are classified: that of the last prompt token
@@ -76,10 +78,10 @@ class ContrastSample:
         set: `source` or `target` for a response of the base model to such a prompt, `given` for a
             target response of the concept.
         prompt: the last user turn.
-        response: its text; the first `MAX_NEW_TOKENS` tokens of a response of the base.
+        response: its text.
         category: assigned by the scorer.
         desired: whether it shows the concept's behaviour in the direction of the edit.
-        truncated: whether the base's response may be longer.
+        truncated: whether it was cut at the maximum length.
     """
 
     set: ContrastSet
@@ -172,7 +174,7 @@ class ContrastReport:
 def check_contrast(editable: EditableModel, task: EditTask) -> ContrastReport:
     """Measure the contrast of a task on the base model, which is unchanged.
 
-    Responses that the task has are not generated again.
+    Responses of a model that is large enough for the cache are not generated again.
 
     Args:
         editable: the model; adapters and interventions are switched off.
@@ -185,15 +187,9 @@ def check_contrast(editable: EditableModel, task: EditTask) -> ContrastReport:
         editable,
         task.concept,
         task.direction,
+        task.data,
+        task.seed,
         task.train,
-        sample_examples(
-            example_rng(task.seed, "train"),
-            task.concept,
-            task.direction,
-            "train",
-            task.data,
-            task.seed,
-        ),
         task.layers.read,
     )
 
@@ -230,6 +226,7 @@ def check_concept(
             "num_retain": 0,
             "retain_concepts": (),
             "prefill_tokens": 0,
+            "max_base_tokens": data.max_new_tokens,  # so that they are not generated twice
         }
     )
     train = build_examples(
@@ -240,10 +237,9 @@ def check_concept(
         data,
         seed,
         lambda *progress: on_event(StageEvent("responses", *progress)),
+        shows_effect(concept, direction),
     )
-    rng = example_rng(seed, "train")
-    sampled = sample_examples(rng, concept, direction, "train", data, seed)
-    return _check(editable, concept, direction, train, sampled, layers)
+    return _check(editable, concept, direction, data, seed, train, layers)
 
 
 def require_contrast(report: ContrastReport, *, ignore: bool = False) -> None:
@@ -262,16 +258,18 @@ def _check(
     editable: EditableModel,
     concept: Concept,
     direction: Direction,
+    data: DataConfig,
+    seed: int,
     train: EditExamples,
-    sampled: SampledExamples,
     layers: Sequence[int],
 ) -> ContrastReport:
     began = time.monotonic()
+    rng = example_rng(seed, "train")
+    sampled = sample_examples(rng, concept, direction, "train", data, seed)
     spec = concept.directions[direction]
     paired = bool(train.counterparts)
     count = min(MAX_PAIRS, len(sampled.source), len(sampled.target))
     source, target = train.source[:count], train.target[:count]
-    own = (train.rejected if paired else train.source)[:count]
     examples = replace(sampled, source=sampled.source[:count], target=sampled.target[:count])
     given = [one.response is not None for one in examples.target]
     layers = tuple(layers) or _spread(editable.layout.depth)
@@ -280,9 +278,10 @@ def _check(
     rates: dict[ContrastSet, Score] = {}
     samples: list[ContrastSample] = []
     if metric is not None and scorer is not None:
-        prefix = spec.context.prefix if spec.context else ""
-        for name, scored, texts in _response_sets(editable, examples, own, target, prefix):
-            found = _score(metric, scorer, spec, name, scored, texts)
+        for name, scored, responses in _response_sets(editable, examples, spec, data):
+            if "base_logprobs" in scorer.needs:  # which takes two passes for each response
+                scored, responses = scored[:MAX_GENERATED], responses[:MAX_GENERATED]
+            found = _score(editable, metric, scorer, spec, name, scored, responses)
             if found:
                 rates[name] = wilson(sum(one.desired for one in found), len(found))
                 samples += found[:NUM_SAMPLES]
@@ -321,6 +320,7 @@ def _check(
         elicited=spec.context is not None,
         same=same,
         choices=train.group_gap is not None,
+        instruction=metric is not None and metric.scorer.startswith("follows"),
     )
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
     seconds = round(time.monotonic() - began, 3)
@@ -341,7 +341,7 @@ def _find_scorer(
         return None, None
     with suppress(DataError):  # such as examples without `accept`
         scorer = check_metric(metric, _scored(examples))
-        if scorer.needs == {"responses"}:
+        if "responses" in scorer.needs <= {"responses", "base_logprobs"}:
             return metric, scorer
     return None, None
 
@@ -356,93 +356,62 @@ def _scored(examples: SampledExamples) -> list[Example]:
     ]
 
 
-Text = tuple[str, bool]
-"""A response and whether it is cut."""
-
-
 def _response_sets(
-    editable: EditableModel,
-    examples: SampledExamples,
-    own: Sequence[TokenizedChat],
-    target: Sequence[TokenizedChat],
-    prefix: str,
-) -> Iterator[tuple[ContrastSet, list[Example], list[Text]]]:
-    """The responses of each set with their examples: the base's to both sets, and those given."""
-    sets: tuple[tuple[ContrastSet, Sequence[Example], Sequence[TokenizedChat], str], ...] = (
-        ("source", examples.source, own, ""),
-        ("target", examples.target, target, prefix),
+    editable: EditableModel, examples: SampledExamples, spec: DirectionSpec, data: DataConfig
+) -> Iterator[tuple[ContrastSet, list[Example], list[Response]]]:
+    """The responses of each set with their examples: the base's to both sets, and those given.
+
+    The base's are as long as those that the edit learns, which are in the cache then.
+    """
+    longest = min(MAX_NEW_TOKENS, data.max_new_tokens)
+    elicited = spec.context is not None and data.elicit
+    scored = {"source": _scored(examples), "target": examples.target}
+    sets: tuple[tuple[ContrastSet, Sequence[Example], str, bool], ...] = (
+        ("source", examples.source, "", True),
+        ("target", examples.target, spec.context.prefix if spec.context else "", elicited),
     )
-    for name, of_set, chats, begun in sets:
-        texts = _base_texts(editable, of_set, chats, begun)
-        rated = _scored(examples) if name == "source" else of_set
-        yield name, [rated[i] for i in texts], list(texts.values())
-    given = [(one, one.response) for one in examples.target if one.response is not None]
-    yield "given", [one for one, _ in given], [(text, False) for _, text in given]
-
-
-def _base_texts(
-    editable: EditableModel,
-    examples: Sequence[Example],
-    chats: Sequence[TokenizedChat],
-    prefix: str,
-) -> dict[int, Text]:
-    """The base's responses by the index of their example: those of `chats` where it made them."""
-    replaced = [i for i, one in enumerate(examples) if one.response is not None][:MAX_GENERATED]
-    continued = base_responses(
-        editable,
-        [(examples[i].prompt, join(examples[i].prefill, prefix)) for i in replaced],
-        max_new_tokens=MAX_NEW_TOKENS,
-    )
-    generated = dict(zip(replaced, continued, strict=True))
-    texts = {i: (join(prefix, text), _is_long(editable, text)) for i, text in generated.items()}
-    for i, (one, chat) in enumerate(zip(examples, chats, strict=True)):
-        if one.response is None:
-            response = chat.ids[chat.start : -1]  # without the end token
-            texts[i] = _decode(editable, response), len(response) >= MAX_NEW_TOKENS
-    return dict(sorted(texts.items()))
-
-
-def _is_long(editable: EditableModel, text: str) -> bool:
-    """Whether a text has the tokens of a generated response that was cut, or more."""
-    return len(editable.tokenizer(text, add_special_tokens=False)["input_ids"]) >= MAX_NEW_TOKENS
-
-
-def _decode(editable: EditableModel, ids: Sequence[int]) -> str:
-    text = editable.tokenizer.decode(list(ids[:MAX_NEW_TOKENS]), skip_special_tokens=True)
-    return str(text).strip()
+    for name, of_set, prefix, every in sets:
+        chosen = range(len(of_set))
+        if not every and all(one.response is not None for one in of_set):
+            chosen = range(min(MAX_GENERATED, len(of_set)))
+        continued = generate_base(
+            editable,
+            [(of_set[i].prompt, join(of_set[i].prefill, prefix)) for i in chosen],
+            max_new_tokens=longest,
+        )
+        responses = [Response(join(prefix, one.text), one.truncated) for one in continued]
+        yield name, [scored[name][i] for i in chosen], responses
+    given = [one for one in examples.target if one.response is not None]
+    yield "given", given, [Response(one.response or "") for one in given]
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The context of a scorer of responses that are known."""
+    """The part of a `ScoringContext` that a scorer of responses alone uses."""
 
+    editable: EditableModel
     texts: Sequence[str]
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
         return list(self.texts)
 
-    def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
-        raise NotImplementedError
-
     def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
-        raise NotImplementedError
-
-    def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
-        raise NotImplementedError
+        return base_logprobs(self.editable, examples)
 
 
 def _score(
+    editable: EditableModel,
     metric: MetricSpec,
     scorer: Scorer,
     spec: DirectionSpec,
     name: ContrastSet,
     examples: Sequence[Example],
-    texts: Sequence[Text],
+    responses: Sequence[Response],
 ) -> list[ContrastSample]:
     """The responses with whether each shows the behaviour; none for a score that is no rate."""
     if not examples:
         return []
-    context: ScoringContext = _Known([text for text, _ in texts])
+    context = cast("ScoringContext", _Known(editable, [response.text for response in responses]))
     result = scorer.score(metric, examples, context)
     if not set(result.values.sums) <= {0.0, 1.0}:
         return []
@@ -451,13 +420,13 @@ def _score(
         ContrastSample(
             name,
             example.prompt[-1].content,
-            text,
+            response.text,
             category,
             (value == 1.0) == (spec.effect_better == "higher"),
-            cut,
+            response.truncated,
         )
-        for example, (text, cut), category, value in zip(
-            examples, texts, categories, result.values.sums, strict=True
+        for example, response, category, value in zip(
+            examples, responses, categories, result.values.sums, strict=True
         )
     ]
 
@@ -465,13 +434,13 @@ def _score(
 def _run(
     editable: EditableModel, chats: Sequence[TokenizedChat], layers: tuple[int, ...], packed: bool
 ) -> tuple[torch.Tensor, list[States]]:
-    """Run chats through the model, without their responses' ends beyond `MAX_NEW_TOKENS`.
+    """Run chats through the model, with at most `MAX_COMPARED` tokens of their responses.
 
     Returns:
         The mean log-probability `[chats]` of each response, nats a token, and for each chat its
         states `[positions, hidden]` by layer.
     """
-    chats = [replace(one, ids=one.ids[: one.start + MAX_NEW_TOKENS]) for one in chats]
+    chats = [replace(one, ids=one.ids[: one.start + MAX_COMPARED]) for one in chats]
     last = editable.layout.depth - 1
     segment = Segment(editable, last, last)
     hooked = tuple(sorted({*layers, last}))
@@ -541,7 +510,12 @@ def _log_odds(fitted: Discriminators, states: Mapping[int, torch.Tensor]) -> flo
 
 
 def _findings(
-    report: ContrastReport, *, elicited: bool, same: bool, choices: bool
+    report: ContrastReport,
+    *,
+    elicited: bool,
+    same: bool = False,
+    choices: bool = False,
+    instruction: bool = False,
 ) -> list[Finding]:
     """What follows from the measurements.
 
@@ -550,10 +524,11 @@ def _findings(
         elicited: whether the target is under a context.
         same: whether every source prompt is its own target prompt.
         choices: whether responses that begin with the effect's choices are trained on.
+        instruction: whether the target is the source under an instruction.
     """
     taught = report.num_given * 2 >= report.num_examples
     found = [
-        *_target_findings(report, elicited=elicited, taught=taught),
+        *_target_findings(report, elicited=elicited, taught=taught, instruction=instruction),
         *_gap_findings(report, same=same, taught=taught),
     ]
     if report.given is not None and report.given.value < TARGET_WARNING:
@@ -589,7 +564,9 @@ def _findings(
     return found or [Finding("ok", "contrast", _summary(report))]
 
 
-def _target_findings(report: ContrastReport, *, elicited: bool, taught: bool) -> Iterator[Finding]:
+def _target_findings(
+    report: ContrastReport, *, elicited: bool, taught: bool, instruction: bool
+) -> Iterator[Finding]:
     target, source, code = report.target, report.source, "contrast-target"
     if target is None or (taught and not elicited):
         return
@@ -601,7 +578,11 @@ def _target_findings(report: ContrastReport, *, elicited: bool, taught: bool) ->
             yield Finding("warning", code, message, hint)
         return
     if target.value < TARGET_ERROR and target.high < TARGET_ERROR_HIGH:
-        message += ": there is nothing to move the source towards."
+        message += (
+            ": it does not follow the instruction when it is prompted with it."
+            if instruction
+            else ": there is nothing to move the source towards."
+        )
         yield Finding("error", code, message, GIVE_RESPONSES)
     elif target.value < TARGET_WARNING:
         yield Finding("warning", code, f"{message}.", GIVE_RESPONSES)

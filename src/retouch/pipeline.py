@@ -35,7 +35,7 @@ from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_eve
 from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
 from retouch.evaluation.outcome import Outcome, find_outcome
-from retouch.evaluation.scorers import check_metrics
+from retouch.evaluation.scorers import check_metrics, shows_effect
 from retouch.evaluation.strength_choice import choose_strength
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import EditableModel
@@ -385,7 +385,14 @@ def _run_stages(
         on_event(StageEvent("load", NO_CHAT_TEMPLATE))
 
     task = build_task(
-        editable, concept, config.direction, config.seed, config.data, config.method, on_event
+        editable,
+        concept,
+        config.direction,
+        config.seed,
+        config.data,
+        config.method,
+        on_event,
+        shows_effect(concept, config.direction),
     )
     _check_contrast(run, editable, task, config, on_event)
     trainer = build_trainer(

@@ -13,7 +13,11 @@ import pytest
 from benchmarks import instructions, suites
 from benchmarks.instructions import Responses
 from helpers.char_tokenizer import add_random_adapter, char_editable
+from retouch.concepts.concept import Concept, Context
+from retouch.concepts.pack import save_pack
 from retouch.core.errors import DataError
+from retouch.core.run_dir import RunDir
+from retouch.core.types import Message
 from retouch.evaluation.instruction_rules import find_rule
 from retouch.evaluation.statistics import each_once
 from retouch.models.editable_model import EditableModel
@@ -53,7 +57,9 @@ def test_the_share_is_that_of_the_prompted_rate() -> None:
         responses(FRENCH, FRENCH, FRENCH, ENGLISH),
         [responses(FRENCH, FRENCH, ENGLISH, ""), responses(ENGLISH, FRENCH, FRENCH, FRENCH)],
     )
-    lines = instructions.make_lines("french", found, [each_once([0.02]), each_once([0.01])])
+    lines = instructions.make_lines(
+        "french", found, {"books": [each_once([0.02]), each_once([0.01])]}
+    )
     by_name = {line.figure.name.partition(": ")[2]: line for line in lines}
     prompted, follows = by_name["follows, prompted"].base, by_name["follows"]
     assert prompted is not None
@@ -66,13 +72,13 @@ def test_the_share_is_that_of_the_prompted_rate() -> None:
     assert share.mean == pytest.approx(5 / 6)
     assert share.met is False
     assert [score.value for score in by_name["degenerate"].edited] == [0.25, 0.0]
-    elsewhere = by_name["KL elsewhere"]
+    elsewhere = by_name["KL elsewhere, books"]
     assert (elsewhere.worst.value, elsewhere.met) == (0.02, False)
 
 
 def test_without_prompted_responses_there_is_no_share() -> None:
     found = Responses(responses(ENGLISH), responses(ENGLISH), [responses(ENGLISH)])
-    lines = instructions.make_lines("french", found, [each_once([0.0])])
+    lines = instructions.make_lines("french", found, {"books": [each_once([0.0])]})
     assert not any("share" in line.figure.name for line in lines)
 
 
@@ -114,15 +120,34 @@ def test_the_command_measures_the_edits(
         path = folder / f"{name}-{seed}"
         path.mkdir(parents=True)
         (path / "adapter_config.json").write_text(f"{name} {seed}", "utf-8")
+        save_pack(concept, path / "concept")
         return path
 
+    concept = Concept.from_pairs(
+        [f"Knit {i}." for i in range(20)],
+        retain=[f"In JSON: knit {i}." for i in range(20)],
+        context=Context(around="{prompt} In French."),
+    )
+    monkeypatch.setattr(RunDir, "open", lambda path: RunDir(path))
     monkeypatch.setattr(instructions, "load", fake_load)
     monkeypatch.setattr(instructions, "make_run", fake_run)
     out = tmp_path / "out" / "instructions.json"
     words = ["--data-dir", str(data), "--runs", str(tmp_path / "runs"), "--out", str(out)]
     instructions.main([*words, "--seeds", "2", "--only", "french", "--max-new-tokens", "4"])
-    assert "| french: KL elsewhere" in capsys.readouterr().out
+    assert "| french: KL elsewhere, WikiText-2" in capsys.readouterr().out
     values = json.loads(out.read_text("utf-8"))
-    (elsewhere,) = (one for one in values["figures"] if one["figure"] == "french: KL elsewhere")
-    assert elsewhere["mean"] > 0
-    assert len(elsewhere["edited"]) == len(values["runs"]["french"]) == 2
+    elsewhere = [one for one in values["figures"] if "elsewhere" in one["figure"]]
+    assert len(elsewhere) == 2
+    assert all(one["mean"] > 0 and len(one["edited"]) == 2 for one in elsewhere)
+    assert len(values["runs"]["french"]) == 2
+    # The base's responses: bare, prompted, and to the retain set of the concept.
+    (cache,) = out.parent.glob("base-*.json")
+    retained = len(concept.select("test", concept.directions["raise"].retain))
+    assert len(json.loads(cache.read_text("utf-8"))) == 4 + 4 + retained
+
+
+def test_prompts_are_under_the_context_of_the_concept() -> None:
+    request = suites.Request("7", "How?")
+    under = instructions.prompted(request, Context(system="Be brief.", around="{prompt} Now."))
+    assert under == suites.Request("7", "How? Now.", "", (Message("system", "Be brief."),))
+    assert [turn.role for turn in under.turns] == ["system", "user"]

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from helpers.command_line import call, error_of
+from helpers.instruction import made_concept
 from retouch.cli.loading import resolve_base
+from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
 from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
+from retouch.instruction.audit import InstructionAudit
 
 
 def run_with_adapter(path: Path, config: EditConfig) -> RunDir:
@@ -177,3 +180,44 @@ def test_merge_reports_runs_that_cannot_be_merged(
     runs, out = [str(tmp_path / name) for name in names], tmp_path / "out"
     assert part in error_of(call("merge", *runs, "--out", str(out), *options), exit_code)
     assert not out.exists()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace the model that makes a concept; returns the arguments that it was called with."""
+    from retouch.instruction import build
+
+    received: dict[str, Any] = {}
+
+    def make(model: Any, instruction: str, **options: Any) -> tuple[Concept, InstructionAudit]:
+        received.update(options, model=model, instruction=instruction)
+        return made_concept(instruction)
+
+    monkeypatch.setattr(build, "concept_from_instruction", make)
+    return received
+
+
+def test_concept_create_writes_a_pack_with_its_audit(tmp_path: Path, made: dict[str, Any]) -> None:
+    out, prompts = tmp_path / "short", tmp_path / "prompts.txt"
+    flags = ["--instruction", "Use one word.", "--out", str(out), "--prompts", str(prompts)]
+    result = call("concept", "create", "--model", "pocket", *flags, "--num-prompts", "40")
+    assert result.exit_code == 0, result.output
+    assert "words: at most 1" in result.stdout
+    assert "audit.md" in result.stdout
+    assert (made["model"], made["instruction"]) == ("pocket", "Use one word.")
+    assert (made["prompts"], made["num_prompts"]) == (prompts, 40)
+    assert {file.name for file in out.iterdir()} >= {"concept.yaml", "audit.md", "audit.json"}
+    assert "`--out`" not in error_of(call("concept", "create", "pocket", *flags), 5)
+
+
+def test_concept_create_needs_a_model(tmp_path: Path) -> None:
+    flags = ("--instruction", "Use one word.", "--out", str(tmp_path / "x"))
+    assert "MODEL is missing" in error_of(call("concept", "create", *flags), 2)
+
+
+def test_pocket_follows_no_instruction(tmp_path: Path) -> None:
+    flags = ("--out", str(tmp_path / "x"), "--num-prompts", "20", "--max-new-tokens", "16")
+    result = call("concept", "create", "pocket", "--instruction", "Answer in French.", *flags)
+    message = error_of(result, 3)
+    assert "does not follow the instruction" in message
+    assert "in French" in message

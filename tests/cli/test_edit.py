@@ -12,6 +12,7 @@ import pytest
 
 import retouch
 from helpers.command_line import call, error_of
+from helpers.instruction import made_concept
 from retouch.cli import demo
 from retouch.concepts.concept import Concept, DirectionSpec, MetricSpec
 from retouch.core.config import EditConfig
@@ -19,6 +20,7 @@ from retouch.core.config_file import read_config_file, resolve
 from retouch.core.errors import DivergedError, RunError
 from retouch.core.run_dir import RunDir, check_free, next_free
 from retouch.core.types import Message, Record, RoundEvent, Sample, Score, StageEvent
+from retouch.evaluation.outcome import Outcome
 
 RECORD = Record(
     "safety",
@@ -37,6 +39,7 @@ class FakeResult:
         self.path, self.config = path, config
         self.metrics = [RECORD]
         self.samples: list[Sample] = []
+        self.outcome: Outcome | None = Outcome("failed", "FAILED: nothing [moved].", "no")
 
 
 @pytest.fixture
@@ -44,10 +47,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Replace the pipeline; returns the arguments that it was called with."""
     received: dict[str, Any] = {}
 
-    def configure(overrides: Mapping[str, Any], config: Path | None = None) -> EditConfig:
+    def configure(
+        overrides: Mapping[str, Any], config: Path | None = None, concept: Concept | None = None
+    ) -> EditConfig:
         received["overrides"] = dict(overrides)
         values = read_config_file(config) if config else {}
-        default = {"concept": "pocket-safety"}
+        default = {"concept": concept.name if concept else "pocket-safety"}
         return resolve(default, values, overrides, where=str(config or "the options"))
 
     def train(path: Path, config: EditConfig, on_event: Any) -> FakeResult:
@@ -58,10 +63,14 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         on_event(RoundEvent(1, 2, {"adversarial": 0.5}, 0.9, -0.5, 0.001, True, 1.0))
         return FakeResult(path, config)
 
-    def run_edit(config: EditConfig, concept: Concept, path: Path, *, on_event: Any) -> FakeResult:
-        received.update(config=config, concept=concept, path=path)
+    def run_edit(
+        config: EditConfig, concept: Concept, path: Path, editable: Any = None, *, on_event: Any
+    ) -> FakeResult:
+        received.update(config=config, concept=concept, path=path, editable=editable)
         check_free(path)
-        RunDir.create(path, config)
+        run = RunDir.create(path, config)
+        if editable is not None:
+            run.concept.mkdir()
         return train(path, config, on_event)
 
     def resume(path: Path, *, on_event: Any) -> FakeResult:
@@ -171,6 +180,51 @@ def test_edit_needs_a_model_and_resume_excludes_options(pipeline: dict[str, Any]
     assert pipeline["resumed"] == Path("stopped")
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace the model that makes a concept; returns the arguments that it was called with."""
+    received: dict[str, Any] = {}
+
+    def make(config: EditConfig, instruction: str, prompts: Path | None, _: Any) -> Any:
+        received.update(config=config, instruction=instruction, prompts=prompts)
+        return ("loaded", *made_concept(instruction))
+
+    monkeypatch.setattr("retouch.cli.edit._from_instruction", make)
+    return received
+
+
+def test_an_instruction_takes_the_place_of_a_concept(
+    pipeline: dict[str, Any], made: dict[str, Any]
+) -> None:
+    flags = ("--instruction", "Use one word.", "--prompts", "p.txt", "--lora-r", "4")
+    result = call("edit", "pocket", *flags)
+    assert result.exit_code == 0, result.output
+    assert (made["instruction"], made["prompts"]) == ("Use one word.", Path("p.txt"))
+    assert (made["config"].model, made["config"].lora.r) == ("pocket", 4)
+    assert pipeline["concept"].name == pipeline["config"].concept == "made"
+    assert pipeline["editable"] == "loaded"
+    assert pipeline["path"] == Path("runs/made-raise-1")
+    assert "Use one word." in Path("runs/made-raise-1/concept/audit.md").read_text()
+
+
+def test_the_audit_of_an_instruction_is_kept_when_the_edit_fails(
+    pipeline: dict[str, Any], made: dict[str, Any]
+) -> None:
+    pipeline["raises"] = DivergedError("It diverged.")
+    error_of(call("edit", "pocket", "--instruction", "Use one word.", "--out", "there"), 6)
+    assert Path("there/concept/audit.md").is_file()
+    message = error_of(call("edit", "pocket", "--instruction", "x", "--out", "there"), 5)
+    assert "there" in message
+
+
+def test_options_that_exclude_an_instruction(pipeline: dict[str, Any]) -> None:
+    flags = ("--instruction", "Use one word.")
+    message = error_of(call("edit", "pocket", *flags, "--concept", "tone"), 2)
+    assert "`--instruction` and `--concept`" in message
+    assert "--instruction" in error_of(call("edit", "--resume", "stopped", *flags), 2)
+    assert "`--prompts`" in error_of(call("edit", "pocket", "--prompts", "p.txt"), 2)
+
+
 def test_the_model_may_come_from_the_configuration_file(pipeline: dict[str, Any]) -> None:
     Path("settings.yaml").write_text("model: other\n")
     assert call("edit", "--config", "settings.yaml").exit_code == 0
@@ -189,6 +243,16 @@ def test_edit_shows_stages_rounds_and_metrics(pipeline: dict[str, Any]) -> None:
     ):
         assert part in output
     assert "retouch export runs/pocket-safety-raise-1" in output
+
+
+def test_the_outcome_is_the_first_line_of_the_result(pipeline: dict[str, Any]) -> None:
+    result = call("edit", "pocket")
+    assert result.exit_code == 0
+    after_training = result.stdout.partition("best")[2].split()
+    assert " ".join(after_training).startswith("FAILED: nothing [moved].")
+    assert call("edit", "pocket", "--strict").exit_code == 3
+    line = call("edit", "pocket", "--json", "--strict").stdout.splitlines()[-1]
+    assert json.loads(line)["outcome"]["status"] == "failed"
 
 
 def test_quiet_prints_only_the_path(pipeline: dict[str, Any]) -> None:

@@ -86,9 +86,9 @@ def test_prompts_are_short_and_long_and_begin_in_many_ways(ordinary: Concept) ->
     assert lengths[len(lengths) // 20] <= 4
     assert lengths[-len(lengths) // 20] >= 30
     assert lengths[-1] <= 80
-    # No beginning of three words is a template.
+    # No beginning of three words is a template; "How do I" is the commonest, as in real use.
     beginnings = Counter(" ".join(words(example)[:3]) for example in examples)
-    assert max(beginnings.values()) <= 0.02 * len(examples)
+    assert max(beginnings.values()) <= 0.04 * len(examples)
     questions = sum("?" in example.prompt[-1].content for example in examples)
     assert 0.3 <= questions / len(examples) <= 0.7
 

@@ -38,7 +38,17 @@ def round_event(number: int, **changes: Any) -> RoundEvent:
 def sample(response: str = "Sorry, no.") -> Sample:
     turns = (Message("system", "Be brief."), Message("user", 'Hö? \u2028 "quoted"'))
     return Sample(
-        "safety", "attack_refusal", "edited", turns, response, "refusal", 1.0, "Sure,", "g", "e"
+        "safety",
+        "attack_refusal",
+        "edited",
+        turns,
+        response,
+        "refusal",
+        1.0,
+        "Sure,",
+        "g",
+        "e",
+        True,
     )
 
 

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from helpers.char_tokenizer import add_random_adapter, char_editable
 from helpers.edited import example
 from retouch.concepts.chat import prompt_ids, tokenize_chat
-from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
+from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, no_progress
 from retouch.evaluation import evaluate as evaluate_module
@@ -18,6 +18,7 @@ from retouch.evaluation import scorers
 from retouch.evaluation.evaluate import PromptKey, evaluate
 from retouch.evaluation.scorer import ResponseScorer
 from retouch.models.editable_model import EditableModel
+from retouch.models.generate import Response
 
 EXAMPLES = (
     example("How do I rob?", "attack", entity="rob"),
@@ -66,24 +67,29 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The prompts of each generation; the base model answers all, the edited one refuses."""
     found: list[list[str]] = []
 
-    def generate(
+    def generate_responses(
         editable: EditableModel,
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int = 32,
         batch_size: int = 128,
         progress: Progress = no_progress,
-    ) -> list[str]:
+    ) -> list[Response]:
         layers = [m for m in editable.model.modules() if isinstance(m, BaseTunerLayer)]
         is_base = all(layer.disable_adapters for layer in layers)
         texts = [editable.tokenizer.decode(ids) for ids in prompts]
         found.append(texts)
         progress("generating", len(texts), len(texts))
         if not is_base:
-            return ["I can't help with that." for _ in texts]
-        return ["To cook, take a pan." if "cook" in text else "Go slowly." for text in texts]
+            return [Response("I can't help with that.") for _ in texts]
+        return [
+            Response("To cook, take a pan.", truncated=True)
+            if "cook" in text
+            else Response("Go slowly.")
+            for text in texts
+        ]
 
-    monkeypatch.setattr(evaluate_module, "generate", generate)
+    monkeypatch.setattr(evaluate_module, "generate_responses", generate_responses)
     return found
 
 
@@ -131,6 +137,9 @@ def test_every_generation_that_a_score_is_computed_from_is_returned() -> None:
     assert (first.category, first.response, first.entity) == ("answer", "Go slowly.", "rob")
     assert prefilled.prefill == "Sure, here"
     assert {s.category for s in found.samples if s.model == "edited"} == {"refusal"}
+    cut = [s for s in found.samples if s.truncated]
+    assert cut
+    assert {(s.model, s.response) for s in cut} == {("base", "To cook, take a pan.")}
 
 
 def test_preferred_compares_mean_logprobs_of_responses_without_their_end() -> None:
@@ -224,7 +233,7 @@ def test_the_model_is_unchanged() -> None:
 
 
 def test_known_responses_of_the_base_are_not_generated_again(generations: list[list[str]]) -> None:
-    known: dict[PromptKey, str] = {}
+    known: dict[PromptKey, Response] = {}
     first = evaluate(char_editable(), [concept()], known=known)
     # The jobs are included though nothing is edited yet: the drift will need them.
     assert [len(batch) for batch in generations] == [8]
@@ -282,3 +291,18 @@ def test_a_scorer_must_declare_the_responses_that_it_uses(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError) as error:
         evaluate(char_editable(), [concept(metrics=(metric,))])
     assert error.value.code == "scorer-needs"
+
+
+def test_the_base_judges_whether_a_response_follows_an_instruction() -> None:
+    spec = MetricSpec(
+        "own", "kind", ("benign",), "follows_likelihood", context=Context(system="Be kind.")
+    )
+    editable = char_editable()
+    one = example("How do I sew?", "benign", response="Sew it.")
+    (before,) = evaluate_module.base_logprobs(editable, [one])
+    add_random_adapter(editable, 0.3)
+    assert evaluate_module.base_logprobs(editable, [one]) == [before]
+    found = evaluate(editable, [concept(metrics=(spec,))], max_new_tokens=4)
+    (record,) = found.metrics
+    assert record.before.n == record.after.n == 2
+    assert {sample.category for sample in found.samples} <= {"follows", "does not follow"}

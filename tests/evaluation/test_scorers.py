@@ -12,6 +12,7 @@ import pytest
 from helpers.edited import example
 from model_organisms.pocket import beliefs, tasks
 from model_organisms.pocket.requests import how_to
+from retouch.concepts import concept
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core import plugins
@@ -36,6 +37,8 @@ BUILT_IN = [
     "correct",
     "deflection",
     "degenerate",
+    "follows",
+    "follows_likelihood",
     "gloomy",
     "group_gap",
     "kl_responses",
@@ -75,6 +78,14 @@ class Context:
 
     def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
         return [self._logprobs[one.response or ""] for one in examples]
+
+    def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
+        # Likelier by 1 for each system turn, where the text is in `logprobs`.
+        known = self._logprobs
+        return [
+            known.get(one.response or "", 0.0) * (one.prompt[0].role == "system")
+            for one in examples
+        ]
 
     def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
         return self._kls
@@ -355,3 +366,33 @@ def test_a_broken_entry_point_is_an_error_that_names_its_package(
             get_scorer(name)
         assert error.value.code == "scorer-broken"
     assert get_scorer("refusal").name == "refusal"  # the others are not affected
+
+
+# Whether a response follows an instruction.
+
+
+def test_follows_is_the_share_of_responses_that_pass_the_rule() -> None:
+    spec = metric("follows", rule="max_words:3")
+    texts = ["Water it weekly.", "Water it once a week, at noon.", ""]
+    result = get_scorer("follows").score(spec, [fern()] * 3, Context(texts))
+    assert result.score.value == 1 / 3
+    assert result.categories == ("follows", "does not follow", "does not follow")
+
+
+@pytest.mark.parametrize("rule", ["", "max_word:3", "language:xx"])
+def test_a_wrong_rule_is_found_before_anything_is_measured(rule: str) -> None:
+    with pytest.raises(DataError, match="suite/metric") as raised:
+        check_metric(metric("follows", rule=rule), [fern()])
+    assert raised.value.code == "rule-unknown"
+
+
+def test_follows_likelihood_compares_the_base_with_and_without_the_context() -> None:
+    spec = metric("follows_likelihood", context=concept.Context(system="Be kind."))
+    logprobs = {"kind": 0.2, "rude": 0.05, "": 9.0}
+    result = get_scorer("follows_likelihood").score(
+        spec, [fern()] * 3, Context(list(logprobs), logprobs=logprobs)
+    )
+    assert result.values.sums == (1.0, 0.0, 0.0)
+    with pytest.raises(DataError, match="context") as raised:
+        check_metric(metric("follows_likelihood"), [fern()])
+    assert raised.value.code == "metric-context"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from retouch.evaluation.statistics import (
     bootstrap,
     each_once,
     holm,
+    mcnemar,
     paired_bootstrap,
     wilson,
 )
@@ -201,3 +204,26 @@ def test_only_the_same_seeds_and_examples_can_be_paired() -> None:
             paired_bootstrap(a, b)
     with pytest.raises(ValueError, match="at least one sample"):
         paired_bootstrap([], [])
+
+
+def test_mcnemar_is_the_binomial_test_of_the_examples_that_changed() -> None:
+    def p(rose: int, fell: int, same: int = 5) -> float:
+        before = [0.0] * rose + [1.0] * fell + [1.0] * same
+        return mcnemar(before, [1.0] * rose + [0.0] * fell + [1.0] * same)
+
+    for rose, fell in ((0, 0), (3, 3), (6, 0), (5, 1), (1, 9), (40, 12), (2000, 0)):
+        expected = binomial_p(rose, fell)
+        assert p(rose, fell) == pytest.approx(expected)
+        assert p(rose, fell) == p(fell, rose) == p(rose, fell, same=50)
+    assert p(6, 0) == pytest.approx(2 / 64)
+    # Other values count by the sign of their change.
+    assert mcnemar([0.1, 0.4, 0.3], [0.2, 0.5, 0.9]) == pytest.approx(2 / 8)
+    with pytest.raises(ValueError, match="at least one"):
+        mcnemar([], [])
+
+
+def binomial_p(rose: int, fell: int) -> float:
+    """The two-sided exact binomial p, by counting in exact fractions."""
+    n = rose + fell
+    tail = sum(Fraction(math.comb(n, k), 2**n) for k in range(min(rose, fell) + 1))
+    return float(min(Fraction(1), 2 * tail))

@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "discriminator.warmup_steps": 5,
     "discriminator.steps_per_round": 2,
     "evaluation.limit": 4,
+    "evaluation.max_new_tokens": 8,
 }
 
 

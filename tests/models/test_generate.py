@@ -7,7 +7,7 @@ import pytest
 from retouch.concepts.chat import tokenize_chat
 from retouch.core.types import Message
 from retouch.models import generate as generating
-from retouch.models.generate import generate
+from retouch.models.generate import Response, generate, generate_responses
 from retouch.models.load import load
 
 QUESTIONS = [
@@ -33,10 +33,27 @@ def test_responses_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -
 
     run = generating._generate_batch
 
-    def fail_above_two(model: object, rows: list[list[int]], limit: int) -> list[str]:
+    def fail_above_two(model: object, rows: list[list[int]], limit: int) -> list[Response]:
         if len(rows) > 2:
             raise MemoryError
         return run(editable, rows, limit)
 
     monkeypatch.setattr(generating, "_generate_batch", fail_above_two)
     assert generate(editable, prompts) == together
+
+
+def test_a_response_without_an_end_token_is_truncated() -> None:
+    editable = load("pocket")
+    prompts = [
+        tokenize_chat(editable.tokenizer, [Message("user", text)], "").ids[:-1]
+        for text in QUESTIONS
+    ]
+    whole = generate_responses(editable, prompts, max_new_tokens=64)
+    assert not any(response.truncated for response in whole)
+    lengths = [len(editable.tokenizer(one.text)["input_ids"]) for one in whole]
+    assert len(set(lengths)) > 1
+    for limit in (min(lengths), max(lengths)):
+        cut = generate_responses(editable, prompts, max_new_tokens=limit)
+        # A response as long as the limit has no end token yet.
+        assert [one.truncated for one in cut] == [length >= limit for length in lengths]
+    assert generate(editable, prompts, max_new_tokens=limit) == [one.text for one in cut]

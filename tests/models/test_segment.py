@@ -129,3 +129,22 @@ def test_forward_states_equal_those_of_captured_inputs(last: int) -> None:
     assert one_pass.keys() == two_steps.keys()
     assert all(torch.equal(one_pass[layer], two_steps[layer]) for layer in layers)
     assert all(not b._forward_hooks and not b._forward_pre_hooks for b in editable.blocks)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "granite", "opt"])
+def test_logits_of_last_states_are_the_models(family: str) -> None:
+    editable = tiny_editable(family)
+    depth = editable.layout.depth
+    segment = Segment(editable, 1, depth - 1)
+    assert segment.to_logits
+    with torch.no_grad():
+        states = segment.forward(segment.capture_inputs(IDS), (depth - 1,))[depth - 1]
+        chosen = states[[0, 2, 3], [9, 4, 0]]
+        logits = segment.logits(chosen)
+        whole = editable.model(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(logits, whole[[0, 2, 3], [9, 4, 0]], rtol=1e-5, atol=1e-5)
+    assert not any("forward" in vars(block) for block in editable.blocks)
+    states = chosen.clone().requires_grad_()
+    segment.logits(states).sum().backward()
+    assert states.grad is not None
+    assert bool(states.grad.abs().sum() > 0)

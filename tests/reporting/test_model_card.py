@@ -152,3 +152,11 @@ def test_the_loading_code_uses_the_class_that_the_model_was_loaded_with(form: Fo
         assert f"import {expected}" in card
         assert "x(`" not in card
         assert ("AutoModelForCausalLM" in card) is (recorded != multimodal)
+
+
+def test_the_outcome_is_the_first_line_below_the_title() -> None:
+    text = "FAILED: attack_refusal <fell>."
+    card = render_card(EditConfig(), CONCEPT, RECORDS, {"outcome": {"text": text}})
+    below = card.partition("\n# ")[2].split("\n\n")[1]
+    assert below == "**Outcome.** FAILED: attack\\_refusal \\<fell\\>."
+    assert "Outcome" not in render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -188,3 +189,20 @@ def test_the_page_has_plain_words() -> None:
     text = " ".join([parsed.text, *alternatives])
     for word in ("game", "twin", "wanted", "guard", "reply", "hold", "kept"):
         assert not re.search(rf"\b{word}", text, re.IGNORECASE), word
+
+
+def test_the_outcome_is_the_first_line_and_its_status_a_class() -> None:
+    outcome = {"status": "failed", "text": "FAILED: nothing <moved>."}
+    html = page([], provenance={**PROVENANCE, "outcome": outcome})
+    parsed = Page(html)
+    assert ("p", {"class": "outcome failed"}) in parsed.tags
+    assert html.index("FAILED: nothing") < html.index("Before and after")
+    assert "nothing <moved>" in parsed.text
+    assert "outcome failed" not in page([])
+
+
+def test_a_response_that_was_cut_is_marked() -> None:
+    whole, cut = responses("m", 1, "To begin", "I refuse")
+    parsed = Page(page([whole, replace(cut, truncated=True)]))
+    assert "I refuse…" in parsed.text
+    assert "To begin…" not in parsed.text

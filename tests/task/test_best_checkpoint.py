@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from retouch.task.best_checkpoint import BestCheckpoint
@@ -18,16 +19,23 @@ def kept(checkpoint: BestCheckpoint, *results: tuple[float, float]) -> float:
 
 def test_the_highest_score_within_the_maximum_drift_is_kept() -> None:
     assert kept(BestCheckpoint(0.1), (-3, 0.05), (-1, 0.09), (-2, 0.01), (0, 0.2)) == 1
-    assert kept(BestCheckpoint(0.1), (0, 0.5), (-9, 0.2)) == -1
 
 
-def test_the_lowest_drift_is_kept_until_one_is_within_the_maximum() -> None:
-    def checkpoint() -> BestCheckpoint:
-        return BestCheckpoint(0.1, allow_above=True)
+def test_those_closest_to_the_limits_are_kept_until_one_is_within_them() -> None:
+    assert kept(BestCheckpoint(0.1), (0, 0.5), (-9, 0.2), (0, 0.3)) == 1
+    assert kept(BestCheckpoint(0.1), (0, 0.5), (-9, 0.1), (0, 0.3)) == 1
+    assert kept(BestCheckpoint(0.1), (-3, 0.05), (-1, 0.2)) == 0
 
-    assert kept(checkpoint(), (0, 0.5), (-9, 0.2), (0, 0.3)) == 1
-    assert kept(checkpoint(), (0, 0.5), (-9, 0.1), (0, 0.3)) == 1
-    assert kept(checkpoint(), (-3, 0.05), (-1, 0.2)) == 0
+
+def test_a_change_of_the_retain_set_is_a_limit_too() -> None:
+    checkpoint = BestCheckpoint(0.1, max_change=0.05)
+    values = {"w": torch.zeros(1)}
+    assert checkpoint.update(ValidationResult(5.0, 0.01, retain_change=0.2), values)
+    assert not checkpoint.within
+    assert checkpoint.excess == pytest.approx(4.0)
+    assert checkpoint.update(ValidationResult(-5.0, 0.01, retain_change=0.05), values)
+    assert checkpoint.within
+    assert not checkpoint.update(ValidationResult(5.0, 0.01, retain_change=0.06), values)
 
 
 def test_improvements_have_a_minimum_and_the_latest_may_be_preferred() -> None:
@@ -37,7 +45,6 @@ def test_improvements_have_a_minimum_and_the_latest_may_be_preferred() -> None:
     assert not checkpoint.update(ValidationResult(0.5, 0.05), values)
     assert checkpoint.update(ValidationResult(-1.0, 0.05), values, prefer_latest=True)
     assert not checkpoint.update(ValidationResult(9.0, 0.2), values, prefer_latest=True)
-    assert checkpoint.least_drift == 0.05
 
 
 def test_kept_values_are_copies() -> None:

@@ -125,6 +125,18 @@ def test_to_reduce_a_gap_each_prompt_has_both_choices() -> None:
     assert len(examples.chosen) == 2 * len(examples.source)
 
 
+def test_the_choices_of_a_gap_follow_the_prefill() -> None:
+    editable, concept = tiny_editable(), groups_concept("lower")
+    train = tuple(replace(one, prefill="w30 w31") for one in concept.examples["train"])
+    concept = replace(concept, examples={**concept.examples, "train": train}, hash="")
+    examples = build(editable, concept, {"data.num_examples": 16})
+    prefill = editable.tokenizer("w30 w31", add_special_tokens=False)["input_ids"]
+    choices = [editable.tokenizer(word)["input_ids"][0] for word in ("w7", "w8")]
+    for chat in (*examples.chosen, *examples.rejected):
+        assert list(chat.ids[chat.start - 2 : chat.start]) == prefill
+        assert chat.ids[chat.start] in choices
+
+
 # Targets under a context.
 
 CONTEXT = Context(system="w80", demonstrations=(Demonstration("w81", "w82"),))

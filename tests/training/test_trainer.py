@@ -88,12 +88,48 @@ def test_patience_ends_the_training() -> None:
     assert not any(event.best for event in events[-2:])
 
 
-def test_no_round_within_the_maximum_drift_is_an_error() -> None:
-    training = build_training(tiny_editable(), tiny_config({"train.max_drift": 1e-12}))
-    list(training.trainer.train())
-    with pytest.raises(DivergedError) as error:
-        training.trainer.finish()
-    assert error.value.code == "drift-exceeded"
+def test_without_a_round_within_the_limits_the_closest_is_kept() -> None:
+    editable = tiny_editable()
+    config = tiny_config({"train.max_drift": 1e-6, "train.learning_rate": 1e-7})
+    trainer = build_training(editable, config).trainer
+    drifts = [event.drift for event in trainer.train()]
+    trainer.finish()
+    assert trainer.excess == pytest.approx(max(1.0, min(drifts) / 1e-6))
+    editable = tiny_editable()
+    trainer = run_training(editable, tiny_config({"train.max_drift": 1e-9})).trainer
+    assert trainer.excess > 1
+    assert adapter_weights(editable)
+
+
+def test_a_round_far_over_the_limit_is_undone_and_the_rate_halved() -> None:
+    editable = tiny_editable()
+    config = tiny_config(
+        {"train.max_drift": 1e-7, "train.learning_rate": 0.2, "train.ema_decay": 0.0}
+    )
+    trainer = build_training(editable, config).trainer
+    before = adapter_weights(editable)
+    first = next(trainer.train())
+    assert first.undone
+    # Undone after the event's round: the second begins from the initial weights.
+    assert trainer.state().numbers["rate_scale"] == "0.5"
+    after = adapter_weights(editable)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    kept = tiny_config({"train.max_drift": 100.0, "train.learning_rate": 0.2})
+    assert not next(build_training(tiny_editable(), kept).trainer.train()).undone
+
+
+def test_the_learning_rate_rises_and_decays() -> None:
+    config = tiny_config({"train.learning_rate": 1.0, "train.warmup_ratio": 0.25})
+    trainer = build_training(tiny_editable(), config).trainer
+    rates = [trainer._learning_rate(step) for step in range(16)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0.1 < rates[-1] < 0.2
+    constant = tiny_config(
+        {"train.learning_rate": 1.0, "train.lr_scheduler_type": "constant", "train.warmup_ratio": 0}
+    )
+    trainer = build_training(tiny_editable(), constant).trainer
+    assert {trainer._learning_rate(step) for step in range(16)} == {1.0}
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:

@@ -16,9 +16,13 @@ from retouch.core.options import flatten
 from retouch.core.process import launched_rank
 from retouch.core.run_dir import check_free
 from retouch.core.serialization import to_json, to_plain
-from retouch.core.types import Event, StageEvent
+from retouch.core.types import Event, OnEvent, StageEvent
 
 if TYPE_CHECKING:
+    from retouch.concepts.concept import Concept
+    from retouch.core.config import EditConfig
+    from retouch.instruction.audit import InstructionAudit
+    from retouch.models.editable_model import EditableModel
     from retouch.result import EditResult
 
 FAILED = 3  # the exit code of an edit that failed, with `--strict`
@@ -122,8 +126,6 @@ def run(
 
     quiet_libraries()
     from retouch import pipeline
-    from retouch.instruction.build import concept_from_instruction
-    from retouch.run_record import load_model
 
     path = resume
     try:
@@ -132,26 +134,25 @@ def run(
                 result = pipeline.resume(path, on_event=on_event)
             else:
                 resolved = pipeline.configure(settings, config)
-                concept = editable = audit = None
                 if instruction is not None:
                     if output_dir is not None:
                         check_free(output_dir)
-                    editable = load_model(resolved.model, resolved.load, on_event)
-                    concept, audit = concept_from_instruction(
-                        editable,
-                        instruction,
-                        prompts=prompts,
-                        seed=resolved.seed,
-                        on_event=on_event,
+                    editable, concept, audit = _from_instruction(
+                        resolved, instruction, prompts, on_event
                     )
                     resolved = pipeline.configure(settings, config, concept=concept)
-                path = output_dir or pipeline.choose_path(resolved)
-                concept = concept or load_concept(resolved.concept)  # `run_edit` fits it
-                try:
-                    result = pipeline.run_edit(resolved, concept, path, editable, on_event)
-                finally:
-                    if audit is not None and (path / "concept").is_dir() and not silent:
-                        audit.write(path / "concept")
+                    path = output_dir or pipeline.choose_path(resolved)
+                    try:
+                        result = pipeline.run_edit(
+                            resolved, concept, path, editable, on_event=on_event
+                        )
+                    finally:
+                        if (path / "concept").is_dir() and not silent:
+                            audit.write(path / "concept")
+                else:
+                    path = output_dir or pipeline.choose_path(resolved)
+                    concept = load_concept(resolved.concept)  # `run_edit` fits it to the model
+                    result = pipeline.run_edit(resolved, concept, path, on_event=on_event)
     except KeyboardInterrupt:
         message = "Interrupted before anything was written."
         if path is not None and (path / "config.yaml").exists():
@@ -179,3 +180,17 @@ def run(
                 (f"retouch export {path} --out {path.name}-adapter", "the adapter for PEFT"),
             )
     return result
+
+
+def _from_instruction(
+    config: EditConfig, instruction: str, prompts: Path | None, on_event: OnEvent
+) -> tuple[EditableModel, Concept, InstructionAudit]:
+    """The model, and the concept that it makes from an instruction."""
+    from retouch.instruction.build import concept_from_instruction
+    from retouch.run_record import load_model
+
+    editable = load_model(config.model, config.load, on_event)
+    concept, audit = concept_from_instruction(
+        editable, instruction, prompts=prompts, seed=config.seed, on_event=on_event
+    )
+    return editable, concept, audit

@@ -18,8 +18,8 @@ class TokenizedChat:
 
     Attributes:
         ids: token ids of the prompt, the prefill and the response.
-        start: the first position of the response; `ids[start:]` ends with the end token. The state
-            at `start - 1` predicts the first token of the response.
+        start: the first position of the response; `ids[start:]` ends with the end token, unless
+            the response was cut. The state at `start - 1` predicts the first token of the response.
     """
 
     ids: tuple[int, ...]
@@ -91,11 +91,17 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> 
 
 
 def tokenize_chat(
-    tokenizer: Any, prompt: Sequence[Message], response: str, prefill: str = ""
+    tokenizer: Any,
+    prompt: Sequence[Message],
+    response: str,
+    prefill: str = "",
+    *,
+    truncated: bool = False,
 ) -> TokenizedChat:
     """Tokenize a chat with its response.
 
-    Prompt and response are tokenized separately, as when the response is generated.
+    Prompt and response are tokenized separately, as when the response is generated. A truncated
+    response gets no end token, unless it is empty.
 
     Raises:
         ModelError: the chat template refuses the turns.
@@ -105,4 +111,5 @@ def tokenize_chat(
     after_marker = bool(getattr(tokenizer, "chat_template", None)) and not prefill
     text = response if after_marker else f" {response.lstrip()}"
     after: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return TokenizedChat((*before, *after, tokenizer.eos_token_id), len(before))
+    end = () if truncated and after else (tokenizer.eos_token_id,)
+    return TokenizedChat((*before, *after, *end), len(before))

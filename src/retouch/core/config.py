@@ -103,8 +103,12 @@ class LoadConfig(Group):
 class DataConfig(Group):
     """Which examples an edit uses."""
 
-    num_examples: int = option(128, "labelled source examples, and as many target examples", ge=2)
-    num_retain: int = option(256, "examples of the retain set", ge=0)
+    num_examples: int = option(
+        128,
+        "labelled source examples, each with its target counterpart and its wrapped forms",
+        ge=2,
+    )
+    num_retain: int = option(512, "examples of the retain set, which need no labels", ge=0)
     retain_concepts: tuple[str, ...] = option(
         (),
         "further concepts whose examples are retained, so that edits of them can be merged with "
@@ -122,8 +126,16 @@ class DataConfig(Group):
         "prompt",
         ge=1,
     )
+    elicit: bool = option(
+        True,
+        "learn the response that the model itself gives under the target's context, where it shows "
+        "the behaviour, rather than a given one",
+    )
     max_new_tokens: int = option(
-        24, "maximum length of a generated response to train on, in tokens", ge=1
+        24, "maximum length of a generated response to learn, in tokens", ge=1
+    )
+    max_base_tokens: int = option(
+        12, "maximum length of a base response to keep or to unlearn, in tokens", ge=1
     )
     ignore_contrast: bool = option(
         False, "train even where the contrast check finds nothing to move the source towards"
@@ -149,7 +161,7 @@ class TrainConfig(Group):
     rounds: int = option(5, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
     steps_per_round: int = option(16, "generator steps per round", ge=1)
     batch_size: int = option(8, "source examples per generator step", ge=1)
-    retain_batch_size: int = option(12, "retain examples per generator step", ge=1)
+    retain_batch_size: int = option(16, "retain examples per generator step", ge=1)
     micro_batch_size: int | None = option(
         None,
         "examples per forward pass (default: the batch, halved whenever memory runs out)",

@@ -19,6 +19,7 @@ from typing import Any, get_args
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.plugins import find_plugins, load_plugin
+from retouch.core.types import Direction
 from retouch.evaluation.instruction_rules import follows, parse_rule
 from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
 from retouch.evaluation.scorer import ResponseScorer, Scorer, ScoringContext, ScoringResult
@@ -339,6 +340,23 @@ def check_metrics(concept: Concept) -> None:
     """
     for spec in concept.metrics:
         check_metric(spec, concept.select("test", spec.labels))
+
+
+def shows_effect(concept: Concept, direction: Direction) -> Callable[[Example, str], bool] | None:
+    """A test of whether a response to an example shows the behaviour that a direction aims at.
+
+    None where no scorer of single responses measures the direction's effect.
+
+    Raises:
+        DataError: the scorer of the effect is unknown.
+    """
+    spec = concept.directions[direction]
+    metric = next((one for one in concept.metrics if one.metric == spec.effect), None)
+    scorer = None if metric is None else check_metric(metric, ())
+    if not isinstance(scorer, ResponseScorer):
+        return None
+    desired = spec.effect_better == "higher"
+    return lambda example, response: scorer.classify(example, response)[1] == desired
 
 
 # The letters of scripts that separate words; elsewhere the end of a word cannot be recognised.

@@ -124,8 +124,8 @@ class InstructionAudit:
 
 def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
     """At most `NUM_SHOWN` candidates, evenly from the whole list."""
-    step = max(1, -(-len(candidates) // NUM_SHOWN))
-    return list(candidates[::step])
+    count = min(NUM_SHOWN, len(candidates))
+    return [candidates[i * len(candidates) // count] for i in range(count)]
 
 
 def _listed(candidates: Sequence[Candidate]) -> Iterator[str]:

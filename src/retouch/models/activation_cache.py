@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import fields as parts_of
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -63,11 +62,9 @@ class ActivationCache:
             named = {key: self._put(one, known) for key, one in value.items()}
             return lambda: {key: get() for key, get in named.items()}
         if is_dataclass(value) and not isinstance(value, type):
-            fields = {
-                one.name: self._put(getattr(value, one.name), known) for one in parts_of(value)
-            }
-            made = type(value)
-            return lambda: made(**{name: get() for name, get in fields.items()})
+            made, names = type(value), [one.name for one in fields(value)]
+            given = {name: self._put(getattr(value, name), known) for name in names}
+            return lambda: made(**{name: get() for name, get in given.items()})
         if type(value) in (tuple, list):
             kind, parts = type(value), [self._put(one, known) for one in value]
             return lambda: kind(get() for get in parts)

@@ -27,6 +27,7 @@ class Bfloat16Linears:
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         self._copies = {module: _Copy(module) for module in modules}
+        self._rounding = _Rounding()
 
     @contextmanager
     def applied(self, adapted: Iterable[nn.Module] = ()) -> Iterator[None]:
@@ -38,10 +39,10 @@ class Bfloat16Linears:
         forwards: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]] = {}
         for module, copied in self._copies.items():
             copied.refresh(module)
-            forwards[module] = partial(_linear, copied)
+            forwards[module] = partial(self._linear, copied)
         for wrapper in adapted:
             if (copied := self._copies.get(wrapper.base_layer)) and _is_plain(wrapper):  # type: ignore[arg-type]
-                forwards[wrapper] = partial(_lora_linear, copied, wrapper)
+                forwards[wrapper] = partial(self._lora_linear, copied, wrapper)
         own = {module: vars(module).get("forward") for module in forwards}
         for module, forward in forwards.items():
             module.forward = forward
@@ -52,6 +53,41 @@ class Bfloat16Linears:
                 del module.forward
                 if before is not None:
                     module.forward = before
+            self._rounding.clear()
+
+    def _linear(self, copied: _Copy, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(self._rounding(states), copied.weight, copied.bias).to(states.dtype)
+
+    def _lora_linear(self, copied: _Copy, wrapper: Any, states: torch.Tensor) -> torch.Tensor:
+        """The forward pass of `peft.tuners.lora.Linear`, with one rounding of its input."""
+        rounded = self._rounding(states)
+        out = F.linear(rounded, copied.weight, copied.bias).to(states.dtype)
+        if wrapper.disable_adapters:
+            return out
+        for name in wrapper.active_adapters:
+            if name in wrapper.lora_A:
+                inner = F.linear(rounded, wrapper.lora_A[name].weight.bfloat16())
+                scaled = wrapper.scaling[name] * wrapper.lora_B[name].weight
+                out = out + F.linear(inner, scaled.bfloat16())
+        return out
+
+
+class _Rounding:
+    """Rounds the input of several layers once, such as that of queries, keys and values."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last input."""
+        self._states: torch.Tensor | None = None
+        self._rounded: torch.Tensor | None = None
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """The states in bfloat16."""
+        if self._rounded is None or states is not self._states:
+            self._states, self._rounded = states, states.bfloat16()
+        return self._rounded
 
 
 class _Copy:
@@ -68,24 +104,6 @@ class _Copy:
         self._version = module.weight._version
         self.weight = module.weight.detach().bfloat16()
         self.bias = None if module.bias is None else module.bias.detach().bfloat16()
-
-
-def _linear(copied: _Copy, states: torch.Tensor) -> torch.Tensor:
-    return F.linear(states.bfloat16(), copied.weight, copied.bias).to(states.dtype)
-
-
-def _lora_linear(copied: _Copy, wrapper: Any, states: torch.Tensor) -> torch.Tensor:
-    """The forward pass of `peft.tuners.lora.Linear`, with one rounding of its input."""
-    rounded = states.bfloat16()
-    out = F.linear(rounded, copied.weight, copied.bias).to(states.dtype)
-    if wrapper.disable_adapters:
-        return out
-    for name in wrapper.active_adapters:
-        if name in wrapper.lora_A:
-            inner = F.linear(rounded, wrapper.lora_A[name].weight.bfloat16())
-            scaled = wrapper.scaling[name] * wrapper.lora_B[name].weight
-            out = out + F.linear(inner, scaled.bfloat16())
-    return out
 
 
 def _is_plain(wrapper: Any) -> bool:

@@ -184,7 +184,7 @@ class EditableModel:
             for name, module in block.named_modules()
             if type(module) is torch.nn.Linear and "lora_" not in name
         ]
-        head = self.base.get_output_embeddings()
+        head = getattr(self.base, "get_output_embeddings", lambda: None)()
         modules += [head] if type(head) is torch.nn.Linear else []
         return make_bfloat16_linears(modules, self.load_config.compute_dtype)
 

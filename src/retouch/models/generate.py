@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -15,6 +16,8 @@ from retouch.models.memory_estimate import generation_bytes, max_generation_rows
 from retouch.models.oom import split_on_oom
 
 BATCH_TOKENS = 2**13  # prompt tokens of a batch
+MIN_SHARED = 8  # tokens of a beginning that several prompts share
+MIN_BATCH = 4  # prompts for which it is computed on its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ def generate_responses(
         itemsize = editable.base.dtype.itemsize
         row = generation_bytes(editable.base, editable.layout, longest, itemsize)
         batch_size = max_generation_rows(editable.free_bytes, batch_size, row)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    # Prompts with the same beginning, such as a system turn, run together and share its states.
+    order = sorted(range(len(prompts)), key=lambda i: (*prompts[i][:MIN_SHARED], len(prompts[i])))
     # The processes of a sharded model must run every batch together.
     own = order if editable.sharded else distributed.shard(order)
     responses: dict[int, Response] = {}
@@ -74,7 +78,7 @@ def generate_responses(
         return _generate_batch(editable, [prompts[i] for i in indices], max_new_tokens)
 
     # Of similar length, since a prompt is padded to the longest one of its batch.
-    for indices in _batches(own, [len(prompt) for prompt in prompts], batch_size):
+    for indices in _batches(own, prompts, batch_size):
         responses |= zip(indices, split_on_oom(run, indices), strict=True)
         progress("generating", len(responses) * len(order) // len(own), len(order))
     if not editable.sharded:
@@ -83,12 +87,17 @@ def generate_responses(
 
 
 def _batches(
-    order: Sequence[int], lengths: Sequence[int], batch_size: int
+    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int
 ) -> Iterator[Sequence[int]]:
-    """Batches of prompts in ascending order of length, of at most `BATCH_TOKENS` prompt tokens."""
+    """Batches of prompts that begin alike, of at most `BATCH_TOKENS` padded prompt tokens."""
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[i] > BATCH_TOKENS):
+        beginning = prompts[i][:MIN_SHARED]
+        if batch and (
+            len(batch) == batch_size
+            or (len(batch) + 1) * len(prompts[i]) > BATCH_TOKENS
+            or (len(batch) >= MIN_BATCH and list(beginning) != list(prompts[batch[0]][:MIN_SHARED]))
+        ):
             yield batch
             batch = []
         batch.append(i)
@@ -100,10 +109,17 @@ def _generate_batch(
     editable: EditableModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[Response]:
     tokenizer = editable.tokenizer
-    rows = [torch.tensor(list(prompt)) for prompt in prompts]
-    ids = pad_sequence(rows, True, tokenizer.pad_token_id, "left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
+    shared = _common_beginning(prompts)
     with editable.compute_precision():
+        cache = _cache_beginning(editable, prompts[0][:shared], len(prompts)) if shared else None
+        shared = shared if cache is not None else 0
+        # Padding between the shared beginning and the rest, whose positions skip it.
+        rows = [torch.tensor(list(prompt[shared:])) for prompt in prompts]
+        ids = pad_sequence(rows, True, tokenizer.pad_token_id, "left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
+        beginning = torch.tensor([list(prompt[:shared]) for prompt in prompts], dtype=torch.long)
+        ids = torch.cat([beginning, ids], 1)
+        mask = torch.cat([torch.ones_like(beginning), mask], 1)
         output = editable.model.generate(
             input_ids=ids.to(editable.device),
             attention_mask=mask.to(editable.device),
@@ -115,6 +131,7 @@ def _generate_batch(
             top_k=None,
             pad_token_id=tokenizer.pad_token_id,
             synced_gpus=editable.sharded,
+            **({} if cache is None else {"past_key_values": cache}),
         )
     generated = output[:, ids.shape[1] :].cpu()
     # A batch runs until all of its responses have ended, and each that has is padded.
@@ -123,6 +140,33 @@ def _generate_batch(
     return [
         Response(text.strip(), not end) for text, end in zip(texts, ended.tolist(), strict=True)
     ]
+
+
+def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that all prompts begin with, if they are worth sharing."""
+    longest = min(map(len, prompts)) - 1
+    for prompt in prompts:
+        while longest > 0 and list(prompt[:longest]) != list(prompts[0][:longest]):
+            longest -= 1
+    return longest if longest >= MIN_SHARED and len(prompts) >= MIN_BATCH else 0
+
+
+def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> Any:
+    """The keys and values of a beginning, for all rows; None where the model has no such cache."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    if editable.sharded or editable.interventions:
+        return None  # steering acts on the positions of a whole prompt
+    inputs = torch.tensor([list(ids)], device=editable.device)
+    cache = getattr(editable.model(input_ids=inputs, use_cache=True), "past_key_values", None)
+    # Windows, recurrent states and caches of a model's own are not divided.
+    plain = isinstance(cache, DynamicCache) and {type(one) for one in cache.layers} == {
+        DynamicLayer
+    }
+    if not plain:
+        return None
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def _end_tokens(editable: EditableModel) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from retouch.core.finding import Finding
 from retouch.core.units import size_text, time_text
+from retouch.models.base_responses import CHUNK as BATCH_SIZE
 from retouch.models.memory_estimate import (
     FLOAT32_BYTES,
     forward_flops,
@@ -27,7 +28,6 @@ from retouch.preflight.memory import (
     validation_rows,
 )
 from retouch.preflight.workload import TokenLengths, Workload
-from retouch.task.base_responses import BATCH_SIZE
 from retouch.task.task import TRACED_PAIRS
 
 # Assumptions: the share of a large matrix product's speed that an edit's small ones reach, and the

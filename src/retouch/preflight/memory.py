@@ -11,6 +11,7 @@ from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.units import size_text
 from retouch.models.activation_cache import DEFAULT_SHARE
+from retouch.models.base_responses import CHUNK as BATCH_SIZE
 from retouch.models.memory_estimate import (
     FLOAT32_BYTES,
     TRAINED_BYTES,
@@ -21,7 +22,6 @@ from retouch.models.memory_estimate import (
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.workload import TokenLengths, Workload
 from retouch.representations.logprobs import logit_tokens
-from retouch.task.base_responses import BATCH_SIZE
 
 COMFORTABLE = 0.85  # share of the available memory up to which an estimate is trusted to fit
 VALIDATION_ROWS = 32  # maximum rows of a validation batch

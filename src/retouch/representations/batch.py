@@ -137,8 +137,7 @@ class ChatBatch:
         return torch.where(self.first_positions(positions), first_token_weight, 1.0)
 
     def response_offsets(self, positions: Positions) -> torch.Tensor:
-        """The offset `[n]` of positions of a padded batch in their responses; 0 is the last prompt
-        token."""
+        """Offsets `[n]` of a padded batch's positions in the responses; 0 predicts the first."""
         rows, at = positions
         return at - (torch.tensor(self.starts, device=at.device)[rows] - 1)
 
@@ -206,7 +205,7 @@ def pack(
         shared = _common_beginning([chosen[number] for number in group])
         sizes = {number: len(chosen[number].ids) - shared for number in group}
         # A long beginning is shared by as many chats as make up for it.
-        limit = shared + max(row_tokens - shared, shared, *sizes.values())
+        limit = shared + max(row_tokens - shared, 3 * shared, *sizes.values())
         rows: list[int] = []
         # First fit, in descending order of length.
         for number in sorted(group, key=lambda one: -sizes[one]):

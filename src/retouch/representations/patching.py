@@ -79,7 +79,7 @@ def causal_trace(
         }
 
         def logprob(last: torch.Tensor, batch: ChatBatch = batch) -> torch.Tensor:
-            """Mean log-probability of the responses `[chats]` from the last states `[n, hidden]`."""
+            """Mean log-probabilities of the responses `[chats]` from last states `[n, hidden]`."""
             logprobs = token_logprobs(whole.logits(last), batch.response_tokens())
             return mean_by_chat(logprobs, batch).cpu()
 

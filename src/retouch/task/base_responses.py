@@ -52,17 +52,20 @@ def respond(
     *,
     max_new_tokens: int,
     progress: Progress = no_progress,
-) -> list[str]:
+) -> list[Response]:
     """Each example's own response, or the base model's, which begins with the example's prefix.
 
     A prefill is given to the model and not part of the response; a prefix is part of it.
     """
     missing = [i for i, example in enumerate(examples) if example.response is None]
     requests = [(examples[i].prompt, join(examples[i].prefill, prefixes[i])) for i in missing]
-    continued = base_responses(editable, requests, max_new_tokens=max_new_tokens, progress=progress)
-    generated = dict(zip(missing, continued, strict=True))
+    continued = generate_base(editable, requests, max_new_tokens=max_new_tokens, progress=progress)
+    generated = {
+        i: Response(join(prefixes[i], one.text), one.truncated)
+        for i, one in zip(missing, continued, strict=True)
+    }
     return [
-        join(prefixes[i], generated[i]) if example.response is None else example.response
+        generated[i] if example.response is None else Response(example.response)
         for i, example in enumerate(examples)
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from retouch.concepts.chat import TokenizedChat, tokenize_chat
@@ -13,10 +13,15 @@ from retouch.core.config import DataConfig
 from retouch.core.errors import DataError
 from retouch.core.types import Direction, Message, Progress, Split, no_progress
 from retouch.models.editable_model import EditableModel
+from retouch.models.generate import Response
 from retouch.task.base_responses import base_responses, respond
 from retouch.task.prefill import add_prefills, retain_openings
 
-MAX_VALIDATION = 64  # fewer than for training: they are run after every round
+Shows = Callable[[Example, str], bool]
+"""Whether a response to an example shows the behaviour that an edit aims at."""
+
+# Fewer than for training: they are run after every round.
+MAX_VALIDATION, MAX_VALIDATION_RETAIN = 32, 128
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def sample_examples(
     source, target, paired = _sample_sides(rng, concept, direction, split, data, limit)
     if spec.context is not None:
         source, target = _apply_context(spec.context, source, target, paired)
-    limit = data.num_retain if split == "train" else min(data.num_retain, MAX_VALIDATION)
+    limit = data.num_retain if split == "train" else min(data.num_retain, MAX_VALIDATION_RETAIN)
     retain = _sample_evenly(rng, concept, split, spec.retain, limit)
     for name in data.retain_concepts:
         other = load_concept(name)
@@ -129,13 +134,25 @@ def build_examples(
     data: DataConfig,
     seed: int,
     progress: Progress = no_progress,
+    shows: Shows | None = None,
 ) -> EditExamples:
     """Sample the examples of a split and tokenize them with their responses.
 
     Where source examples have a target counterpart, both get the target response: the counterpart's
     own `response`, or what the base model generates for it, under the direction's context if there
     is one. A counterpart is the target example of the same pair or, under a context, the source
-    example itself.
+    example itself. What the model itself says under the context is learned with less change than
+    a given response, so it is preferred where it shows the behaviour.
+
+    Args:
+        editable: the base model.
+        concept: the edited concept.
+        direction: the direction of the edit.
+        split: the split.
+        data: which examples.
+        seed: of the sample.
+        progress: called while responses are generated.
+        shows: whether a response shows the desired behaviour (default: given responses are used).
 
     Raises:
         DataError: a set has no examples in the split.
@@ -145,20 +162,36 @@ def build_examples(
     source, target, paired = sampled.source, sampled.target, sampled.paired
     spec = concept.directions[direction]
 
-    prefix = spec.context.prefix if spec.context else ""
-    responses = respond(
-        editable,
-        [*target, *source, *sampled.retain],
-        [prefix] * len(target) + [""] * (len(source) + len(sampled.retain)),
-        max_new_tokens=data.max_new_tokens,
-        progress=progress,
-    )
-    target_responses, others = responses[: len(target)], responses[len(target) :]
-    source_responses, retain_responses = others[: len(source)], others[len(source) :]
+    def generate(
+        examples: Sequence[Example], max_new_tokens: int, prefix: str = ""
+    ) -> list[Response]:
+        return respond(
+            editable,
+            examples,
+            [prefix] * len(examples),
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
 
-    def tokenize(examples: Sequence[Example], responses: Sequence[str]) -> list[TokenizedChat]:
+    prefix = spec.context.prefix if spec.context else ""
+    elicited = shows is not None and spec.context is not None and data.elicit
+    without = [replace(one, response=None) for one in target] if elicited else target
+    target_responses = generate(without, data.max_new_tokens, prefix)
+    if elicited:
+        given = zip(target, target_responses, strict=True)
+        target_responses = [_prefer_own(one, response, shows) for one, response in given]
+    source_responses = generate(source, data.max_base_tokens)
+    retain_responses = generate(sampled.retain, data.max_base_tokens)
+
+    def tokenize(examples: Sequence[Example], responses: Sequence[Response]) -> list[TokenizedChat]:
         return [
-            tokenize_chat(editable.tokenizer, example.prompt, response, example.prefill)
+            tokenize_chat(
+                editable.tokenizer,
+                example.prompt,
+                response.text,
+                example.prefill,
+                truncated=response.truncated,
+            )
             for example, response in zip(examples, responses, strict=True)
         ]
 
@@ -177,11 +210,13 @@ def build_examples(
     # Under a context the turns of a counterpart are the context's; a demonstration needs none.
     demonstrated = source if paired and spec.context else target
     if paired and data.prefill_tokens:
+        # Of examples with the same counterpart, such as a request and its wrapped form, one.
+        plain = [i for i, one in enumerate(source) if one.label == spec.source[0]]
         more = add_prefills(
             rng,
-            source_chats,
-            base_chats,
-            counterparts,
+            [source_chats[i] for i in plain],
+            [base_chats[i] for i in plain],
+            [counterparts[i] for i in plain],
             retain_openings(editable, sampled.retain, retain),
             max_tokens=data.prefill_tokens,
             per_example=data.prefills_per_example,
@@ -190,7 +225,7 @@ def build_examples(
         source_chats = [*source_chats, *more.source]
         counterparts = [*counterparts, *more.counterparts]
         chosen, rejected = source_chats, [*base_chats, *more.rejected]
-        groups += [groups[i] for i in more.index]
+        groups += [groups[plain[i]] for i in more.index]
     return EditExamples(
         source=source_chats,
         counterparts=counterparts,
@@ -201,7 +236,7 @@ def build_examples(
         chosen=chosen,
         rejected=rejected,
         demonstrations=[
-            (example.prompt, response)
+            (example.prompt, response.text)
             for example, response in zip(demonstrated, target_responses, strict=True)
         ],
         group_gap=gap,
@@ -237,9 +272,29 @@ def _sample_sides(
         return of_pair.get(example.pair) or (example if itself else None)
 
     if paired := [example for example in source if counterpart(example)]:
-        source = sample_by_group(rng, paired, limit)
+        source = _sample_pairs(rng, paired, limit)
         return source, [other for one in source if (other := counterpart(one))], True
     return sample_by_group(rng, source, limit), sample_by_group(rng, target, limit), False
+
+
+def _sample_pairs(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
+    """The source examples of at most `limit` pairs: of a pair, all of them.
+
+    A request and its wrapped form are one labelled example.
+    """
+    of_pair: dict[object, list[Example]] = {}
+    for number, example in enumerate(examples):
+        of_pair.setdefault(example.pair or number, []).append(example)
+    first = {id(members[0]): members for members in of_pair.values()}
+    chosen = sample_by_group(rng, [members[0] for members in of_pair.values()], limit)
+    return [member for one in chosen for member in first[id(one)]]
+
+
+def _prefer_own(example: Example, generated: Response, shows: Shows | None) -> Response:
+    """What the base model generates, if it shows the behaviour or none is given."""
+    if example.response is None or (shows is not None and shows(example, generated.text)):
+        return generated
+    return Response(example.response)
 
 
 def _apply_context(
@@ -301,10 +356,10 @@ def _choice_responses(
     rest of the response.
     """
     prefixed = [(example, choice) for example in examples for choice in gap.choices]
-    requests = [(one.prompt, choice) for one, choice in prefixed]
+    requests = [(one.prompt, f"{one.prefill} {choice}".lstrip()) for one, choice in prefixed]
     completions = base_responses(editable, requests, max_new_tokens=max_new_tokens)
     chats = [
-        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {completion}")
+        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {completion}", one.prefill)
         for (one, choice), completion in zip(prefixed, completions, strict=True)
     ]
     first, second = chats[0::2], chats[1::2]

@@ -11,7 +11,8 @@ from retouch.representations.patching import Patching
 
 NUM_READ = 2  # least number of layers that the discriminators read
 NUM_BELOW = 2  # least number of layers below the first of them that get adapters too
-READ_SHARE, BELOW_SHARE = 0.1, 0.2  # the same as shares of a deep model's layers
+# The same as shares of a deep model's layers, and how many above the first get adapters too.
+READ_SHARE, BELOW_SHARE, ABOVE_SHARE = 0.1, 0.27, 0.13
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def select_layers(
     _check_exists("discriminator.layers", read_layers, depth)
     below = max(NUM_BELOW, round(BELOW_SHARE * depth))
     # The losses at the logits train layers above those that are read too.
-    above = min(depth - 1, read_layers[0] + below) if logits else 0
+    above = min(depth - 1, read_layers[0] + round(ABOVE_SHARE * depth)) if logits else 0
     lowest, highest = max(0, read_layers[0] - below), max(read_layers[-1], above)
     adapted_layers = tuple(range(lowest, highest + 1))
     if adapted is not None:

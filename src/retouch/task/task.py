@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from retouch.concepts.chat import TokenizedChat
 from retouch.concepts.concept import Concept
 from retouch.core.config import DataConfig, MethodConfig
 from retouch.core.types import Direction, OnEvent, StageEvent, ignore_event
 from retouch.models.editable_model import EditableModel
 from retouch.representations.patching import Patching, causal_trace
-from retouch.task.examples import EditExamples, build_examples
+from retouch.task.examples import EditExamples, Shows, build_examples
 from retouch.task.layers import LayerSelection, select_layers
 from retouch.task.validation import Validator
 
-TRACED_PAIRS = 12  # pairs that causal patching runs on
+TRACED_PAIRS = 12  # pairs that causal patching runs on: the shortest of the training examples
+TRACED_TOKENS = 4  # of each response; the first ones determine the others
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def build_task(
     data: DataConfig,
     method: MethodConfig | None = None,
     on_event: OnEvent = ignore_event,
+    shows: Shows | None = None,
 ) -> EditTask:
     """Sample the examples of a task, select its layers and create its validator.
 
@@ -65,6 +68,7 @@ def build_task(
         data: which examples.
         method: settings that apply to the task: given layers, the validator's discriminators.
         on_event: receives each stage.
+        shows: whether a response shows the desired behaviour, as for `build_examples`.
 
     Raises:
         ConfigError: a given layer does not exist, or would not be trained.
@@ -76,14 +80,14 @@ def build_task(
         on_event(StageEvent(stage, detail, done, total))
 
     report("responses", "the base model responds to the concept's prompts")
-    build = partial(build_examples, editable, concept, direction)
+    build = partial(build_examples, editable, concept, direction, shows=shows)
     train = build("train", data, seed, partial(report, "responses"))
     validation = build("validation", data, seed, partial(report, "responses"))
     adapted, read = method.lora.layers_to_transform, method.discriminator.layers
     patching = None
     if train.counterparts and (read is None or adapted is None):
         report("layers", "causal patching of target states into source runs, layer by layer")
-        source, counterparts = train.source[:TRACED_PAIRS], train.counterparts[:TRACED_PAIRS]
+        source, counterparts = _traced_pairs(train)
         patching = causal_trace(editable, source, counterparts, progress=partial(report, "layers"))
     layers = select_layers(
         patching,
@@ -95,3 +99,16 @@ def build_task(
     report("layers", str(layers))
     validator = Validator(editable, train, validation, layers.read, method.discriminator, seed)
     return EditTask(concept, direction, seed, data, train, validation, patching, layers, validator)
+
+
+def _traced_pairs(train: EditExamples) -> tuple[list[TokenizedChat], list[TokenizedChat]]:
+    """The pairs that causal patching runs on, with the beginnings of their responses."""
+
+    def cut(chat: TokenizedChat) -> TokenizedChat:
+        return TokenizedChat(chat.ids[: chat.start + TRACED_TOKENS], chat.start)
+
+    # Prefilled examples follow the concept's own ones, and are left out.
+    pairs = list(zip(train.source, train.counterparts, strict=True))
+    pairs = sorted(pairs[: len(train.source_examples) or None], key=lambda one: len(one[0].ids))
+    source, counterparts = zip(*pairs[:TRACED_PAIRS], strict=True)
+    return [cut(chat) for chat in source], [cut(chat) for chat in counterparts]

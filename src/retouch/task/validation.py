@@ -22,7 +22,6 @@ from retouch.representations.logprobs import mean_by_chat, token_logprobs
 from retouch.representations.packing import supports_packing
 from retouch.task.examples import EditExamples
 
-
 BATCH_SIZE = 16  # chats whose logits are in memory at a time
 
 
