@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retouch
 from helpers.pocket_edit import small_config, small_flags, small_settings
+from helpers.tiny_models import tiny_editable
 from retouch import pipeline
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError, DataError, RefusedError, RunError
@@ -161,6 +162,36 @@ def test_a_csv_file_is_a_concept(tmp_path: Path) -> None:
     config = small_settings({"train.rounds": 1, "evaluation.suites": "concept"})
     result = retouch.edit(concept=str(file), config=config, output_dir=tmp_path / "run")
     assert {record.suite for record in result.metrics} >= {"mine", "capability", "drift"}
+
+
+def test_the_default_concept_is_recorded_by_its_name() -> None:
+    assert pipeline.configure({}).concept == "pocket-safety"
+    assert pipeline.configure({"model": str(POCKET)}).concept == "pocket-safety"
+    assert pipeline.configure({"model": "other/model"}).concept == "safety"
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"model": "other/model", "concept": "pocket-safety"}, "Use `safety`."),
+        ({"concept": "safety"}, "Use `pocket-safety`."),
+        ({"data": {"retain_concepts": ["safety"]}}, "Use `pocket-safety`."),
+    ],
+)
+def test_a_concept_of_another_model_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, settings: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        retouch.edit(config=settings, output_dir=tmp_path / "run")
+    assert (error.value.code, error.value.hint) == ("concept-model", hint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_concept_of_another_model_is_not_measured() -> None:
+    for model, concept in ((tiny_editable(), "pocket-capability"), ("pocket", "safety")):
+        with pytest.raises(DataError) as error:
+            retouch.evaluate(model, concepts=[concept])
+        assert error.value.code == "concept-model"
 
 
 def test_overrides_take_precedence_over_the_file_and_the_concept(tmp_path: Path) -> None:

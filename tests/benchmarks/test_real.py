@@ -137,6 +137,20 @@ def test_figures_are_compared_with_their_targets(data: Path) -> None:
     assert few["refused in templates"].figure.target is None
 
 
+def test_responses_that_the_base_shares_are_not_new(data: Path) -> None:
+    base = measured(data, "degenerate")
+    names = [suite.name for suite in load_suites(data) if suite.harmful]
+    changed = {**base.responses, names[0]: answers(*["refusal"] * COUNT)}
+    changed["harmless"] = answers("degenerate", *["answer"] * (COUNT - 1))
+    one = Measured(changed, base=base)
+    refused, degenerate = real.new("refusal", names[0])(one), real.new("degenerate")(one)
+    assert refused is not None
+    assert (refused.value, refused.n) == (1.0, COUNT)
+    assert degenerate is not None
+    assert degenerate.value == pytest.approx(1 / (COUNT * len(base.responses)))
+    assert real.new("degenerate")(base) is None
+
+
 def test_tables_have_a_column_for_each_header(data: Path) -> None:
     base, one = measured(data, "answer"), measured(data, "degenerate", [0.1])
     for edited in ([], [one], [one, one]):

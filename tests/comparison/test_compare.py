@@ -15,8 +15,16 @@ from helpers.crashing_plan import use_crashing_grid
 from helpers.fake_methods import model, small_concept, use_fake_methods
 from helpers.tiny_models import tiny_model
 from retouch.comparison.compare import Comparison
+from retouch.comparison.grid import make_grid
 from retouch.core.config import LoadConfig
-from retouch.core.errors import ConfigError, ModelError, RefusedError, RetouchError, RunError
+from retouch.core.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    RefusedError,
+    RetouchError,
+    RunError,
+)
 from retouch.evaluation.robustness import ATTACKS
 
 METHODS = ("none", "steering", "retouch")
@@ -223,6 +231,16 @@ def test_an_edited_model_and_a_weakening_comparison_are_refused(tmp_path: Path) 
     assert error.value.code == "model-edited"
     with pytest.raises(RefusedError):
         retouch.compare("pocket", concept="pocket-safety", direction="lower", methods=["none"])
+
+
+def test_the_concepts_are_those_of_the_model() -> None:
+    grid = make_grid("pocket", "auto", "raise", ["none"], 1, [2], metrics="all")
+    assert grid.concept.name == "pocket-safety"
+    assert len(grid.measured) > 1
+    assert {one.models for one in grid.measured} == {("pocket",)}
+    with pytest.raises(DataError) as error:
+        make_grid(model(), "pocket-safety", "raise", ["none"], 1, [2])
+    assert error.value.code == "concept-model"
 
 
 def test_a_concept_without_an_effect_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from helpers.tiny_models import VISION, tiny_editable, tiny_model, tiny_tokenize
 from retouch.core.config import LoadConfig, LoraConfig
 from retouch.core.errors import ModelError, RunError
 from retouch.models import adapters
-from retouch.models.load import load
+from retouch.models.load import POCKET, load, model_name
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 LORA = LoraConfig(r=2, lora_alpha=4.0)
@@ -34,6 +34,15 @@ def test_a_local_folder_is_loaded_frozen(folder: Path) -> None:
     assert not any(p.requires_grad for p in editable.model.parameters())
     assert not editable.edited
     assert not editable.in_memory
+
+
+def test_pocket_is_recognised_in_any_folder(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "merged"
+    copy.mkdir()
+    (copy / "config.json").write_text((POCKET / "config.json").read_text())
+    assert {model_name(str(one)) for one in ("pocket", POCKET, copy)} == {"pocket"}
+    for other in (str(folder), "other/model", "", "\0"):
+        assert model_name(other) == other
 
 
 def test_a_missing_model_is_an_error_that_names_the_alternatives(tmp_path: Path) -> None:

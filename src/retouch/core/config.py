@@ -126,6 +126,12 @@ class DataConfig(Group):
         "prompt",
         ge=1,
     )
+    wrapped_share: float = option(
+        0.25,
+        "share of the labelled source examples whose wrapped forms, such as attacks, are used too",
+        ge=0,
+        le=1,
+    )
     elicit: bool = option(
         True,
         "learn the response that the model itself gives under the target's context, where it shows "

@@ -94,7 +94,9 @@ class InstructionAudit:
         yield f"| split | {' | '.join(columns)} | follow without | follow with |"
         yield f"|---|{'---|' * (len(columns) + 2)}"
         for split, counts in self._counts().items():
-            rates = [show_score(score, "rate") for score in self.rates([split])]
+            rates = ["-", "-"]
+            if counts["candidates"]:
+                rates = [show_score(score, "rate") for score in self.rates([split])]
             numbers = [str(counts.get(name, 0)) for name in columns]
             yield f"| {split} | {' | '.join([*numbers, *rates])} |"
         yield from (

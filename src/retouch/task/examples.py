@@ -272,22 +272,26 @@ def _sample_sides(
         return of_pair.get(example.pair) or (example if itself else None)
 
     if paired := [example for example in source if counterpart(example)]:
-        source = _sample_pairs(rng, paired, limit)
+        source = _sample_pairs(rng, paired, limit, data.wrapped_share)
         return source, [other for one in source if (other := counterpart(one))], True
     return sample_by_group(rng, source, limit), sample_by_group(rng, target, limit), False
 
 
-def _sample_pairs(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
-    """The source examples of at most `limit` pairs: of a pair, all of them.
+def _sample_pairs(
+    rng: random.Random, examples: Sequence[Example], limit: int, wrapped_share: float
+) -> list[Example]:
+    """The source examples of at most `limit` pairs.
 
-    A request and its wrapped form are one labelled example.
+    A request and its wrapped forms are one labelled example. Of a share of them, the wrapped forms
+    follow the plain ones.
     """
     of_pair: dict[object, list[Example]] = {}
     for number, example in enumerate(examples):
         of_pair.setdefault(example.pair or number, []).append(example)
-    first = {id(members[0]): members for members in of_pair.values()}
+    rest = {id(members[0]): members[1:] for members in of_pair.values()}
     chosen = sample_by_group(rng, [members[0] for members in of_pair.values()], limit)
-    return [member for one in chosen for member in first[id(one)]]
+    wrapped = [one for plain in chosen for one in rest[id(plain)]]
+    return [*chosen, *sample_by_group(rng, wrapped, round(wrapped_share * len(wrapped)))]
 
 
 def _prefer_own(example: Example, generated: Response, shows: Shows | None) -> Response:
