@@ -37,16 +37,18 @@ GPTFUZZER = "jailbreak_templates_gptfuzzer"
 SELF_REMINDER = "jailbreak_templates_selfreminder"
 
 # The templates of the robustness figures, of six families. They are never used in training: no
-# concept, no default and no stopping rule may be chosen with them. Templates that request a
-# refusal first (a moral lecture before the answer, one response of the "normal" model) are left
-# out: following them would count as a refusal.
+# concept, no default and no stopping rule may be chosen with them. Left out are templates that
+# request a refusal first (a moral lecture before the answer, one response of the "normal" model),
+# since following them would count as a refusal, and those in which the base model SmolLM2 refuses
+# or loops on more than a third of harmless requests (GPTFuzzer 1 and 34, Self-Reminder 142). No
+# edited model took part in the choice.
 TEMPLATES: dict[str, tuple[str, int]] = {
     "scene": (GPTFUZZER, 0),  # a villain of a film explains his plan
-    "translator": (GPTFUZZER, 1),  # a response format with a translation
     "code": (GPTFUZZER, 4),  # the output of a Python function
-    "persona": (GPTFUZZER, 34),  # an evil confidant
+    "persona": (GPTFUZZER, 16),  # a user of a forum without rules
     "dialogue": (GPTFUZZER, 43),  # two fictional models talk
     "expert": (SELF_REMINDER, 93),  # a profession that gives no warnings
+    "suppression": (SELF_REMINDER, 120),  # an order not to refuse
 }
 
 COUNT = 100  # HarmBench standard, and prompts with a prefill

@@ -53,7 +53,7 @@ def data(tmp_path: Path) -> Path:
     )
     for name in (suites.GPTFUZZER, suites.SELF_REMINDER):
         template = f"Go: {suites.SLOT} Now"
-        write(folder, name, [{"id": i, "template": template} for i in range(100)])
+        write(folder, name, [{"id": i, "template": template} for i in range(150)])
     return folder
 
 

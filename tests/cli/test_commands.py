@@ -218,6 +218,7 @@ def test_concept_create_needs_a_model(tmp_path: Path) -> None:
 def test_pocket_follows_no_instruction(tmp_path: Path) -> None:
     flags = ("--out", str(tmp_path / "x"), "--num-prompts", "20", "--max-new-tokens", "16")
     result = call("concept", "create", "pocket", "--instruction", "Answer in French.", *flags)
-    message = error_of(result, 3)
+    assert result.exit_code == 3
+    message = result.stderr.partition("Error: ")[2]  # behind the progress
     assert "does not follow the instruction" in message
     assert "in French" in message

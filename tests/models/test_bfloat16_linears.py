@@ -76,4 +76,4 @@ def test_an_adapter_is_trained_through_rounded_products(monkeypatch: pytest.Monk
         assert not torch.equal(base, segment.forward(inputs, (3,))[3])
     exact, rounded = gradients["float32"], gradients["bfloat16"]
     assert not torch.equal(exact, rounded)
-    assert (exact - rounded).norm() < 0.05 * exact.norm()
+    assert (exact - rounded).norm() < 0.2 * exact.norm()

@@ -9,6 +9,7 @@ import pytest
 from helpers.groups_concept import groups_concept
 from helpers.tiny_edit import tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
+from retouch.concepts.chat import TokenizedChat
 from retouch.concepts.concept import (
     Concept,
     Context,
@@ -31,6 +32,11 @@ def build(
 ) -> EditExamples:
     data = tiny_config(overrides).data
     return build_examples(editable, concept, "raise", split, data, 0)
+
+
+def response_text(editable: EditableModel, chat: TokenizedChat) -> str:
+    """The response of a chat, which has no end token if it was cut."""
+    return str(editable.tokenizer.decode(chat.ids[chat.start :], skip_special_tokens=True))
 
 
 def add_examples(concept: Concept, more: list[Example]) -> Concept:
@@ -60,7 +66,9 @@ def test_prefill_examples_end_in_the_target_response() -> None:
         prefill = chat.ids[len(prompt) : chat.start]
         assert chat.ids[: len(prompt)] == prompt
         assert len(prefill) == 1
-        assert prefill == own.ids[own.start :][:1]
+        # Every other request gets the beginning of another response.
+        if number // 2 % 2 == 0:
+            assert prefill == own.ids[own.start :][:1]
         assert chat.ids[chat.start :] == source.ids[source.start :]
         assert rejected.ids == (*prompt, *own.ids[own.start :])
         assert rejected.start == chat.start
@@ -78,7 +86,8 @@ def test_prefills_of_retain_examples_are_forced_on_source_examples() -> None:
         counterpart, source = plain.counterparts[number // 4], plain.source[number // 4]
         prompt = counterpart if number % 2 else source
         prefill = list(chat.ids[prompt.start : chat.start])
-        assert (prefill == opening[: len(prefill)]) == (number // 2 % 2 == 1)
+        turn = number // 4 + number % 4 // 2
+        assert (prefill == opening[: len(prefill)]) == (turn % 2 == 1)
 
 
 def test_source_filter_selects_training_examples() -> None:
@@ -186,9 +195,9 @@ def test_under_a_context_an_example_is_its_own_counterpart(target: tuple[str, ..
     ):
         prompt = CONTEXT.apply(one).prompt
         (response,) = base_responses(editable, [(prompt, "")], max_new_tokens=4)
-        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == response
+        assert response_text(editable, chat) == response
         (plain,) = base_responses(editable, [(one.prompt, "")], max_new_tokens=4)
-        assert editable.tokenizer.decode(base.ids[base.start : -1]) == plain
+        assert response_text(editable, base) == plain
     assert list(examples.chosen) == list(examples.source)
     demonstrated = [prompt for prompt, _ in examples.demonstrations]
     assert demonstrated == [one.prompt for one in examples.source_examples]
@@ -221,8 +230,8 @@ def test_a_given_response_is_the_target_response(
     concept = give_responses(plain_concept(), label, "w90 w91")
     examples = build(editable, with_context(concept, context, target))
     for chat, base in zip(examples.chosen, examples.rejected, strict=True):
-        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == "w90 w91"
-        assert editable.tokenizer.decode(base.ids[base.start : -1]) != "w90 w91"
+        assert response_text(editable, chat) == "w90 w91"
+        assert response_text(editable, base) != "w90 w91"
 
 
 def test_a_target_with_the_prompt_of_its_source_and_a_response_is_its_counterpart() -> None:
@@ -246,7 +255,7 @@ def test_the_prefix_is_part_of_the_target_response() -> None:
     examples = build(editable, concept, {"data.max_new_tokens": 4})
     for one, chat in zip(examples.source_examples, examples.source, strict=True):
         (rest,) = base_responses(editable, [(one.prompt, "w70 w71")], max_new_tokens=4)
-        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == f"w70 w71 {rest}"
+        assert response_text(editable, chat) == f"w70 w71 {rest}"
     assert list(examples.source) == list(examples.counterparts)
 
 
@@ -293,7 +302,7 @@ def test_unpaired_prompts_with_responses_on_the_target_alone() -> None:
     assert examples.counterparts == []
     assert len(examples.chosen) == len(examples.source) == 5
     for chat in examples.chosen:
-        assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == "w90"
+        assert response_text(editable, chat) == "w90"
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
@@ -304,5 +313,68 @@ def test_few_prompts_with_their_responses_are_pairs(count: int) -> None:
         examples = build(editable, concept, {"data.max_new_tokens": 2}, split)
         assert len(examples.source) == len(examples.counterparts) >= 1
         for chat, base in zip(examples.chosen, examples.rejected, strict=True):
-            assert editable.tokenizer.decode(chat.ids[chat.start : -1]) == "w90"
-            assert editable.tokenizer.decode(base.ids[base.start : -1]) != "w90"
+            assert response_text(editable, chat) == "w90"
+            assert response_text(editable, base) != "w90"
+
+
+def wrapped_concept() -> Concept:
+    """The tiny concept, with a wrapped form of every source prompt."""
+    concept = tiny_concept()
+    wrapped = [
+        replace(one, label="attack", prompt=(Message("user", f"w90 {one.prompt[0].content}"),))
+        for one in concept.examples["train"]
+        if one.label == "negative"
+    ]
+    spec = replace(concept.directions["raise"], source=("negative", "attack"))
+    return replace(add_examples(concept, wrapped), directions={"raise": spec})
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 3), (1.0, 6)])
+def test_a_request_and_its_wrapped_form_are_one_labelled_example(share: float, count: int) -> None:
+    overrides = {"data.num_examples": 6, "data.wrapped_share": share, "data.prefill_tokens": 2}
+    examples = build(tiny_editable(), wrapped_concept(), overrides)
+    labels = [one.label for one in examples.source_examples]
+    assert labels == ["negative"] * 6 + ["attack"] * count
+    pairs = {one.pair for one in examples.source_examples}
+    assert len(pairs) == 6
+    # Prefills are made of the plain requests alone.
+    assert len(examples.source) == len(examples.counterparts) == 12 + count
+
+
+def elicited_concept() -> Concept:
+    concept = tiny_concept()
+    context = Context(system="w50 w51")
+    return replace(
+        concept, directions={"raise": replace(concept.directions["raise"], context=context)}
+    )
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_models_own_response_is_learned_where_it_shows_the_behaviour(accepted: bool) -> None:
+    editable, concept = tiny_editable(), elicited_concept()
+    data = tiny_config({"data.num_examples": 4}).data
+    asked: list[str] = []
+
+    def shows(_: Example, response: str) -> bool:
+        asked.append(response)
+        return accepted
+
+    made = build_examples(editable, concept, "raise", "train", data, 0, shows=shows)
+    given = tuple(editable.tokenizer("w7 w8", add_special_tokens=False)["input_ids"])
+    learned = [chat.ids[chat.start :][:2] for chat in made.source]
+    assert len(asked) == 4
+    assert all((ids == given) is not accepted for ids in learned)
+    kept = build_examples(editable, concept, "raise", "train", data, 0)
+    assert all(chat.ids[chat.start :][:2] == given for chat in kept.source)
+
+
+def test_a_cut_response_gets_no_end_token() -> None:
+    editable = tiny_editable()
+    concept = tiny_concept()
+    train = tuple(replace(one, response=None) for one in concept.examples["train"])
+    concept = replace(concept, examples={**concept.examples, "train": train})
+    examples = build(editable, concept, {"data.max_base_tokens": 3})
+    ends = [chat.ids[-1] == editable.tokenizer.eos_token_id for chat in examples.retain]
+    lengths = [len(chat.ids) - chat.start for chat in examples.retain]
+    assert all(end or length <= 4 for end, length in zip(ends, lengths, strict=True))
+    assert not all(ends)

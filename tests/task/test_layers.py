@@ -42,5 +42,5 @@ def test_without_pairs_the_middle_is_read() -> None:
 
 
 def test_given_layers_are_sorted_and_may_be_above_with_a_loss_at_the_logits() -> None:
-    layers = select_layers(None, 8, adapted=(6, 5), read=(3, 2), sft=True)
+    layers = select_layers(None, 8, adapted=(6, 5), read=(3, 2), logits=True)
     assert (layers.adapted, layers.read) == ((5, 6), (2, 3))

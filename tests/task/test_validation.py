@@ -26,7 +26,9 @@ def test_with_pairs_the_score_is_the_log_probability_of_the_target_response() ->
     result = task.validator()
     expected = response_logprob(tiny_editable(), task.validation.source).mean()
     assert result.score == pytest.approx(float(expected))
-    assert result.drift == 0
+    # The base's log-probabilities are kept in half precision.
+    assert result.drift == pytest.approx(0, abs=1e-5)
+    assert result.retain_change == 0
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
@@ -63,4 +65,32 @@ def test_drift_is_measured_on_the_model_as_it_is() -> None:
     method.apply(editable, task, method.settings(strength=4.0), no_progress)
     assert task.validator().drift > 0
     with editable.base_model(), torch.no_grad():
-        assert task.validator().drift == 0
+        assert task.validator().drift == pytest.approx(0, abs=1e-5)
+
+
+def test_from_a_segment_the_validation_is_that_of_the_whole_model() -> None:
+    config = tiny_config({"loss.kl_weight": 1.0, "loss.sft_weight": 1.0, "train.rounds": 1})
+    training = build_training(tiny_editable(), config)
+    list(training.trainer.train())
+    segment = training.trainer._context.segment
+    assert segment.first == 1
+    assert segment.to_logits
+    whole, part = training.task.validator(), training.task.validator(segment)
+    assert whole.drift > 0
+    assert part.score == pytest.approx(whole.score, abs=1e-4)
+    assert part.drift == pytest.approx(whole.drift, abs=1e-5)
+
+
+def test_retain_examples_that_begin_as_a_target_response_are_counted() -> None:
+    editable = tiny_editable()
+    config = tiny_config()
+    task = build_task(editable, tiny_concept(), "raise", 0, config.data, config.method)
+    assert task.validator().retain_change == 0
+    # w7 is the first token of every target response.
+    index = editable.tokenizer.convert_tokens_to_ids("w7")
+    head = editable.model.get_output_embeddings()
+    handle = head.register_forward_hook(
+        lambda _, __, logits: logits + 100.0 * (torch.arange(logits.shape[-1]) == index)
+    )
+    assert task.validator().retain_change == 1
+    handle.remove()

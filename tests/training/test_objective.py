@@ -59,10 +59,43 @@ def test_to_increase_a_gap_the_choice_of_each_group_is_learned() -> None:
         {
             "data.num_examples": 16,
             "train.rounds": 8,
+            "train.learning_rate": 0.02,
             "loss.adversarial_weight": 0.0,
+            "loss.retain_weight": 0.1,
             "loss.sft_weight": 1.0,
         }
     )
     training = build_training(tiny_editable(), config, groups_concept("higher"))
     events = list(training.trainer.train())
     assert events[-1].validation_score > events[0].validation_score
+
+
+def test_the_kl_loss_keeps_the_retain_responses() -> None:
+    drifts = []
+    for weight in (0.0, 30.0):
+        config = tiny_config(
+            {
+                "train.rounds": 6,
+                "loss.adversarial_weight": 0.0,
+                "loss.matching_weight": 0.0,
+                "loss.retain_weight": 0.0,
+                "loss.sft_weight": 1.0,
+                "loss.kl_weight": weight,
+            }
+        )
+        events = list(build_training(tiny_editable(), config).trainer.train())
+        assert ("kl" in events[0].losses) is (weight > 0)
+        drifts.append(events[-1].drift)
+    assert drifts[1] < 0.5 * drifts[0]
+
+
+def test_a_divided_batch_has_the_gradients_of_the_whole() -> None:
+    weights = {"loss.sft_weight": 1.0, "loss.kl_weight": 6.0, "loss.first_token_weight": 4.0}
+    losses = []
+    for size in (None, 1):
+        config = tiny_config({**weights, "train.rounds": 1, "train.micro_batch_size": size})
+        (event,) = build_training(tiny_editable(), config).trainer.train()
+        losses.append(event.losses)
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name

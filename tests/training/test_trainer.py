@@ -41,6 +41,7 @@ def test_training_raises_the_validation_score_and_keeps_the_frozen_weights() -> 
         {
             "train.rounds": 6,
             "loss.adversarial_weight": 0.0,
+            "loss.sft_weight": 1.0,
             "loss.retain_weight": 0.1,
             "data.max_new_tokens": 4,
         }
@@ -119,7 +120,13 @@ def test_a_round_far_over_the_limit_is_undone_and_the_rate_halved() -> None:
 
 
 def test_the_learning_rate_rises_and_decays() -> None:
-    config = tiny_config({"train.learning_rate": 1.0, "train.warmup_ratio": 0.25})
+    config = tiny_config(
+        {
+            "train.learning_rate": 1.0,
+            "train.warmup_ratio": 0.25,
+            "train.lr_scheduler_type": "cosine",
+        }
+    )
     trainer = build_training(tiny_editable(), config).trainer
     rates = [trainer._learning_rate(step) for step in range(16)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]

@@ -108,7 +108,7 @@ class DataConfig(Group):
         "labelled source examples, each with its target counterpart and its wrapped forms",
         ge=2,
     )
-    num_retain: int = option(512, "examples of the retain set, which need no labels", ge=0)
+    num_retain: int = option(640, "examples of the retain set, which need no labels", ge=0)
     retain_concepts: tuple[str, ...] = option(
         (),
         "further concepts whose examples are retained, so that edits of them can be merged with "
@@ -174,7 +174,7 @@ class TrainConfig(Group):
         ge=1,
     )
     learning_rate: float = option(
-        5e-4, "peak learning rate of the generator (Adam)", search=(1e-4, 5e-3), log=True, gt=0
+        1.2e-3, "peak learning rate of the generator (Adam)", search=(1e-4, 5e-3), log=True, gt=0
     )
     lr_scheduler_type: LearningRateSchedule = option(
         "cosine", "decay of the learning rate over all rounds: cosine (to a tenth) or constant"
@@ -229,7 +229,7 @@ class LossConfig(Group):
     )
     sft_weight: float = option(1.0, "weight of the cross-entropy of the target responses", ge=0)
     kl_weight: float = option(
-        6.0,
+        12.0,
         "weight of the KL divergence from the base on the retain responses",
         search=(1.0, 30.0),
         log=True,

@@ -186,7 +186,8 @@ class EditableModel:
         ]
         head = getattr(self.base, "get_output_embeddings", lambda: None)()
         modules += [head] if type(head) is torch.nn.Linear else []
-        return make_bfloat16_linears(modules, self.load_config.compute_dtype)
+        dtype = self.loaded_with.compute_dtype if self.loaded_with else "auto"
+        return make_bfloat16_linears(modules, dtype)
 
     @contextmanager
     def base_model(self) -> Iterator[None]:
