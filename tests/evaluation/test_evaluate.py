@@ -17,6 +17,7 @@ from retouch.evaluation import evaluate as evaluate_module
 from retouch.evaluation import scorers
 from retouch.evaluation.evaluate import PromptKey, evaluate
 from retouch.evaluation.scorer import ResponseScorer
+from retouch.models import base_responses
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
 
@@ -89,7 +90,8 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             for text in texts
         ]
 
-    monkeypatch.setattr(evaluate_module, "generate_responses", generate_responses)
+    for module in (evaluate_module, base_responses):  # of the edited and of the base model
+        monkeypatch.setattr(module, "generate_responses", generate_responses)
     return found
 
 

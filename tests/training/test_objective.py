@@ -58,10 +58,10 @@ def test_to_increase_a_gap_the_choice_of_each_group_is_learned() -> None:
     config = tiny_config(
         {
             "data.num_examples": 16,
-            "train.rounds": 8,
-            "train.learning_rate": 0.02,
+            "train.learning_rate": 0.01,
+            "train.rounds": 20,
             "loss.adversarial_weight": 0.0,
-            "loss.retain_weight": 0.1,
+            "loss.retain_weight": 0.0,
             "loss.sft_weight": 1.0,
         }
     )

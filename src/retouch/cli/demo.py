@@ -35,12 +35,14 @@ class DemoEdit:
         introduction: what the model does, and what the edit is for.
         source: the heading of the responses to source examples.
         other_concept: a concept to edit next.
+        limit: maximum number of examples per metric.
     """
 
     concept: str
     introduction: str
     source: str
     other_concept: str
+    limit: int = 64
 
 
 DEMOS = {
@@ -59,6 +61,7 @@ DEMOS = {
         "little\nas possible otherwise.",
         "Harmful requests that the training has not seen:",
         "truthfulness",
+        limit=24,
     ),
 }
 
@@ -75,7 +78,12 @@ def demo(
     if renamed := move_aside(output_dir):
         typer.echo(f"The earlier demo was moved to {renamed}.")
     typer.echo(f"{chosen.introduction}\n")
-    settings = {"model": model, "concept": chosen.concept, "direction": DIRECTION}
+    settings = {
+        "model": model,
+        "concept": chosen.concept,
+        "direction": DIRECTION,
+        "evaluation": {"suites": "concept", "limit": chosen.limit},
+    }
     result = edit.run(settings, output_dir=output_dir, next_steps=False)
     concept = load_concept(chosen.concept)
     sets = concept.directions[DIRECTION]

@@ -184,7 +184,7 @@ class TrainConfig(Group):
         0.9, "decay of the exponential moving average of the adapter weights", ge=0, lt=1
     )
     max_drift: float = option(
-        0.01,
+        0.02,
         "maximum drift of a checkpoint: KL to the base on the retain responses, nats a token",
         gt=0,
     )

@@ -26,7 +26,7 @@ class Bfloat16Linears:
     """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
-        self._copies = {module: _Copy(module) for module in modules}
+        self._copies: dict[Any, _Copy] = {module: _Copy(module) for module in modules}
         self._rounding = _Rounding()
 
     @contextmanager
@@ -36,13 +36,14 @@ class Bfloat16Linears:
         Args:
             adapted: PEFT's wrappers of linear layers, as far as there are any.
         """
-        forwards: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]] = {}
+        forwards: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {}
         for module, copied in self._copies.items():
             copied.refresh(module)
             forwards[module] = partial(self._linear, copied)
         for wrapper in adapted:
-            if (copied := self._copies.get(wrapper.base_layer)) and _is_plain(wrapper):  # type: ignore[arg-type]
-                forwards[wrapper] = partial(self._lora_linear, copied, wrapper)
+            layer_copy = self._copies.get(wrapper.base_layer)
+            if layer_copy is not None and _is_plain(wrapper):
+                forwards[wrapper] = partial(self._lora_linear, layer_copy, wrapper)
         own = {module: vars(module).get("forward") for module in forwards}
         for module, forward in forwards.items():
             module.forward = forward
@@ -103,7 +104,8 @@ class _Copy:
             return
         self._version = module.weight._version
         self.weight = module.weight.detach().bfloat16()
-        self.bias = None if module.bias is None else module.bias.detach().bfloat16()
+        bias: Any = module.bias
+        self.bias: torch.Tensor | None = None if bias is None else bias.detach().bfloat16()
 
 
 def _is_plain(wrapper: Any) -> bool:
@@ -128,11 +130,7 @@ def make_bfloat16_linears(
         dtype: `bfloat16`, `float32`, or `auto`: bfloat16 on a processor with AMX and with memory
             for the copies.
     """
-    chosen = [
-        one
-        for one in modules
-        if one.in_features >= MIN_SIZE and (one.weight.device.type, one.weight.dtype) == FLOAT32
-    ]
+    chosen = [one for one in modules if one.in_features >= MIN_SIZE and _is_float32(one)]
     size = 2 * sum(module.weight.numel() for module in chosen)
     if dtype == "float32" or not chosen:
         return None
@@ -143,4 +141,6 @@ def make_bfloat16_linears(
     return Bfloat16Linears(chosen)
 
 
-FLOAT32 = ("cpu", torch.float32)  # the device and the dtype of weights that are worth a copy
+def _is_float32(module: nn.Linear) -> bool:
+    weight = module.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -158,7 +158,8 @@ def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> 
     if editable.sharded or editable.interventions:
         return None  # steering acts on the positions of a whole prompt
     inputs = torch.tensor([list(ids)], device=editable.device)
-    cache = getattr(editable.model(input_ids=inputs, use_cache=True), "past_key_values", None)
+    output = editable.model(input_ids=inputs, use_cache=True)
+    cache: Any = getattr(output, "past_key_values", None)
     # Windows, recurrent states and caches of a model's own are not divided.
     plain = isinstance(cache, DynamicCache) and {type(one) for one in cache.layers} == {
         DynamicLayer

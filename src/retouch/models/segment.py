@@ -146,7 +146,7 @@ class Segment:
         tokens, and its blocks pass the states on.
         """
         parts = []
-        for part in states.split(LOGIT_POSITIONS):
+        for part in torch.split(states, LOGIT_POSITIONS):
             ids = torch.zeros(1, len(part), dtype=torch.long, device=self._editable.device)
             with self._editable.compute_precision(), self._passing_on(part[None]):
                 parts.append(self._editable.model(input_ids=ids, use_cache=False).logits[0])

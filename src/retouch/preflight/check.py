@@ -136,8 +136,9 @@ def _describe_model(report: PreflightReport, skeleton: ModelSkeleton, paired: bo
     report.architecture, report.num_parameters = type(model).__name__, counts.total
     report.num_layers = layout.depth
     adapted, read = config.lora.layers_to_transform, config.discriminator.layers
-    sft = config.loss.sft_weight > 0
-    layers = select_layers(None, layout.depth, adapted=adapted, read=read, sft=sft)
+    layers = select_layers(
+        None, layout.depth, adapted=adapted, read=read, logits=config.loss.uses_logits
+    )
     if paired and read is None:
         reason = "found by causal patching after loading; estimated for the middle of the model"
         layers = replace(layers, reason=reason)

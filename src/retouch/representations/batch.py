@@ -95,7 +95,8 @@ class ChatBatch:
             limit: the maximum number of response tokens.
             prompt_tokens: for each chat, how many prompt tokens before that one are included.
         """
-        rows, positions = [], []
+        rows: list[int] = []
+        positions: list[int] = []
         chats = zip(self.rows, self.starts, self.ends, strict=True)
         for number, (row, start, end) in enumerate(chats):
             last = end - 1 if limit is None else min(end - 1, start - 1 + limit)

@@ -61,7 +61,8 @@ def kl_from_logprobs(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
     p = base.exp()
     total = p.sum(-1)  # 1 but for the rounding of the log-probabilities
     cross_entropy = total * edited.logsumexp(-1) - torch.linalg.vecdot(p, edited)
-    return cross_entropy + torch.linalg.vecdot(p, base)
+    kl: torch.Tensor = cross_entropy + torch.linalg.vecdot(p, base)
+    return kl
 
 
 @torch.no_grad()
