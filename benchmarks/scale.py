@@ -35,7 +35,7 @@ from retouch.models.memory_estimate import (
 )
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.workload import SplitLengths, measure_split
-from retouch.task.base_responses import BATCH_SIZE
+from retouch.models.base_responses import CHUNK
 from retouch.task.examples import example_rng, sample_examples
 from retouch.task.layers import NUM_READ
 
@@ -141,8 +141,8 @@ def estimate_bytes(
         "training: --quantize 4bit": quantised + beside_weights,
         "training: --max-device-memory": outside + segment + layer + beside_weights,
         f"training: --fsdp, {processes} processes": sharded,
-        f"generation: keys and values of {BATCH_SIZE} prompts": kv_cache_bytes(
-            model.config, BATCH_SIZE, longest, ITEMSIZE
+        f"generation: keys and values of {CHUNK} prompts": kv_cache_bytes(
+            model.config, CHUNK, longest, ITEMSIZE
         ),
         "lowest --max-device-memory": least_device_memory(model, layout, trained),
         "streamed: one pass of all layers": total - outside,

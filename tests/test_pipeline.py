@@ -139,7 +139,9 @@ def test_weakening_needs_a_reason_which_the_card_shows(tmp_path: Path) -> None:
 def test_every_concept_can_be_edited_in_both_directions(
     name: str, direction: Any, tmp_path: Path
 ) -> None:
-    config = small_settings({"train.rounds": 1, "evaluation.suites": "none"})
+    config = small_settings(
+        {"train.rounds": 1, "evaluation.suites": "none", "data.ignore_contrast": True}
+    )
     retouch.edit(concept=name, direction=direction, config=config, output_dir=tmp_path / "run")
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 

@@ -42,7 +42,7 @@ def test_detaching_restores_the_base_model(id: str) -> None:
     apply_method(editable, id, task)
     assert task.validator().drift > 0
     adapters.detach(editable)
-    assert task.validator().drift == 0
+    assert task.validator().drift == pytest.approx(0, abs=1e-5)
     after = dict(editable.model.named_parameters())
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)

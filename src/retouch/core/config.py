@@ -235,7 +235,7 @@ class LossConfig(Group):
         log=True,
         ge=0,
     )
-    retain_weight: float = option(0.0, "weight of keeping the retain set's states", ge=0)
+    retain_weight: float = option(5.0, "weight of keeping the retain set's states", ge=0)
     first_token_weight: float = option(
         4.0, "weight of a response's first position relative to the others", gt=0
     )

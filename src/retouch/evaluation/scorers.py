@@ -350,10 +350,11 @@ def shows_effect(concept: Concept, direction: Direction) -> Callable[[Example, s
     Raises:
         DataError: the scorer of the effect is unknown.
     """
-    spec = concept.directions[direction]
-    metric = next((one for one in concept.metrics if one.metric == spec.effect), None)
+    spec = concept.directions.get(direction)
+    effect = None if spec is None else spec.effect
+    metric = next((one for one in concept.metrics if one.metric == effect), None)
     scorer = None if metric is None else check_metric(metric, ())
-    if not isinstance(scorer, ResponseScorer):
+    if spec is None or not isinstance(scorer, ResponseScorer):
         return None
     desired = spec.effect_better == "higher"
     return lambda example, response: scorer.classify(example, response)[1] == desired
