@@ -33,7 +33,7 @@ from benchmarks.common import (
 from benchmarks.real import (
     QUICK_SHARE,
     Figure,
-    Line,
+    FigureResult,
     Reporter,
     ResponseCache,
     adapter_digest,
@@ -119,7 +119,7 @@ def make_run(model: str, name: str, seed: int, folder: Path) -> Path:
 
 def make_lines(
     name: str, found: Responses, kl: Mapping[str, Sequence[ExampleValues]]
-) -> list[Line]:
+) -> list[FigureResult]:
     """The lines of an instruction.
 
     Args:
@@ -140,17 +140,21 @@ def make_lines(
 
     base, edited = found.base, found.edited
     lines = [
-        Line(Figure(f"{name}: follows, prompted"), rate(found.prompted), ()),
-        Line(Figure(f"{name}: follows"), rate(base), tuple(map(rate, edited))),
-        Line(Figure(f"{name}: degenerate", higher=False), loops(base), tuple(map(loops, edited))),
+        FigureResult(Figure(f"{name}: follows, prompted"), rate(found.prompted), ()),
+        FigureResult(Figure(f"{name}: follows"), rate(base), tuple(map(rate, edited))),
+        FigureResult(
+            Figure(f"{name}: degenerate", higher=False), loops(base), tuple(map(loops, edited))
+        ),
     ]
     reference = hits(found.prompted)
     if any(reference):
         shares = tuple(bootstrap(ExampleValues(hits(one), reference)) for one in edited)
-        lines.append(Line(Figure(f"{name}: share of the prompted rate", MIN_SHARE), None, shares))
+        lines.append(
+            FigureResult(Figure(f"{name}: share of the prompted rate", MIN_SHARE), None, shares)
+        )
     for where, values in kl.items():
         figure = Figure(f"{name}: KL elsewhere, {where}", MAX_KL, higher=False)
-        lines.append(Line(figure, None, tuple(map(bootstrap, values))))
+        lines.append(FigureResult(figure, None, tuple(map(bootstrap, values))))
     return lines
 
 
@@ -161,7 +165,7 @@ def measure(
     folder: Path,
     max_new_tokens: int,
     share: float = 1.0,
-) -> dict[str, list[Line]]:
+) -> dict[str, list[FigureResult]]:
     """Measure the edits of each instruction.
 
     Args:

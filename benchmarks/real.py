@@ -45,7 +45,6 @@ from retouch.models.load import load
 from retouch.representations.divergence import token_kl
 
 BATCH_SIZE = 64
-SAVED_COUNT = 4 * BATCH_SIZE  # responses after which they are saved
 KL_BATCH_SIZE = 32
 KL_SUITE = "harmless"
 QUICK_SHARE = 0.2
@@ -117,8 +116,8 @@ class ResponseCache:
         # By length, so that the prompts of all suites share full batches.
         order = sorted(missing, key=lambda key: len(missing[key]))
         report = Reporter(f"{label}, responses", len(order))
-        for begin in range(0, len(order), SAVED_COUNT):
-            some = order[begin : begin + SAVED_COUNT]
+        for begin in range(0, len(order), BATCH_SIZE):
+            some = order[begin : begin + BATCH_SIZE]
             made = generate_responses(
                 editable,
                 [missing[key] for key in some],
@@ -345,7 +344,7 @@ FIGURES = (
 
 
 @dataclass(frozen=True)
-class Line:
+class FigureResult:
     """A figure with its values.
 
     Attributes:
@@ -377,7 +376,7 @@ class Line:
             return None
         return self.mean >= target if self.figure.higher else self.mean <= target
 
-    def cells(self, adapters: int) -> list[str]:
+    def columns(self, adapters: int) -> list[str]:
         """The columns: figure, n, target, base, edited or mean and worst, met.
 
         Args:
@@ -408,7 +407,7 @@ class Line:
         }
 
 
-def make_lines(base: Measured, edited: Sequence[Measured], few: bool = False) -> list[Line]:
+def make_lines(base: Measured, edited: Sequence[Measured], few: bool = False) -> list[FigureResult]:
     """The lines of the table; those without any value are left out.
 
     Args:
@@ -420,7 +419,7 @@ def make_lines(base: Measured, edited: Sequence[Measured], few: bool = False) ->
     for figure in FIGURES:
         scores = [score for one in edited if (score := figure.read(one)) is not None]
         labelled = replace(figure, target=figure.few_target) if few else figure
-        line = Line(labelled, figure.read(base), tuple(scores))
+        line = FigureResult(labelled, figure.read(base), tuple(scores))
         if line.base or line.edited:
             lines.append(line)
     return lines
@@ -441,17 +440,17 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "| " + " | ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)) + " |"
+        "| " + " | ".join(f"{value:{w}}" for value, w in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
-def figures_table(lines: Sequence[Line], adapters: int) -> str:
+def figures_table(lines: Sequence[FigureResult], adapters: int) -> str:
     """The figures beside their targets."""
     edited = {0: [], 1: ["edited"]}.get(adapters, ["mean", "worst"])
-    rows = [line.cells(adapters) for line in lines]
+    rows = [line.columns(adapters) for line in lines]
     return _table([["figure", "n", "target", "base", *edited, "met"], *rows])
 
 
@@ -496,7 +495,7 @@ def examples_text(
 
 
 def results_json(
-    suites: Sequence[Suite], lines: Sequence[Line], models: Mapping[str, Measured]
+    suites: Sequence[Suite], lines: Sequence[FigureResult], models: Mapping[str, Measured]
 ) -> dict[str, Any]:
     """Figures and responses as plain values; requests by suite and id only."""
     responses = [
