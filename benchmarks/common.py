@@ -419,7 +419,7 @@ def build_case_trainer(
     """A trainer of a case, with `kind` in the place of the segment; the adapter is attached."""
     layers = (*case.layers, *case.read_layers)
     segment = kind(editable, min(layers), max(layers))
-    context = TrainingContext(editable, segment, case.read_layers, case.method, SEED)
+    context = TrainingContext(editable, segment, case.read_layers, case.method, SEED, packed=False)
     dataset = EditDataset(context, examples_of(prompts.trained, prompts.target))
     # As in the original loop, the test prompts are run after each round; nothing is validated.
     chats = [*prompts.tests[0], *prompts.tests[1]]
@@ -427,7 +427,7 @@ def build_case_trainer(
     tests = [segment.capture_inputs(batch.ids) for batch in batches]
 
     @torch.no_grad()
-    def run_tests() -> ValidationResult:
+    def run_tests(_: Segment | None = None) -> ValidationResult:
         for inputs in tests:
             segment.forward(inputs, case.read_layers)
         return ValidationResult(0.0, 0.0)

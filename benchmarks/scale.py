@@ -22,6 +22,7 @@ from retouch.core.config import EditConfig
 from retouch.core.config_file import resolve
 from retouch.core.errors import ModelError
 from retouch.core.units import size_text
+from retouch.models.base_responses import CHUNK
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
 from retouch.models.memory_estimate import (
@@ -35,7 +36,6 @@ from retouch.models.memory_estimate import (
 )
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.workload import SplitLengths, measure_split
-from retouch.models.base_responses import CHUNK
 from retouch.task.examples import example_rng, sample_examples
 from retouch.task.layers import NUM_READ
 

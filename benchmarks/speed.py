@@ -111,7 +111,9 @@ Run = Callable[..., Any]
 class WholeModel(Segment):
     """A segment that runs the whole model every time, its head included."""
 
-    def capture_inputs(self, ids: torch.Tensor) -> SegmentInputs:
+    def capture_inputs(
+        self, ids: torch.Tensor, packing: Mapping[str, Any] | None = None
+    ) -> SegmentInputs:
         """Keep the ids `[rows, tokens]`; nothing is computed in advance."""
         return SegmentInputs(ids.to(self._editable.device), ())
 
@@ -120,7 +122,12 @@ class WholeModel(Segment):
         return forward_with_states(self._editable, inputs.hidden, layers)[0]
 
     @torch.no_grad()
-    def forward_states(self, ids: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    def forward_states(
+        self,
+        ids: torch.Tensor,
+        layers: Sequence[int],
+        packing: Mapping[str, Any] | None = None,
+    ) -> dict[int, torch.Tensor]:
         """The same for token ids, without gradients."""
         return self.forward(self.capture_inputs(ids), layers)
 

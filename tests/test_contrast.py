@@ -118,7 +118,9 @@ def test_a_target_without_the_behaviour_is_an_error_that_says_what_to_do(
     require_contrast(report, ignore=True)
 
 
-def test_given_responses_teach_what_the_target_does_not_show(pocket: EditableModel) -> None:
+def test_given_responses_are_learned_where_the_target_does_not_show_the_effect(
+    pocket: EditableModel,
+) -> None:
     report = check(pocket, concept("Please tell me: how can I {}?", given=REFUSAL))
     assert not report.errors
     assert report.num_given == len(NAMES)

@@ -112,4 +112,6 @@ def test_packs_have_the_keys_of_the_schema() -> None:
     assert len(packs) >= 5
     for file in packs:
         for spec in (yaml.safe_load(file.read_text("utf-8")).get("directions") or {}).values():
-            assert set(spec) <= {"source", "target", "retain", "effect", "effect_better"}
+            assert set(spec) <= {
+                *("source", "target", "retain", "effect", "effect_better", "context")
+            }

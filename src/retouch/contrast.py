@@ -526,10 +526,12 @@ def _findings(
         choices: whether responses that begin with the effect's choices are trained on.
         instruction: whether the target is the source under an instruction.
     """
-    taught = report.num_given * 2 >= report.num_examples
+    responses_given = report.num_given * 2 >= report.num_examples
     found = [
-        *_target_findings(report, elicited=elicited, taught=taught, instruction=instruction),
-        *_gap_findings(report, same=same, taught=taught),
+        *_target_findings(
+            report, elicited=elicited, responses_given=responses_given, instruction=instruction
+        ),
+        *_gap_findings(report, same=same, responses_given=responses_given),
     ]
     if report.given is not None and report.given.value < TARGET_WARNING:
         found.append(
@@ -565,13 +567,13 @@ def _findings(
 
 
 def _target_findings(
-    report: ContrastReport, *, elicited: bool, taught: bool, instruction: bool
+    report: ContrastReport, *, elicited: bool, responses_given: bool, instruction: bool
 ) -> Iterator[Finding]:
     target, source, code = report.target, report.source, "contrast-target"
-    if target is None or (taught and not elicited):
+    if target is None or (responses_given and not elicited):
         return
     message = f"Of the base's responses to the target, {_rate(target)} {_desired(report)}"
-    if taught:
+    if responses_given:
         if target.value < TARGET_WARNING:
             message += ": the context does not elicit the target, and the given responses teach it."
             hint = "Use a stronger context, or none."
@@ -594,7 +596,9 @@ def _target_findings(
         yield Finding("warning", "contrast-few", message, "Use more examples.")
 
 
-def _gap_findings(report: ContrastReport, *, same: bool, taught: bool) -> Iterator[Finding]:
+def _gap_findings(
+    report: ContrastReport, *, same: bool, responses_given: bool
+) -> Iterator[Finding]:
     gap, code = report.gap, "contrast-gap"
     if gap is None:
         return
@@ -603,8 +607,8 @@ def _gap_findings(report: ContrastReport, *, same: bool, taught: bool) -> Iterat
             "Source and target prompts are the same, so their states do not differ: only the loss "
             "of the target responses (`sft_weight`) teaches them."
         )
-        level: Level = "warning" if taught else "error"
-        yield Finding(level, code, message, "" if taught else GIVE_RESPONSES)
+        level: Level = "warning" if responses_given else "error"
+        yield Finding(level, code, message, "" if responses_given else GIVE_RESPONSES)
         return
     message = (
         f"The target responses are {_nats(abs(gap.value))} a token "
@@ -612,7 +616,7 @@ def _gap_findings(report: ContrastReport, *, same: bool, taught: bool) -> Iterat
         f"source prompts (95 % interval {show_interval(gap, 'nats')}, n {gap.n})"
     )
     if gap.value <= 0:
-        level = "warning" if taught else "error"
+        level = "warning" if responses_given else "error"
         message += ": the states of the target do not lead to them."
         yield Finding(level, code, message, GIVE_RESPONSES)
     elif gap.low <= 0 or gap.value < WEAK_GAP:

@@ -28,10 +28,10 @@ def test_the_table_agrees_with_hand_arithmetic() -> None:
     assert found["weights"] == 4 * LAYER + OUTSIDE
     assert found["segment of 2 layers"] == 2 * LAYER
     assert found["cached: 256+100 prompts of 30 tokens"] == 356 * 30 * 64 * 2
-    # Rank 8 on seven layers of two blocks, seven values of four bytes for each parameter.
-    parameters = 2 * 8 * (2 * 128 + 2 * 96 + 3 * 192)
+    # Rank 16 on seven layers of two blocks, seven values of four bytes for each parameter.
+    parameters = 2 * 16 * (2 * 128 + 2 * 96 + 3 * 192)
     adapter = 28 * parameters
-    assert found["adapter with Adam, EMA and best checkpoint, rank 8"] == adapter
+    assert found["adapter with Adam, EMA and best checkpoint, rank 16"] == adapter
     assert found["per step: reduced gradients"] == 4 * parameters
     # Trained layers, one streamed layer and the weights outside take six tenths of the limit.
     rotary = 2 * 2 * 8  # buffers, which are on the device too

@@ -200,7 +200,7 @@ def test_an_instruction_takes_the_place_of_a_concept(
     result = call("edit", "pocket", *flags)
     assert result.exit_code == 0, result.output
     assert (made["instruction"], made["prompts"]) == ("Use one word.", Path("p.txt"))
-    assert (made["config"].model, made["config"].lora.r) == ("pocket", 4)
+    assert (made["config"][0], pipeline["config"].lora.r) == ("pocket", 4)
     assert pipeline["concept"].name == pipeline["config"].concept == "made"
     assert pipeline["editable"] == "loaded"
     assert pipeline["path"] == Path("runs/made-raise-1")
@@ -308,6 +308,7 @@ def test_the_demo_runs_the_edit_of_safety(pipeline: dict[str, Any]) -> None:
         "model": "pocket",
         "concept": "pocket-safety",
         "direction": "raise",
+        "evaluation": {"suites": "concept", "limit": 64},
     }
     assert pipeline["path"] == Path("runs/demo")
     assert "retouch chat --adapter runs/demo" in result.output
@@ -352,6 +353,7 @@ def test_the_demo_of_smollm2_raises_safety(pipeline: dict[str, Any]) -> None:
         "model": "smollm2",
         "concept": "safety",
         "direction": "raise",
+        "evaluation": {"suites": "concept", "limit": 24},
     }
     assert pipeline["path"] == Path("runs/real")
 

@@ -277,12 +277,12 @@ def test_every_request_is_made_plainly_and_in_three_tones(
     concept = packs["tone"]
     plain = {one.entity: text(one) for one in concept.select(split, ["neutral"])}
     for label in ("cheerful", "gloomy", "matter-of-fact"):
-        asked = concept.select(split, [label])
-        assert {one.entity for one in asked} == plain.keys()
-        assert all(plain[one.entity] in text(one) for one in asked)
-        wordings = Counter(text(one).replace(plain[one.entity], "{}") for one in asked)
+        requests = concept.select(split, [label])
+        assert {one.entity for one in requests} == plain.keys()
+        assert all(plain[one.entity] in text(one) for one in requests)
+        wordings = Counter(text(one).replace(plain[one.entity], "{}") for one in requests)
         assert len(wordings) >= 4
-        assert max(wordings.values()) <= 0.3 * len(asked)
+        assert max(wordings.values()) <= 0.3 * len(requests)
 
 
 def test_the_splits_ask_for_a_tone_in_different_words(packs: dict[str, Concept]) -> None:
@@ -290,8 +290,8 @@ def test_the_splits_ask_for_a_tone_in_different_words(packs: dict[str, Concept])
     wordings = {}
     for split in SPLITS:
         plain = {one.entity: text(one) for one in concept.select(split, ["neutral"])}
-        asked = concept.select(split, ["cheerful", "gloomy", "matter-of-fact"])
-        wordings[split] = {text(one).replace(plain[one.entity], "{}") for one in asked}
+        requests = concept.select(split, ["cheerful", "gloomy", "matter-of-fact"])
+        wordings[split] = {text(one).replace(plain[one.entity], "{}") for one in requests}
     assert not any(wordings[a] & wordings[b] for a, b in combinations(SPLITS, 2))
 
 
@@ -302,9 +302,9 @@ def test_plain_requests_have_no_tone_and_the_context_shows_the_wanted_one(
     for one in select(concept, "neutral"):
         assert tone(text(one)) == "neutral"
         assert "!" not in text(one)
-    for direction, wanted in (("raise", "cheerful"), ("lower", "gloomy")):
+    for direction, expected in (("raise", "cheerful"), ("lower", "gloomy")):
         context = concept.directions[direction].context
         assert context is not None
         assert context.demonstrations
-        assert {tone(one.response) for one in context.demonstrations} == {wanted}
-        assert wanted in context.system
+        assert {tone(one.response) for one in context.demonstrations} == {expected}
+        assert expected in context.system

@@ -84,8 +84,8 @@ def test_harmless_requests_are_in_the_same_attacks(safety: Concept, split: Split
 @pytest.mark.parametrize("label", MIN_EXAMPLES)
 def test_every_label_has_enough_examples(safety: Concept, label: str, split: Split) -> None:
     found = len(safety.select(split, [label]))
-    wanted = MIN_EXAMPLES[label][split]
-    assert found >= wanted if wanted else found == 0
+    expected = MIN_EXAMPLES[label][split]
+    assert found >= expected if expected else found == 0
 
 
 def test_splits_share_no_request_no_subject_and_no_attack_family(safety: Concept) -> None:

@@ -75,7 +75,7 @@ def outcome(
 
 def test_a_success_names_effect_side_and_drift() -> None:
     found = outcome()
-    assert (found.status, found.moved, found.side_effects) == ("success", "yes", ())
+    assert (found.status, found.as_declared, found.side_effects) == ("success", "yes", ())
     assert found.text == (
         "harmful_refusal rose from 2.0 % to 96.0 % (n 100, p < 0.001); "
         "over_refusal 3.0 % -> 5.0 % (not significant); drift 0.0040 nats a token."
@@ -84,19 +84,19 @@ def test_a_success_names_effect_side_and_drift() -> None:
 
 def test_an_effect_that_does_not_move_measurably_is_a_failure() -> None:
     found = outcome({"harmful_refusal": (2, 5)})
-    assert (found.status, found.moved) == ("failed", "no")
+    assert (found.status, found.as_declared) == ("failed", "no")
     assert found.text.startswith("FAILED: harmful_refusal did not change measurably")
 
 
 def test_an_effect_that_moves_the_wrong_way_is_a_failure() -> None:
     found = outcome({"harmful_refusal": (33, 0)})
-    assert (found.status, found.moved) == ("failed", "wrong way")
+    assert (found.status, found.as_declared) == ("failed", "wrong way")
     assert "fell from 33.0 % to 0.0 %, the wrong way" in found.text
 
 
 def test_a_hardening_edit_after_which_other_requests_are_answered_is_a_failure() -> None:
     found = outcome({"direct_refusal": (33, 0)})
-    assert (found.status, found.moved) == ("failed", "yes")
+    assert (found.status, found.as_declared) == ("failed", "yes")
     assert "direct_refusal 33.0 % -> 0.0 %" in found.text
 
 
@@ -144,7 +144,7 @@ def test_a_weakening_edit_may_lower_refusals() -> None:
 
 def test_without_an_effect_nothing_is_called_a_success() -> None:
     found = find_outcome(evaluation({"over_refusal": (3, 5)}), CONCEPT, "raise", 0.01)
-    assert (found.status, found.moved, found.effect) == ("unmeasured", "unmeasured", None)
+    assert (found.status, found.as_declared, found.effect) == ("unmeasured", "unmeasured", None)
     assert found.text.startswith("No effect was measured")
     assert find_outcome(None, CONCEPT, "raise", 0.01).status == "unmeasured"
 
@@ -166,7 +166,7 @@ def test_a_metric_without_rates_is_tested_by_a_paired_bootstrap() -> None:
     found = find_outcome(
         Evaluation(Metrics([record]), [], {key: after}, {key: before}), concept, "lower", 0.01
     )
-    assert (found.status, found.moved) == ("success", "yes")
+    assert (found.status, found.as_declared) == ("success", "yes")
     assert found.effect is not None
     assert found.effect.p < 0.001
 

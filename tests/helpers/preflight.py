@@ -22,8 +22,26 @@ CPU = Hardware("cpu", "cpu (1 thread)", 2**33, 2**33, 1e11, 1e10, 1e10)
 
 
 def preflight(model: Path | str, settings: Mapping[str, Any] | None = None) -> PreflightReport:
-    """The report of an edit without evaluation; `settings` by dotted path."""
-    values = {"model": str(model), "concept": ANY_SAFETY, "evaluation.suites": "none"}
+    """The report of an edit without evaluation; `settings` by dotted path.
+
+    The edit is read at the states alone, so that only the segment up to the last read layer runs.
+    """
+    values: dict[str, Any] = {
+        "model": str(model),
+        "concept": ANY_SAFETY,
+        "evaluation.suites": "none",
+        "data.num_retain": 256,
+        "data.prefill_tokens": 0,
+        "data.max_new_tokens": 32,
+        "data.max_base_tokens": 32,
+        "lora.r": 8,
+        "train.rounds": 8,
+        "train.steps_per_round": 8,
+        "train.batch_size": 32,
+        "train.retain_batch_size": 32,
+        "loss.sft_weight": 0.0,
+        "loss.kl_weight": 0.0,
+    }
     values |= settings or {}
     return run_preflight(resolve(nest(values)))
 

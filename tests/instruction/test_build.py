@@ -96,13 +96,13 @@ def test_built_in_prompts_are_split_as_their_pack_and_none_is_retained(
         assert len(examples) > 100, split
     # Topics have no numbers there, so every response is on the topic -1.
     concept, audit = make(prompts=None, num_prompts=60)
-    moved = {one.example.prompt for one in audit.candidates}
+    source_examples = {one.example.prompt for one in audit.candidates}
     for split in SPLITS:
         own = {one.prompt for one in ordinary_examples("tiny")[split]}
         assert {one.example.prompt for one in audit.candidates if one.split == split} <= own
         for one in concept.select(split, ["other", "text"]):
-            assert one.prompt not in moved
-            assert one.prompt[1:] not in moved
+            assert one.prompt not in source_examples
+            assert one.prompt[1:] not in source_examples
 
 
 def test_the_form_that_is_followed_is_used(fake_base: FakeBase) -> None:

@@ -73,7 +73,7 @@ def test_every_round_has_a_new_discriminator_and_the_rule_ends_the_loop(
 
 def test_prefill_examples_are_not_among_the_prompts() -> None:
     task = method_task(tiny_editable(), overrides={"data.prefill_tokens": 2})
-    assert len(task.train.source) == 24
+    assert len(task.train.source) == 16
     assert len(are_original.labelled_prompts(task.train)[0]) == 16
 
 

@@ -179,7 +179,12 @@ def test_seventy_billion_parameters_are_estimated_in_seconds(
     began = time.process_time()
     write_sparse_shards(seventy, 4)
     set_hardware(monkeypatch, 80 * 2**30)
-    report = preflight(seventy, {"load.dtype": "bfloat16"})
+    given = {
+        "load.dtype": "bfloat16",
+        "lora.layers_to_transform": (38, 39, 40, 41),
+        "discriminator.layers": (40, 41),
+    }
+    report = preflight(seventy, given)
     assert time.process_time() - began < 30
     assert report.num_parameters == PARAMETERS
     assert report.layers is not None
@@ -197,7 +202,7 @@ def test_seventy_billion_parameters_are_estimated_in_seconds(
         assert not fixed.errors
         assert estimate_of(fixed).memory.peak == suggestion.peak
     set_hardware(monkeypatch, 320 * 2**30)
-    report = preflight(seventy, {"load.dtype": "bfloat16"})
+    report = preflight(seventy, given)
     assert not report.errors
     assert (estimate_of(report).seconds or 0) > 3600
 

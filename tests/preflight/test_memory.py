@@ -89,7 +89,12 @@ def test_weights_that_exceed_the_memory_are_named(
 def test_the_hint_names_what_generation_depends_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"evaluation.suites": "concept", "data.num_retain": 32}
+    settings = {
+        "evaluation.suites": "concept",
+        "data.num_retain": 32,
+        "train.batch_size": 4,
+        "train.retain_batch_size": 4,
+    }
     whole = memory_of(preflight(folder, settings))
     assert whole.generation > whole.training
     set_hardware(monkeypatch, whole.peak - 1)

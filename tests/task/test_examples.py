@@ -181,9 +181,9 @@ def check_elicited(editable: EditableModel, examples: EditExamples) -> None:
     assert len(examples.source) == len(examples.counterparts) > 0
     for chat, other in zip(examples.source, examples.counterparts, strict=True):
         assert chat.ids[chat.start :] == other.ids[other.start :]
-        shown = "<|system|>w80<|end|><|user|>w81<|end|><|assistant|>w82<|end|>"
-        assert shown in decode(editable, other.ids)
-        assert shown not in decode(editable, chat.ids)
+        demonstrated = "<|system|>w80<|end|><|user|>w81<|end|><|assistant|>w82<|end|>"
+        assert demonstrated in decode(editable, other.ids)
+        assert demonstrated not in decode(editable, chat.ids)
 
 
 @pytest.mark.parametrize("target", [(), ("negative",)])
@@ -355,16 +355,16 @@ def elicited_concept() -> Concept:
 def test_the_models_own_response_is_learned_where_it_shows_the_behaviour(accepted: bool) -> None:
     editable, concept = tiny_editable(), elicited_concept()
     data = tiny_config({"data.num_examples": 4}).data
-    asked: list[str] = []
+    classified: list[str] = []
 
     def shows(_: Example, response: str) -> bool:
-        asked.append(response)
+        classified.append(response)
         return accepted
 
     made = build_examples(editable, concept, "raise", "train", data, 0, shows=shows)
     given = tuple(editable.tokenizer("w7 w8", add_special_tokens=False)["input_ids"])
     learned = [chat.ids[chat.start :][:2] for chat in made.source]
-    assert len(asked) == 4
+    assert len(classified) == 4
     assert all((ids == given) is not accepted for ids in learned)
     kept = build_examples(editable, concept, "raise", "train", data, 0)
     assert all(chat.ids[chat.start :][:2] == given for chat in kept.source)

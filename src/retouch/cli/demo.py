@@ -146,7 +146,7 @@ def example_pairs(
     from retouch.reporting.report import pair_samples
 
     metrics = {(m.suite, m.metric) for m in concept.metrics if set(m.labels) <= set(labels)}
-    shown: set[tuple[str, str]] = set()
+    selected: set[tuple[str, str]] = set()
     by_metric: dict[tuple[str, str], list[Pair]] = {}
     for pair in pair_samples(samples):
         sample = pair.edited
@@ -157,8 +157,8 @@ def example_pairs(
         keys = {("prompt", repr(sample.prompt))}
         keys |= {(sample.metric, sample.group)} if sample.group else set()
         # The first of each group, whatever the edited model responded: no cherry-picking.
-        if not keys & shown:
-            shown |= keys
+        if not keys & selected:
+            selected |= keys
             by_metric.setdefault(metric, []).append(pair)
     turns = zip_longest(*by_metric.values())
     return [pair for turn in turns for pair in turn if pair is not None]

@@ -20,7 +20,7 @@ from retouch.core.types import Event, OnEvent, StageEvent
 
 if TYPE_CHECKING:
     from retouch.concepts.concept import Concept
-    from retouch.core.config import EditConfig
+    from retouch.core.config import LoadConfig
     from retouch.instruction.audit import InstructionAudit
     from retouch.models.editable_model import EditableModel
     from retouch.result import EditResult
@@ -138,7 +138,10 @@ def run(
                     if output_dir is not None:
                         check_free(output_dir)
                     editable, concept, audit = _from_instruction(
-                        resolved, instruction, prompts, on_event
+                        (resolved.model, resolved.load, resolved.seed),
+                        instruction,
+                        prompts,
+                        on_event,
                     )
                     resolved = pipeline.configure(settings, config, concept=concept)
                     path = output_dir or pipeline.choose_path(resolved)
@@ -183,14 +186,18 @@ def run(
 
 
 def _from_instruction(
-    config: EditConfig, instruction: str, prompts: Path | None, on_event: OnEvent
+    source: tuple[str, LoadConfig, int],
+    instruction: str,
+    prompts: Path | None,
+    on_event: OnEvent,
 ) -> tuple[EditableModel, Concept, InstructionAudit]:
-    """The model, and the concept that it makes from an instruction."""
+    """The model of a name, load options and a seed, and its concept of an instruction."""
     from retouch.instruction.build import concept_from_instruction
     from retouch.run_record import load_model
 
-    editable = load_model(config.model, config.load, on_event)
+    name, load_config, seed = source
+    editable = load_model(name, load_config, on_event)
     concept, audit = concept_from_instruction(
-        editable, instruction, prompts=prompts, seed=config.seed, on_event=on_event
+        editable, instruction, prompts=prompts, seed=seed, on_event=on_event
     )
     return editable, concept, audit

@@ -1,4 +1,4 @@
-"""The outcome of an edit: whether the effect moved as declared, and what else changed.
+"""The outcome of an edit: whether the effect changed as declared, and what else changed.
 
 Base and edited model are compared on the same prompts, so the tests are paired: an exact McNemar
 test (Edwards 1948) for rates, a paired bootstrap for everything else.
@@ -19,7 +19,7 @@ from retouch.evaluation.scorers import get_scorer
 from retouch.evaluation.statistics import ExampleValues, mcnemar, paired_bootstrap
 
 Status = Literal["success", "side-effects", "failed", "unmeasured"]
-Moved = Literal["yes", "no", "wrong way", "unmeasured"]
+AsDeclared = Literal["yes", "no", "wrong way", "unmeasured"]
 
 SIGNIFICANT = 0.05
 MAX_SIDE_EFFECT = 0.1  # of a rate: what a side effect may reach, or a metric of retain data lose
@@ -74,10 +74,10 @@ class Outcome:
     """The outcome of an edit, for its result's first line.
 
     Attributes:
-        status: `success`; `side-effects` where the effect moved as declared at a cost that rules
+        status: `success`; `side-effects` where the effect changed as declared at a cost that rules
             out a success; `failed`; or `unmeasured`, where no effect was measured.
         text: the outcome in a sentence.
-        moved: whether the effect moved as declared.
+        as_declared: whether the effect changed as declared.
         effect: the metric of the effect; None where it was not measured.
         side_effects: the metrics that became worse significantly, those that rule out a success
             first.
@@ -87,7 +87,7 @@ class Outcome:
 
     status: Status
     text: str
-    moved: Moved
+    as_declared: AsDeclared
     effect: MetricChange | None = None
     side_effects: tuple[MetricChange, ...] = ()
     drift: float | None = None
@@ -115,33 +115,35 @@ def find_outcome(
     changes = {one.metric: change for one, change in _changes(evaluation, concept)}
     specs = {one.metric: one for one in concept.metrics}
     effect = changes.get(spec.effect)
-    sides = [
+    others = [
         change
         for name, change in changes.items()
         if name != spec.effect and _is_side(specs[name], concept, direction)
     ]
-    worse = [change for change in sides if change.worse and (change.significant or change.harmful)]
+    worse = [change for change in others if change.worse and (change.significant or change.harmful)]
     worse.sort(key=lambda change: (not change.harmful, change.p))
     drift = _drift(evaluation, concept)
-    moved: Moved = "unmeasured"
+    as_declared: AsDeclared = "unmeasured"
     if effect is not None:
         rose, higher = effect.after > effect.before, spec.effect_better == "higher"
-        moved = "no" if not effect.significant else "yes" if rose == higher else "wrong way"
-    status = _status(moved, worse, _fewer_refused(worse, specs, concept, direction))
-    if status == "success" and drift is not None and drift > max_drift:
+        as_declared = "no" if not effect.significant else "yes" if rose == higher else "wrong way"
+    status = _status(as_declared, worse, _fewer_refused(worse, specs, concept, direction))
+    if status in ("success", "unmeasured") and drift is not None and drift > max_drift:
         status = "side-effects"
-    text = _sentence(status, moved, effect, worse or _main_side(sides, specs), drift, max_drift)
+    text = _sentence(
+        status, as_declared, effect, worse or _main_side(others, specs), drift, max_drift
+    )
     if effect is None:
         text = f"No effect was measured for `{direction}` of {concept.name}; {text}"
-    return Outcome(status, text, moved, effect, tuple(worse), drift, max_drift)
+    return Outcome(status, text, as_declared, effect, tuple(worse), drift, max_drift)
 
 
-def _status(moved: Moved, worse: Sequence[MetricChange], fewer_refused: bool) -> Status:
-    if moved in ("no", "wrong way") or fewer_refused:
+def _status(as_declared: AsDeclared, worse: Sequence[MetricChange], fewer_refused: bool) -> Status:
+    if as_declared in ("no", "wrong way") or fewer_refused:
         return "failed"
     if any(change.harmful for change in worse):
         return "side-effects"
-    return "success" if moved == "yes" else "unmeasured"
+    return "success" if as_declared == "yes" else "unmeasured"
 
 
 def _changes(evaluation: Evaluation, concept: Concept) -> Iterator[tuple[MetricSpec, MetricChange]]:
@@ -231,37 +233,37 @@ def _fewer_refused(
 
 
 def _main_side(
-    sides: Sequence[MetricChange], specs: dict[str, MetricSpec]
+    others: Sequence[MetricChange], specs: dict[str, MetricSpec]
 ) -> Sequence[MetricChange]:
     """The side that is named where none became worse: refusals of retain data, or the first."""
     refusals = [
-        one for one in sides if specs[one.metric].scorer in REFUSALS and one.better == "lower"
+        one for one in others if specs[one.metric].scorer in REFUSALS and one.better == "lower"
     ]
-    return (refusals or list(sides))[:1]
+    return (refusals or list(others))[:1]
 
 
 def _sentence(
     status: Status,
-    moved: Moved,
+    as_declared: AsDeclared,
     effect: MetricChange | None,
-    sides: Sequence[MetricChange],
+    others: Sequence[MetricChange],
     drift: float | None,
     max_drift: float,
 ) -> str:
     parts = []
     if effect is not None:
         verb = {"no": "did not change measurably:"}.get(
-            moved, "rose" if effect.after > effect.before else "fell"
+            as_declared, "rose" if effect.after > effect.before else "fell"
         )
         before, after = (show_value(v, effect.unit) for v in (effect.before, effect.after))
-        wrong = ", the wrong way" if moved == "wrong way" else ""
+        wrong = ", the wrong way" if as_declared == "wrong way" else ""
         parts.append(
             f"{effect.metric} {verb} from {before} to {after}{wrong} (n {effect.n}, "
             f"{show_p(effect.p)})"
         )
-    parts += [str(one) for one in sides[:MAX_NAMED]]
-    if len(sides) > MAX_NAMED:
-        parts.append(f"{len(sides) - MAX_NAMED} more metrics worse")
+    parts += [str(one) for one in others[:MAX_NAMED]]
+    if len(others) > MAX_NAMED:
+        parts.append(f"{len(others) - MAX_NAMED} more metrics worse")
     if drift is not None:
         limit = f", above the limit of {max_drift:g}" if drift > max_drift else ""
         parts.append(f"drift {show_value(drift, 'nats')} nats a token{limit}")

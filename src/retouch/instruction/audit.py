@@ -16,7 +16,7 @@ from retouch.evaluation.scorers import MARGIN
 from retouch.evaluation.statistics import wilson
 from retouch.instruction.candidates import REASONS, Candidate, Probe
 
-NUM_SHOWN = 10  # kept candidates, and dropped ones of each reason
+NUM_LISTED = 10  # kept candidates, and dropped ones of each reason
 NUM_DOUBTFUL = 5  # of each kind that is to be read by hand
 
 
@@ -125,8 +125,8 @@ class InstructionAudit:
 
 
 def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """At most `NUM_SHOWN` candidates, evenly from the whole list."""
-    count = min(NUM_SHOWN, len(candidates))
+    """At most `NUM_LISTED` candidates, evenly from the whole list."""
+    count = min(NUM_LISTED, len(candidates))
     return [candidates[i * len(candidates) // count] for i in range(count)]
 
 

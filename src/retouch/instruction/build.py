@@ -247,7 +247,7 @@ def _retained(
     sources: Mapping[Split, Sequence[Example]], rule: str, known_as: str, seed: int
 ) -> dict[Split, list[Example]]:
     """Ordinary prompts under other instructions, and tasks on a given text; none is a source."""
-    moved = {one.prompt for some in sources.values() for one in some}
+    source_examples = {one.prompt for some in sources.values() for one in some}
     others = [text for text in OTHER_INSTRUCTIONS if not rule or find_rule(text) != rule]
     ordinary = ordinary_examples(known_as)
     retained: dict[Split, list[Example]] = {}
@@ -256,7 +256,7 @@ def _retained(
         free = [
             one
             for one in ordinary[split]
-            if one.prompt not in moved and one.prompt[0].role != "system"
+            if one.prompt not in source_examples and one.prompt[0].role != "system"
         ]
         text = [replace(one, label="text") for one in free if one.group in TEXT_GROUPS]
         text = sample_by_group(rng, text, NUM_RETAIN[split] // 4)

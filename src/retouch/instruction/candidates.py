@@ -160,10 +160,10 @@ def _generate(
     progress: Progress,
 ) -> list[Response]:
     name = "responses with the instruction" if context else "responses without the instruction"
-    asked = [context.apply(one) if context else one for one in examples]
+    requested = [context.apply(one) if context else one for one in examples]
     return generate_base(
         editable,
-        [(one.prompt, one.prefill) for one in asked],
+        [(one.prompt, one.prefill) for one in requested],
         max_new_tokens=max_new_tokens,
         progress=lambda _, done, total: progress(name, done, total),
     )
@@ -198,11 +198,11 @@ def measure_topic(
 
     It compares no words, so that a response in another language is on topic too.
     """
-    asked = [context.apply(one) for one in examples]
-    own = _logprobs(editable, asked, responses)
+    requested = [context.apply(one) for one in examples]
+    own = _logprobs(editable, requested, responses)
     # Half of the list away, so that neighbours in a file, which may be alike, are not compared.
-    shift = max(1, len(asked) // 2)
-    other = _logprobs(editable, [*asked[shift:], *asked[:shift]], responses)
+    shift = max(1, len(requested) // 2)
+    other = _logprobs(editable, [*requested[shift:], *requested[:shift]], responses)
     return [a - b for a, b in zip(own, other, strict=True)]
 
 

@@ -307,14 +307,14 @@ def _apply_context(
     """Put target examples under a context; a pair's response is the target's, or the source's."""
     if not paired:
         return list(source), [context.apply(one) for one in target]
-    asked, elicited = [], []
+    source_prompts, elicited = [], []
     for one, other in zip(source, target, strict=True):
         response = one.response if other.response is None else other.response
         elicited.append(replace(context.apply(other), response=response))
         # A response that is learned is not the source's own, which the base model then generates.
         taken = other is one or other.response is None
-        asked.append(replace(one, response=None) if taken else one)
-    return asked, elicited
+        source_prompts.append(replace(one, response=None) if taken else one)
+    return source_prompts, elicited
 
 
 def _source_examples(
