@@ -19,7 +19,9 @@ from retouch.models.generate import Response
 from retouch.task.base_responses import generate_base
 
 UNCHANGED = 0.9  # similarity from which a response counts as unchanged
-TOPIC_MARGIN = 0.1  # nats a token by which the own prompt must make a response likelier
+# Nats a token by which the own prompt must make a response likelier. On SmolLM2-135M the responses
+# below it, in English and in French, had nothing to do with their prompts.
+TOPIC_MARGIN = 0.35
 
 Reason = Literal["cut", "degenerate", "not-followed", "unchanged", "off-topic"]
 REASONS: Mapping[Reason, str] = {
