@@ -38,6 +38,7 @@ from retouch.models.layout import find_layout
 from retouch.models.load import load
 from retouch.models.segment import Segment
 from retouch.representations.batch import make_batches
+from retouch.representations.packing import Packer
 from retouch.task.examples import EditExamples
 from retouch.task.validation import ValidationResult
 from retouch.training.context import TrainingContext
@@ -419,7 +420,8 @@ def build_case_trainer(
     """A trainer of a case, with `kind` in the place of the segment; the adapter is attached."""
     layers = (*case.layers, *case.read_layers)
     segment = kind(editable, min(layers), max(layers))
-    context = TrainingContext(editable, segment, case.read_layers, case.method, SEED, packed=False)
+    packer = Packer(editable, packed=False)
+    context = TrainingContext(editable, segment, case.read_layers, case.method, SEED, packer)
     dataset = EditDataset(context, examples_of(prompts.trained, prompts.target))
     # As in the original loop, the test prompts are run after each round; nothing is validated.
     chats = [*prompts.tests[0], *prompts.tests[1]]

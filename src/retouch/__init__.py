@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retouch.comparison.compare import compare
     from retouch.concepts.concept import Concept, Context, Demonstration
-    from retouch.contrast import ContrastReport
+    from retouch.contrast.report import ContrastReport
     from retouch.core.config import (
         AdversaryConfig,
         DataConfig,
@@ -52,7 +52,7 @@ _GROUPS = (
 _MODULES = {
     "Concept": "retouch.concepts.concept",
     "Context": "retouch.concepts.concept",
-    "ContrastReport": "retouch.contrast",
+    "ContrastReport": "retouch.contrast.report",
     "Demonstration": "retouch.concepts.concept",
     "EditResult": "retouch.result",
     "EditableModel": "retouch.models.editable_model",

@@ -22,8 +22,9 @@ from retouch.concepts.registry import (
     names_for_model,
     with_builtin,
 )
-from retouch.contrast import ContrastReport, check_concept, require_contrast
-from retouch.contrast import check_contrast as check_task
+from retouch.contrast.measure import check_concept, require_contrast
+from retouch.contrast.measure import check_contrast as check_task
+from retouch.contrast.report import ContrastReport
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import explicit, read_config_file, resolve
 from retouch.core.errors import ConfigError, RunError

@@ -11,7 +11,7 @@ from helpers.tiny_models import tiny_editable
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.segment import Segment
 from retouch.representations.batch import ChatBatch, pack, pad_right
-from retouch.representations.packing import supports_packing
+from retouch.representations.packing import Packer, supports_packing
 
 BEGINNING = tuple(range(10, 22))
 
@@ -74,3 +74,14 @@ def test_a_long_chat_has_a_row_of_its_own_length() -> None:
 )
 def test_models_with_a_running_state_do_not_support_packing(family: str, supported: bool) -> None:
     assert supports_packing(tiny_editable(family)) is supported
+
+
+def test_chats_that_are_longer_than_a_window_are_padded() -> None:
+    editable = tiny_editable("llama")
+    packer = Packer(editable)
+    assert packer.packed
+    made = chats()
+    assert packer.batch([0, 1], made).packed
+    editable.model.config.sliding_window = max(len(made[i].ids) for i in (0, 1)) - 1
+    assert not Packer(editable).batch([0, 1], made).packed
+    assert not Packer(editable, packed=False).batch([2, 5], made).packed

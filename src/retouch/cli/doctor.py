@@ -16,7 +16,7 @@ from retouch.core.units import size_text, time_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from retouch.contrast import ContrastReport
+    from retouch.contrast.report import ContrastReport
     from retouch.preflight.check import PreflightReport
     from retouch.preflight.estimate import Estimate
 

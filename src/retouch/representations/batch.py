@@ -172,9 +172,8 @@ class ChatBatch:
         )
 
     def counterpart(self, chats: Sequence[TokenizedChat], pad: int) -> ChatBatch:
-        """The chats of another set with the same `index`, in the same order."""
-        make = pack if self.packed else pad_right
-        return make(self.index, chats, pad)
+        """The chats of another set with the same `index`, in the same order, padded."""
+        return pad_right(self.index, chats, pad)
 
 
 def pad_right(index: Sequence[int], chats: Sequence[TokenizedChat], pad: int) -> ChatBatch:

@@ -1,15 +1,49 @@
-"""Whether a model computes packed chats as it computes each of them alone."""
+"""Pack chats into rows where the model computes them as it computes each of them alone."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import MIN_SHARED, pack, pad_right
+from retouch.representations.batch import MIN_SHARED, ChatBatch, pack, pad_right
 
 TOLERANCE = 0.01  # of the states' norm: rounding, but not another chat's tokens
+
+
+class Packer:
+    """Makes batches of chats for one model, packed if the model supports it.
+
+    Attributes:
+        packed: whether batches are packed.
+    """
+
+    def __init__(self, editable: EditableModel, *, packed: bool | None = None) -> None:
+        """Find out whether the model supports packing, or take `packed` for it."""
+        self._editable = editable
+        self.packed = supports_packing(editable) if packed is None else packed
+        config = editable.model.config.get_text_config()
+        windows = (getattr(config, name, None) for name in WINDOWS)
+        # The mask of packed chats replaces that of a window, which shorter chats do not notice.
+        self._window = min((size for size in windows if size), default=None)
+
+    def batch(self, index: Sequence[int], chats: Sequence[TokenizedChat]) -> ChatBatch:
+        """Some chats of a set as one batch; padded if one of them is longer than a window."""
+        longest = max(len(chats[i].ids) for i in index)
+        fits = self._window is None or longest <= self._window
+        make = pack if self.packed and fits else pad_right
+        return make(index, chats, int(self._editable.tokenizer.pad_token_id))
+
+    def arguments(self, batch: ChatBatch) -> dict[str, Any]:
+        """The model's arguments for a batch besides the ids."""
+        return batch.packing(self._editable.base.dtype, self._editable.device)
+
+
+WINDOWS = ("sliding_window", "attention_chunk_size")  # transformers' names in a configuration
 
 
 @torch.no_grad()
@@ -21,8 +55,10 @@ def supports_packing(editable: EditableModel) -> bool:
     first = tuple(range(1, MIN_SHARED + 1))
     size = int(editable.model.config.get_text_config().vocab_size)
     pairs = ((11, 7, 13, 5, 17), (3, 19, 2))
-    chats = [TokenizedChat((*first, *(t % size for t in own)), len(first) + 2) for own in pairs]
-    chats = [TokenizedChat(tuple(t % size for t in chat.ids), chat.start) for chat in chats]
+    chats = [
+        TokenizedChat(tuple(token % size for token in (*first, *own)), len(first) + 2)
+        for own in pairs
+    ]
     last = editable.layout.depth - 1
     segment = Segment(editable, last, last)
     states = []

@@ -10,6 +10,7 @@ from retouch.concepts.concept import Concept
 from retouch.core.config import DataConfig, MethodConfig
 from retouch.core.types import Direction, OnEvent, StageEvent, ignore_event
 from retouch.models.editable_model import EditableModel
+from retouch.representations.packing import Packer
 from retouch.representations.patching import Patching, causal_trace
 from retouch.task.examples import EditExamples, Shows, build_examples
 from retouch.task.layers import LayerSelection, select_layers
@@ -33,6 +34,7 @@ class EditTask:
         patching: the result of causal patching; None without pairs, or with the layers given.
         layers: the selected layers.
         validator: score, drift and retain side on the validation examples.
+        packer: makes the batches of its chats.
     """
 
     concept: Concept
@@ -44,6 +46,7 @@ class EditTask:
     patching: Patching | None
     layers: LayerSelection
     validator: Validator
+    packer: Packer
 
 
 def build_task(
@@ -97,8 +100,13 @@ def build_task(
         logits=method.loss.uses_logits,
     )
     report("layers", str(layers))
-    validator = Validator(editable, train, validation, layers.read, method.discriminator, seed)
-    return EditTask(concept, direction, seed, data, train, validation, patching, layers, validator)
+    packer = Packer(editable)
+    validator = Validator(
+        editable, train, validation, layers.read, method.discriminator, seed, packer
+    )
+    return EditTask(
+        concept, direction, seed, data, train, validation, patching, layers, validator, packer
+    )
 
 
 def _traced_pairs(train: EditExamples) -> tuple[list[TokenizedChat], list[TokenizedChat]]:

@@ -14,12 +14,12 @@ from retouch.models.activation_cache import ActivationCache, Cached
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment, SegmentInputs
 from retouch.representations.activations import response_states
-from retouch.representations.batch import ChatBatch, Positions, pack, pad_right
+from retouch.representations.batch import ChatBatch, Positions
 from retouch.representations.choice_probs import choice_probs
 from retouch.representations.discriminator import Discriminators, States
 from retouch.representations.divergence import kl_divergence
 from retouch.representations.logprobs import mean_by_chat, token_logprobs
-from retouch.representations.packing import supports_packing
+from retouch.representations.packing import Packer
 from retouch.task.examples import EditExamples
 
 BATCH_SIZE = 16  # chats whose logits are in memory at a time
@@ -75,6 +75,7 @@ class Validator:
         layers: Sequence[int],
         discriminator: DiscriminatorConfig,
         seed: int,
+        packer: Packer,
     ) -> None:
         """Choose the criterion and fit its discriminators, if it needs any.
 
@@ -85,9 +86,10 @@ class Validator:
             layers: the layers that discriminators read.
             discriminator: their settings.
             seed: of their initial weights.
+            packer: makes the batches.
         """
         self._editable, self._validation = editable, validation
-        self._packed = supports_packing(editable)
+        self._packer = packer
         self._whole = Segment(editable, 0, editable.layout.depth - 1)
         self._cached: dict[Segment, tuple[list[_CachedBatch], list[_CachedBatch]]] = {}
         targets = (*train.source, *validation.source) if validation.counterparts else ()
@@ -129,15 +131,14 @@ class Validator:
         self, segment: Segment, chats: Sequence[TokenizedChat], *, base: bool
     ) -> list[_CachedBatch]:
         """Run chats once through the base model."""
-        editable, make = self._editable, pack if self._packed else pad_right
+        editable = self._editable
         cache = ActivationCache(editable.device, editable.free_bytes)
         order = sorted(range(len(chats)), key=lambda i: len(chats[i].ids))
         batches = []
         for begin in range(0, len(order), BATCH_SIZE):
             index = order[begin : begin + BATCH_SIZE]
-            batch = make(index, chats, int(editable.tokenizer.pad_token_id))
-            packing = batch.packing(editable.base.dtype, editable.device)
-            inputs = segment.capture_inputs(batch.ids, packing)
+            batch = self._packer.batch(index, chats)
+            inputs = segment.capture_inputs(batch.ids, self._packer.arguments(batch))
             rows, positions = batch.response_positions()
             responses = (rows.to(editable.device), positions.to(editable.device))
             base_logprobs = None

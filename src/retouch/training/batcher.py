@@ -64,9 +64,9 @@ class Batcher:
         context = self._context
         for index in self._divide_chats(chats, batch_size):
             for part, is_dummy in _divide(index, micro_batch_size):
-                batch = context.make_batch(part, chats)
+                batch = context.packer.batch(part, chats)
                 states = context.segment.forward_states(
-                    batch.ids, context.read_layers, context.packing(batch)
+                    batch.ids, context.read_layers, context.packer.arguments(batch)
                 )
                 yield self._read_states(batch, is_dummy, self._read(states, batch))
 
@@ -92,7 +92,7 @@ class Batcher:
     def _divide_chats(self, chats: Sequence[TokenizedChat], size: int) -> Iterator[list[int]]:
         """The numbers of the chats of each batch: mixed where they are packed, else by length."""
         order = sorted(range(len(chats)), key=lambda i: (len(chats[i].ids), i))
-        if self._context.packed:
+        if self._context.packer.packed:
             random.Random(self._context.seed).shuffle(order)
         for begin in range(0, len(order), size):
             yield order[begin : begin + size]
@@ -131,11 +131,11 @@ class Batcher:
     ) -> MicroBatch:
         context, loss = self._context, self._context.method.loss
         segment, device = context.segment, context.editable.device
-        batch = context.make_batch(index, chats)
+        batch = context.packer.batch(index, chats)
         responses = batch.response_positions()
         at_responses = (responses[0].to(device), responses[1].to(device))
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
-        inputs = segment.capture_inputs(batch.ids, context.packing(batch))
+        inputs = segment.capture_inputs(batch.ids, context.packer.arguments(batch))
         positions, weights = responses, None
         reference: States = {}
         reads: States = {}
@@ -151,9 +151,9 @@ class Batcher:
                 # Half of the memory of float32, and exact to a thousandth of a nat.
                 base_logprobs = self._cache.put(logits.float().log_softmax(-1).half())
         elif counterparts:
-            target = batch.counterpart(counterparts, context.pad)
+            target = context.packer.batch(index, counterparts)
             states = segment.forward_states(
-                target.ids, context.read_layers, context.packing(target)
+                target.ids, context.read_layers, context.packer.arguments(target)
             )
             reads = self._read(states, target)
             shared = batch.common_prompt_suffix(target) if loss.match_prompt_suffix else ()

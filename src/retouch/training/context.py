@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import MethodConfig
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import ChatBatch, pack, pad_right
+from retouch.representations.packing import Packer
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class TrainingContext:
         read_layers: the layers that the discriminators read.
         method: the settings.
         seed: of weights and batches.
-        packed: whether several chats share a row.
+        packer: makes the batches.
     """
 
     editable: EditableModel
@@ -31,17 +28,9 @@ class TrainingContext:
     read_layers: tuple[int, ...]
     method: MethodConfig
     seed: int
-    packed: bool
+    packer: Packer
 
     @property
     def pad(self) -> int:
         """The token id of padding."""
         return int(self.editable.tokenizer.pad_token_id)
-
-    def make_batch(self, index: Sequence[int], chats: Sequence[TokenizedChat]) -> ChatBatch:
-        """Some chats of a set as one batch."""
-        return (pack if self.packed else pad_right)(index, chats, self.pad)
-
-    def packing(self, batch: ChatBatch) -> dict[str, Any]:
-        """The model's arguments for a batch besides the ids."""
-        return batch.packing(self.editable.base.dtype, self.editable.device)

@@ -10,7 +10,6 @@ from retouch.core.types import Progress, no_progress
 from retouch.models.adapters import attach
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.packing import supports_packing
 from retouch.task.layers import LayerSelection
 from retouch.task.task import EditTask
 from retouch.training.context import TrainingContext
@@ -53,8 +52,7 @@ def build_trainer(
     segment = Segment(editable, min(every), last)
     editable.keep_on_device(range(segment.first, segment.last + 1))
     segment.check(torch.tensor([task.train.source[0].ids[:CHECKED_TOKENS]]))
-    packed = supports_packing(editable)
-    context = TrainingContext(editable, segment, layers.read, method, task.seed, packed)
+    context = TrainingContext(editable, segment, layers.read, method, task.seed, task.packer)
     dataset = EditDataset(context, task.train, progress)
     adversary = None
     if method.adversary.finetune_steps:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,22 +14,13 @@ from helpers.pocket_edit import small_settings
 from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import load_concept
-from retouch.contrast import (
-    MAX_COMPARED,
-    ContrastReport,
-    _findings,
-    _run,
-    check_contrast,
-    require_contrast,
-)
+from retouch.contrast.measure import check_contrast, require_contrast
+from retouch.contrast.report import ContrastReport
 from retouch.core.config import DataConfig
 from retouch.core.errors import DataError
 from retouch.core.run_dir import RunDir
 from retouch.core.types import Message, Score
-from retouch.evaluation.statistics import wilson
 from retouch.models.editable_model import EditableModel
-from retouch.representations.logprobs import response_logprob
-from retouch.task.examples import build_examples
 from retouch.task.task import build_task
 
 NAMES = [
@@ -153,88 +143,12 @@ def test_a_context_elicits_the_target_of_the_same_prompt(pocket: EditableModel) 
     assert all(one.response.startswith("I can't") for one in report.samples if one.desired)
 
 
-def test_a_gap_is_the_difference_of_mean_log_probabilities(pocket: EditableModel) -> None:
-    data = DataConfig(num_examples=6, num_retain=0, max_new_tokens=48)
-    train = build_examples(pocket, concept(), "raise", "train", data, 0)
-    cut = [replace(one, ids=one.ids[: one.start + MAX_COMPARED]) for one in train.source]
-    expected = response_logprob(pocket, cut)
-    for packed in (False, True):
-        found, states = _run(pocket, train.source, (2, 5), packed)
-        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
-        assert {layer: tuple(one.shape) for layer, one in states[0].items()} == {
-            2: (1, 128),
-            5: (1, 128),
-        }
-
-
 def test_the_task_of_an_edit_gives_the_same_rates(pocket: EditableModel) -> None:
     config = retouch.EditConfig(data=DataConfig(num_examples=12, num_retain=4))
     task = build_task(pocket, concept(), "raise", 0, config.data, config.method)
     report, alone = check_contrast(pocket, task), check(pocket, concept())
     assert (report.source, report.target) == (alone.source, alone.target)
     assert report.layers == tuple(task.layers.read)
-
-
-def report(**changes: Any) -> ContrastReport:
-    values: dict[str, Any] = {
-        "concept": "c",
-        "direction": "raise",
-        "metric": "refused",
-        "better": "higher",
-        "num_examples": 48,
-        "paired": True,
-        "num_given": 0,
-        "source": wilson(1, 48),
-        "target": wilson(46, 48),
-        "given": None,
-        "gap": Score(1.0, 0.9, 1.1, 48),
-        "separability": wilson(96, 96),
-        "layers": (3,),
-        "samples": (),
-        "findings": (),
-    }
-    return ContrastReport(**{**values, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "elicited", "expected"),
-    [
-        ({}, False, {"contrast": "ok"}),
-        ({"target": wilson(9, 48)}, False, {"contrast-target": "error"}),
-        # Rare, but of so few responses that the rate may be high.
-        (
-            {"target": wilson(0, 3)},
-            False,
-            {"contrast-target": "warning", "contrast-few": "warning"},
-        ),
-        ({"target": wilson(20, 48)}, True, {"contrast-target": "warning"}),
-        (
-            {"target": wilson(30, 48), "source": wilson(31, 48)},
-            True,
-            {"contrast-target": "warning"},
-        ),
-        ({"target": wilson(0, 48), "num_given": 48}, False, {"contrast": "ok"}),
-        ({"target": wilson(0, 48), "num_given": 48}, True, {"contrast-target": "warning"}),
-        ({"given": wilson(3, 48), "num_given": 48}, False, {"contrast-responses": "warning"}),
-        ({"gap": Score(-0.2, -0.3, -0.1, 48)}, False, {"contrast-gap": "error"}),
-        ({"gap": Score(-0.2, -0.3, 0.1, 48), "num_given": 48}, False, {"contrast-gap": "warning"}),
-        ({"gap": Score(0.3, -0.1, 0.7, 8)}, False, {"contrast-gap": "warning"}),
-        ({"gap": Score(0.05, 0.04, 0.06, 48)}, False, {"contrast-gap": "warning"}),
-        ({"source": wilson(47, 48)}, False, {"contrast-done": "warning"}),
-        ({"separability": wilson(50, 96)}, False, {"contrast-states": "warning"}),
-        # Nothing but the states can be compared.
-        ({"target": None, "source": None, "gap": None}, False, {"contrast": "ok"}),
-    ],
-)
-def test_the_rules(changes: dict[str, Any], elicited: bool, expected: dict[str, str]) -> None:
-    found = _findings(report(**changes), elicited=elicited)
-    assert {finding.code: finding.level for finding in found} == expected
-
-
-def test_an_instruction_that_the_base_does_not_follow_is_named() -> None:
-    (found,) = _findings(report(target=wilson(2, 48)), elicited=True, instruction=True)
-    assert found.level == "error"
-    assert "does not follow the instruction" in found.message
 
 
 def test_an_edit_without_a_contrast_stops_before_the_training(tmp_path: Path) -> None:
