@@ -27,7 +27,7 @@ from retouch.core.types import RoundEvent
 from retouch.models.load import POCKET
 from retouch.reporting.export import export
 from retouch.result import EditResult
-from retouch.task.examples import example_rng, sample_examples
+from retouch.task.sampling import example_rng, sample_examples
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from retouch.concepts.concept import (
 from retouch.core.errors import DataError
 from retouch.core.types import Message, Split
 from retouch.models.editable_model import EditableModel
-from retouch.task.base_responses import base_responses
+from retouch.task.base_responses import generate_base
 from retouch.task.examples import EditExamples, build_examples
 
 
@@ -196,10 +196,10 @@ def test_under_a_context_an_example_is_its_own_counterpart(target: tuple[str, ..
         examples.source_examples, examples.source, examples.rejected, strict=True
     ):
         prompt = CONTEXT.apply(one).prompt
-        (response,) = base_responses(editable, [(prompt, "")], max_new_tokens=4)
-        assert response_text(editable, chat) == response
-        (plain,) = base_responses(editable, [(one.prompt, "")], max_new_tokens=4)
-        assert response_text(editable, base) == plain
+        (response,) = generate_base(editable, [(prompt, "")], max_new_tokens=4)
+        assert response_text(editable, chat) == response.text
+        (plain,) = generate_base(editable, [(one.prompt, "")], max_new_tokens=4)
+        assert response_text(editable, base) == plain.text
     assert list(examples.chosen) == list(examples.source)
     demonstrated = [prompt for prompt, _ in examples.demonstrations]
     assert demonstrated == [one.prompt for one in examples.source_examples]
@@ -256,8 +256,8 @@ def test_the_prefix_is_part_of_the_target_response() -> None:
     concept = with_context(plain_concept(), context)
     examples = build(editable, concept, {"data.max_new_tokens": 4, "data.max_base_tokens": 4})
     for one, chat in zip(examples.source_examples, examples.source, strict=True):
-        (rest,) = base_responses(editable, [(one.prompt, "w70 w71")], max_new_tokens=4)
-        assert response_text(editable, chat) == f"w70 w71 {rest}"
+        (rest,) = generate_base(editable, [(one.prompt, "w70 w71")], max_new_tokens=4)
+        assert response_text(editable, chat) == f"w70 w71 {rest.text}"
     assert list(examples.source) == list(examples.counterparts)
 
 
@@ -287,7 +287,7 @@ def test_equal_requests_are_generated_once(monkeypatch: pytest.MonkeyPatch) -> N
         lambda **values: generated.append(len(values["input_ids"])) or real(**values),
     )
     request, other = ((Message("user", "w1"),), ""), ((Message("user", "w2"),), "")
-    responses = base_responses(editable, [request, other, request], max_new_tokens=3)
+    responses = generate_base(editable, [request, other, request], max_new_tokens=3)
     assert generated == [2]
     assert responses[0] == responses[2]
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.errors import DataError
 from retouch.core.types import Direction, Record
-from retouch.task.examples import find_direction
+from retouch.task.sampling import find_direction
 
 T = TypeVar("T")
 

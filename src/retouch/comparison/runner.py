@@ -18,6 +18,7 @@ from retouch.core.options import flatten
 from retouch.core.types import OnEvent, Progress, Record, Split, ignore_event, no_progress
 from retouch.evaluation.evaluate import PromptKey, evaluate
 from retouch.evaluation.robustness import applicable_attacks, run_robustness
+from retouch.evaluation.scorers import shows_effect
 from retouch.methods import registry
 from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
@@ -49,7 +50,10 @@ class Runner:
         if self._task is None or self._task[0] != key:
             grid, data = self._grid, self._grid.data(point.num_examples)
             where = grid.concept, grid.direction, point.seed, data
-            self._task = key, build_task(self._editable, *where, on_event=self._on_event)
+            # As for `retouch edit`: the target responses are those that the model elicits.
+            shows = shows_effect(grid.concept, grid.direction)
+            task = build_task(self._editable, *where, on_event=self._on_event, shows=shows)
+            self._task = key, task
         return self._task[1]
 
     def run(

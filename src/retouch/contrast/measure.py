@@ -26,13 +26,8 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
 from retouch.representations.packing import Packer
 from retouch.task.base_responses import generate_base, join
-from retouch.task.examples import (
-    EditExamples,
-    SampledExamples,
-    build_examples,
-    example_rng,
-    sample_examples,
-)
+from retouch.task.examples import EditExamples, build_examples
+from retouch.task.sampling import SampledExamples, example_rng, sample_examples
 from retouch.task.task import EditTask
 
 MAX_PAIRS = 48  # examples of a set whose responses are scored

@@ -37,7 +37,7 @@ from retouch.instruction.candidates import contexts, make_candidates, probe
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import as_editable, model_name
 from retouch.run_record import load_model
-from retouch.task.examples import sample_by_group
+from retouch.task.sampling import sample_by_group
 
 NUM_PROMPTS = 256  # of the built-in ones; half of them train
 MAX_NEW_TOKENS = 96

@@ -26,8 +26,8 @@ from retouch.preflight.hardware import Hardware, measure_hardware
 from retouch.preflight.skeleton import ModelSkeleton, load_skeleton
 from retouch.preflight.workload import Workload, measure_evaluation, measure_split
 from retouch.reporting.safety_gate import check_weakening
-from retouch.task.examples import SampledExamples, example_rng, sample_examples
 from retouch.task.layers import LayerSelection, select_layers
+from retouch.task.sampling import SampledExamples, example_rng, sample_examples
 
 
 @dataclass

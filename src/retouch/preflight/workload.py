@@ -25,8 +25,8 @@ from retouch.models.memory_estimate import (
 )
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.hardware import Hardware
-from retouch.task.examples import SampledExamples
 from retouch.task.layers import LayerSelection
+from retouch.task.sampling import SampledExamples
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,6 @@ Request = tuple[tuple[Message, ...], str]
 """The turns of a prompt and the beginning of its response."""
 
 
-def base_responses(
-    editable: EditableModel,
-    requests: Sequence[Request],
-    *,
-    max_new_tokens: int,
-    progress: Progress = no_progress,
-) -> list[str]:
-    """The texts of `generate_base`."""
-    responses = generate_base(editable, requests, max_new_tokens=max_new_tokens, progress=progress)
-    return [response.text for response in responses]
-
-
 def generate_base(
     editable: EditableModel,
     requests: Sequence[Request],
@@ -48,26 +36,28 @@ def generate_base(
 def respond(
     editable: EditableModel,
     examples: Sequence[Example],
-    prefixes: Sequence[str],
+    prefix: str = "",
     *,
     max_new_tokens: int,
     progress: Progress = no_progress,
 ) -> list[Response]:
-    """Each example's own response, or the base model's, which begins with the example's prefix.
+    """Each example's own response, or the base model's, which begins with `prefix`.
 
-    A prefill is given to the model and not part of the response; a prefix is part of it.
+    A prefill is given to the model and not part of the response; the prefix is part of it.
     """
-    missing = [i for i, example in enumerate(examples) if example.response is None]
-    requests = [(examples[i].prompt, join(examples[i].prefill, prefixes[i])) for i in missing]
-    continued = generate_base(editable, requests, max_new_tokens=max_new_tokens, progress=progress)
-    generated = {
-        i: Response(join(prefixes[i], one.text), one.truncated)
-        for i, one in zip(missing, continued, strict=True)
-    }
-    return [
-        generated[i] if example.response is None else Response(example.response)
-        for i, example in enumerate(examples)
-    ]
+    missing = [example for example in examples if example.response is None]
+    requests = [(one.prompt, join(one.prefill, prefix)) for one in missing]
+    generated = iter(
+        generate_base(editable, requests, max_new_tokens=max_new_tokens, progress=progress)
+    )
+    responses = []
+    for example in examples:
+        if example.response is not None:
+            responses.append(Response(example.response))
+        else:
+            continued = next(generated)
+            responses.append(Response(join(prefix, continued.text), continued.truncated))
+    return responses
 
 
 def join(first: str, second: str) -> str:

@@ -1,27 +1,22 @@
-"""Sample the examples of an edit and generate the base model's responses to them."""
+"""The tokenized examples of an edit, with the base model's responses."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from retouch.concepts.chat import TokenizedChat, tokenize_chat
-from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
-from retouch.concepts.registry import load_concept
+from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
 from retouch.core.config import DataConfig
-from retouch.core.errors import DataError
 from retouch.core.types import Direction, Message, Progress, Split, no_progress
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
-from retouch.task.base_responses import base_responses, respond
+from retouch.task.base_responses import generate_base, respond
 from retouch.task.prefill import add_prefills, retain_openings
+from retouch.task.sampling import SampledExamples, example_rng, sample_examples
 
 Shows = Callable[[Example, str], bool]
 """Whether a response to an example shows the behaviour that an edit aims at."""
-
-# Fewer than for training: they are run after every round.
-MAX_VALIDATION, MAX_VALIDATION_RETAIN = 32, 128
 
 
 @dataclass(frozen=True)
@@ -56,74 +51,6 @@ class EditExamples:
     group_gap: MetricSpec | None = None
     reduce_gap: bool = False
     source_examples: Sequence[Example] = ()
-
-
-@dataclass(frozen=True)
-class SampledExamples:
-    """The examples of an edit as the concept has them.
-
-    Attributes:
-        source: source examples; a response of theirs is the one to unlearn.
-        target: target examples, under the direction's context if there is one; with pairs, the
-            counterpart of each source example. A response of theirs is the one to learn.
-        retain: the retain set.
-        paired: whether there are pairs.
-    """
-
-    source: list[Example]
-    target: list[Example]
-    retain: list[Example]
-    paired: bool
-
-
-def example_rng(seed: int, split: Split) -> random.Random:
-    """The random generator that the examples of a split are sampled with."""
-    return random.Random(f"{seed}:{split}")
-
-
-def sample_examples(
-    rng: random.Random,
-    concept: Concept,
-    direction: Direction,
-    split: Split,
-    data: DataConfig,
-    seed: int,
-) -> SampledExamples:
-    """Sample source, target and retain examples of a split; no model is run.
-
-    Raises:
-        DataError: a set has no examples in the split.
-    """
-    spec = find_direction(concept, direction)
-    limit = data.num_examples if split == "train" else min(data.num_examples, MAX_VALIDATION)
-    source, target, paired = _sample_sides(rng, concept, direction, split, data, limit)
-    if spec.context is not None:
-        source, target = _apply_context(spec.context, source, target, paired)
-    limit = data.num_retain if split == "train" else min(data.num_retain, MAX_VALIDATION_RETAIN)
-    retain = _sample_evenly(rng, concept, split, spec.retain, limit)
-    for name in data.retain_concepts:
-        other = load_concept(name)
-        specs = other.directions.values()
-        labels = dict.fromkeys(label for one in specs for label in (*one.source, *one.target))
-        share = limit // len(data.retain_concepts)
-        other_rng = random.Random(f"{seed}:{split}:{name}")
-        retain += _sample_evenly(other_rng, other, split, list(labels), share)
-    return SampledExamples(source, target, retain, paired)
-
-
-def find_direction(concept: Concept, direction: Direction) -> DirectionSpec:
-    """The example sets of a direction.
-
-    Raises:
-        DataError: the concept has no such direction.
-    """
-    if direction not in concept.directions:
-        raise DataError(
-            f"The concept {concept.name} has no direction `{direction}`.",
-            "It provides retain examples for other concepts; edit one of those.",
-            code="direction-missing",
-        )
-    return concept.directions[direction]
 
 
 def build_examples(
@@ -162,43 +89,11 @@ def build_examples(
     source, target, paired = sampled.source, sampled.target, sampled.paired
     spec = concept.directions[direction]
 
-    def generate(
-        examples: Sequence[Example], max_new_tokens: int, prefix: str = ""
-    ) -> list[Response]:
-        return respond(
-            editable,
-            examples,
-            [prefix] * len(examples),
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
-
-    prefix = spec.context.prefix if spec.context else ""
-    elicited = shows is not None and spec.context is not None and data.elicit
-    without = [replace(one, response=None) for one in target] if elicited else target
-    target_responses = generate(without, data.max_new_tokens, prefix)
-    if elicited:
-        given = zip(target, target_responses, strict=True)
-        target_responses = [_prefer_own(one, response, shows) for one, response in given]
-    source_responses = generate(source, data.max_base_tokens)
-    retain_responses = generate(sampled.retain, data.max_base_tokens)
-
-    def tokenize(examples: Sequence[Example], responses: Sequence[Response]) -> list[TokenizedChat]:
-        return [
-            tokenize_chat(
-                editable.tokenizer,
-                example.prompt,
-                response.text,
-                example.prefill,
-                truncated=response.truncated,
-            )
-            for example, response in zip(examples, responses, strict=True)
-        ]
-
-    target_chats = tokenize(target, target_responses)
-    base_chats = tokenize(source, source_responses)
-    retain = tokenize(sampled.retain, retain_responses)
-    source_chats = tokenize(source, target_responses) if paired else base_chats
+    responses = _respond(editable, sampled, spec, data, shows, progress)
+    target_chats = _tokenize(editable, target, responses.target)
+    base_chats = _tokenize(editable, source, responses.source)
+    retain = _tokenize(editable, sampled.retain, responses.retain)
+    source_chats = _tokenize(editable, source, responses.target) if paired else base_chats
     gap, reduce_gap = _find_gap(concept, spec, source), spec.effect_better == "lower"
     chosen, rejected = source_chats, base_chats
     if not paired and gap is not None:
@@ -237,7 +132,7 @@ def build_examples(
         rejected=rejected,
         demonstrations=[
             (example.prompt, response.text)
-            for example, response in zip(demonstrated, target_responses, strict=True)
+            for example, response in zip(demonstrated, responses.target, strict=True)
         ],
         group_gap=gap,
         reduce_gap=reduce_gap,
@@ -245,94 +140,66 @@ def build_examples(
     )
 
 
-def _sample_sides(
-    rng: random.Random,
-    concept: Concept,
-    direction: Direction,
-    split: Split,
+@dataclass(frozen=True)
+class _Responses:
+    """The responses of each set of sampled examples."""
+
+    target: list[Response]
+    source: list[Response]
+    retain: list[Response]
+
+
+def _respond(
+    editable: EditableModel,
+    sampled: SampledExamples,
+    spec: DirectionSpec,
     data: DataConfig,
-    limit: int,
-) -> tuple[list[Example], list[Example], bool]:
-    """At most `limit` source and target examples, and whether they are pairs."""
-    spec = concept.directions[direction]
-    source = _source_examples(concept, spec, split, data.source_filter)
-    target = concept.select(split, spec.target)
-    for name, labels, found in (("source", spec.source, source), ("target", spec.target, target)):
-        if labels and not found:
-            raise DataError(
-                f"The concept {concept.name} has no {split} examples labelled "
-                f"{' or '.join(labels)}, the {name} of the direction `{direction}`.",
-                "Add some: an edit needs source and target examples.",
-                code="examples-missing",
-            )
-    of_pair: dict[str | None, Example] = {one.pair: one for one in target if one.pair}
+    shows: Shows | None,
+    progress: Progress,
+) -> _Responses:
+    """The target responses, and those of the base model to source and retain examples."""
 
-    def counterpart(example: Example) -> Example | None:
-        itself = spec.context and (not spec.target or example.label in spec.target)
-        return of_pair.get(example.pair) or (example if itself else None)
+    def generate(
+        examples: Sequence[Example], max_new_tokens: int, prefix: str = ""
+    ) -> list[Response]:
+        return respond(editable, examples, prefix, max_new_tokens=max_new_tokens, progress=progress)
 
-    if paired := [example for example in source if counterpart(example)]:
-        source = _sample_pairs(rng, paired, limit, data.wrapped_share)
-        return source, [other for one in source if (other := counterpart(one))], True
-    return sample_by_group(rng, source, limit), sample_by_group(rng, target, limit), False
-
-
-def _sample_pairs(
-    rng: random.Random, examples: Sequence[Example], limit: int, wrapped_share: float
-) -> list[Example]:
-    """The source examples of at most `limit` pairs.
-
-    A request and its wrapped forms are one labelled example. Of a share of them, the wrapped forms
-    follow the plain ones.
-    """
-    of_pair: dict[object, list[Example]] = {}
-    for number, example in enumerate(examples):
-        of_pair.setdefault(example.pair or number, []).append(example)
-    rest = {id(members[0]): members[1:] for members in of_pair.values()}
-    chosen = sample_by_group(rng, [members[0] for members in of_pair.values()], limit)
-    wrapped = [one for plain in chosen for one in rest[id(plain)]]
-    return [*chosen, *sample_by_group(rng, wrapped, round(wrapped_share * len(wrapped)))]
+    prefix, target = spec.context.prefix if spec.context else "", sampled.target
+    if shows is not None and spec.context is not None and data.elicit:
+        without = [replace(one, response=None) for one in target]
+        generated = generate(without, data.max_new_tokens, prefix)
+        pairs = zip(target, generated, strict=True)
+        target_responses = [_prefer_own(one, response, shows) for one, response in pairs]
+    else:
+        target_responses = generate(target, data.max_new_tokens, prefix)
+    return _Responses(
+        target_responses,
+        generate(sampled.source, data.max_base_tokens),
+        generate(sampled.retain, data.max_base_tokens),
+    )
 
 
-def _prefer_own(example: Example, generated: Response, shows: Shows | None) -> Response:
+def _tokenize(
+    editable: EditableModel, examples: Sequence[Example], responses: Sequence[Response]
+) -> list[TokenizedChat]:
+    """Chats of examples with responses; a truncated one has no end token."""
+    return [
+        tokenize_chat(
+            editable.tokenizer,
+            example.prompt,
+            response.text,
+            example.prefill,
+            truncated=response.truncated,
+        )
+        for example, response in zip(examples, responses, strict=True)
+    ]
+
+
+def _prefer_own(example: Example, generated: Response, shows: Shows) -> Response:
     """What the base model generates, if it shows the behaviour or none is given."""
-    if example.response is None or (shows is not None and shows(example, generated.text)):
+    if example.response is None or shows(example, generated.text):
         return generated
     return Response(example.response)
-
-
-def _apply_context(
-    context: Context, source: Sequence[Example], target: Sequence[Example], paired: bool
-) -> tuple[list[Example], list[Example]]:
-    """Put target examples under a context; a pair's response is the target's, or the source's."""
-    if not paired:
-        return list(source), [context.apply(one) for one in target]
-    source_prompts, elicited = [], []
-    for one, other in zip(source, target, strict=True):
-        response = one.response if other.response is None else other.response
-        elicited.append(replace(context.apply(other), response=response))
-        # A response that is learned is not the source's own, which the base model then generates.
-        taken = other is one or other.response is None
-        source_prompts.append(replace(one, response=None) if taken else one)
-    return source_prompts, elicited
-
-
-def _source_examples(
-    concept: Concept, spec: DirectionSpec, split: Split, source_filter: str | None
-) -> list[Example]:
-    """The source examples; the filter applies to the training split alone."""
-    if source_filter is None or split != "train":
-        return concept.select(split, spec.source)
-    label, _, group = source_filter.partition(":")
-    found = [one for one in concept.select(split, [label]) if group in ("", one.group)]
-    if not found:
-        raise DataError(
-            f"`source_filter` {source_filter}: the concept {concept.name} has no such training "
-            "examples.",
-            "Give a label, or LABEL:GROUP; `retouch concept show` lists the labels.",
-            code="examples-missing",
-        )
-    return found
 
 
 def _find_gap(
@@ -361,9 +228,9 @@ def _choice_responses(
     """
     prefixed = [(example, choice) for example in examples for choice in gap.choices]
     requests = [(one.prompt, f"{one.prefill} {choice}".lstrip()) for one, choice in prefixed]
-    completions = base_responses(editable, requests, max_new_tokens=max_new_tokens)
+    completions = generate_base(editable, requests, max_new_tokens=max_new_tokens)
     chats = [
-        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {completion}", one.prefill)
+        tokenize_chat(editable.tokenizer, one.prompt, f"{choice} {completion.text}", one.prefill)
         for (one, choice), completion in zip(prefixed, completions, strict=True)
     ]
     first, second = chats[0::2], chats[1::2]
@@ -375,24 +242,3 @@ def _choice_responses(
         for example, one, other in zip(examples, first, second, strict=True)
     ]
     return [chosen for chosen, _ in pairs], [rejected for _, rejected in pairs]
-
-
-def sample_by_group(rng: random.Random, examples: Sequence[Example], limit: int) -> list[Example]:
-    """At most `limit` examples from the groups in turn, so that each group is represented."""
-    groups: dict[str, list[Example]] = {}
-    for example in rng.sample(list(examples), len(examples)):
-        groups.setdefault(example.group, []).append(example)
-    in_turn = [group.pop() for _ in range(len(examples)) for group in groups.values() if group]
-    return in_turn[:limit]
-
-
-def _sample_evenly(
-    rng: random.Random, concept: Concept, split: Split, labels: Sequence[str], limit: int
-) -> list[Example]:
-    """At most `limit` examples, equally many of each label as far as there are."""
-    pools = [concept.select(split, [label]) for label in labels]
-    pools = [rng.sample(pool, len(pool)) for pool in pools if pool]
-    sampled: list[Example] = []
-    while any(pools) and len(sampled) < limit:
-        sampled += [pool.pop() for pool in pools if pool]
-    return sampled[:limit]
