@@ -15,7 +15,7 @@ from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.model_names import is_gguf_name
 from retouch.core.units import size_text
-from retouch.models.gguf import LFS_POINTER, GgufHeader
+from retouch.models.gguf_header import LFS_POINTER, GgufHeader
 from retouch.preflight.findings import ErrorsAsFindings, first_few
 
 SINGLE = "model.safetensors"

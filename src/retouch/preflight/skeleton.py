@@ -19,13 +19,8 @@ from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.model_names import MODEL_HINT
 from retouch.models.editable_model import prepare_tokenizer
-from retouch.models.gguf import (
-    copies_dir,
-    find_copy,
-    gguf_source,
-    read_header,
-    read_tokenizer,
-)
+from retouch.models.gguf import copies_dir, find_copy, gguf_source, read_tokenizer
+from retouch.models.gguf_header import read_header
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import find_source, install_hint, set_chat_template
 from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
