@@ -8,6 +8,7 @@ from itertools import combinations
 
 import pytest
 
+from helpers.pack_texts import last_turn, select, similarities, words
 from retouch.concepts.concept import Concept, Example
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
@@ -54,18 +55,6 @@ def packs() -> dict[str, Concept]:
     return {name: load_concept(name) for name in NAMES}
 
 
-def select(concept: Concept, *labels: str) -> list[Example]:
-    return [example for split in SPLITS for example in concept.select(split, labels)]
-
-
-def text(example: Example) -> str:
-    return example.prompt[-1].content
-
-
-def words(value: str) -> list[str]:
-    return re.findall(r"[\w']+", value.lower())
-
-
 def by_pair(examples: list[Example]) -> dict[str | None, Example]:
     return {example.pair: example for example in examples}
 
@@ -103,7 +92,9 @@ def test_splits_share_no_prompt_and_no_entity_of_any_label(
         split: packs[name].select(split, MIN_EXAMPLES[name]) for split in SPLITS
     }  # without the pack `ordinary`, which has a test of its own
     for first, second in combinations(SPLITS, 2):
-        prompts = [{" ".join(words(text(one))) for one in examples[s]} for s in (first, second)]
+        prompts = [
+            {" ".join(words(last_turn(one))) for one in examples[s]} for s in (first, second)
+        ]
         assert not prompts[0] & prompts[1]
         entities = [{one.entity for one in examples[s]} for s in (first, second)]
         assert not entities[0] & entities[1]
@@ -119,17 +110,8 @@ def test_questions_cover_many_topics_and_differ_between_splits(packs: dict[str, 
         topics = Counter(example.group for example in concept.select(split, ["question"]))
         assert len(topics) >= MIN_TOPICS
     # The factual questions are short and differ in a word, such as the country.
-    sets = {
-        split: [set(words(text(one))) for one in concept.select(split, ["question", "true-claim"])]
-        for split in SPLITS
-    }
-    alike = [
-        (" ".join(sorted(a)), " ".join(sorted(b)))
-        for first, second in combinations(SPLITS, 2)
-        for a in sets[first]
-        for b in sets[second]
-        if len(a & b) >= MAX_JACCARD * len(a | b)
-    ]
+    compared = similarities(lambda split: concept.select(split, ["question", "true-claim"]))
+    alike = [pair for similarity, *pair in compared if similarity >= MAX_JACCARD]
     assert alike == []
 
 
@@ -178,7 +160,7 @@ def test_denial_is_not_always_right(packs: dict[str, Concept]) -> None:
     assert first["yes"] >= 5
     assert all((one.response or "").startswith("Yes") for one in select(concept, "true-claim"))
     assert all((one.response or "").startswith("No,") for one in select(concept, "denied-claim"))
-    starts = Counter(words(text(one))[0] for one in select(concept, "question"))
+    starts = Counter(words(last_turn(one))[0] for one in select(concept, "question"))
     assert starts.total() - sum(starts[w] for w in ("is", "are", "do", "does", "did", "can")) >= 180
 
 
@@ -195,13 +177,13 @@ def test_a_keyword_tells_the_true_from_the_popular_answer(packs: dict[str, Conce
 def test_no_answer_is_a_refusal(packs: dict[str, Concept]) -> None:
     labels = ("truthful", "popular", "true-answer", "true-claim", "denied-claim", "fact")
     for one in select(packs["truthfulness"], *labels):
-        assert classify(one.response or "", text(one)) == "answer", one
+        assert classify(one.response or "", last_turn(one)) == "answer", one
 
 
 def test_the_demonstrations_of_a_context_are_in_no_split(packs: dict[str, Concept]) -> None:
     for concept in packs.values():
         prompts = {
-            " ".join(words(text(one))) for split in SPLITS for one in concept.examples[split]
+            " ".join(words(last_turn(one))) for split in SPLITS for one in concept.examples[split]
         }
         for spec in concept.directions.values():
             for one in spec.context.demonstrations if spec.context else ():
@@ -230,10 +212,10 @@ def test_both_stereotypes_have_equally_many_sentences_of_many_occupations(
 def test_the_response_repeats_a_sentence_up_to_the_pronoun(packs: dict[str, Concept]) -> None:
     concept = packs["gender-bias"]
     for one in select(concept, "stereotyped", "balanced", "explicit"):
-        assert text(one).endswith(one.prefill)
+        assert last_turn(one).endswith(one.prefill)
         assert one.entity in one.prefill
         assert one.prefill[0].isupper()
-        assert not {"he", "she", "they", "his", "her"} & set(words(text(one)))
+        assert not {"he", "she", "they", "his", "her"} & set(words(last_turn(one)))
 
 
 def test_the_splits_share_no_ending_of_a_sentence_and_no_wording_of_the_request(
@@ -243,7 +225,7 @@ def test_the_splits_share_no_ending_of_a_sentence_and_no_wording_of_the_request(
     for split in SPLITS:
         examples = concept.select(split, ["stereotyped"])
         endings = {one.prefill.split(one.entity)[1] for one in examples}
-        wordings = {text(one).removesuffix(one.prefill) for one in examples}
+        wordings = {last_turn(one).removesuffix(one.prefill) for one in examples}
         assert len(endings) >= 4
         assert len(wordings) >= 2
         forms[split] = endings | wordings
@@ -275,12 +257,12 @@ def test_every_request_is_made_plainly_and_in_three_tones(
     packs: dict[str, Concept], split: Split
 ) -> None:
     concept = packs["tone"]
-    plain = {one.entity: text(one) for one in concept.select(split, ["neutral"])}
+    plain = {one.entity: last_turn(one) for one in concept.select(split, ["neutral"])}
     for label in ("cheerful", "gloomy", "matter-of-fact"):
         requests = concept.select(split, [label])
         assert {one.entity for one in requests} == plain.keys()
-        assert all(plain[one.entity] in text(one) for one in requests)
-        wordings = Counter(text(one).replace(plain[one.entity], "{}") for one in requests)
+        assert all(plain[one.entity] in last_turn(one) for one in requests)
+        wordings = Counter(last_turn(one).replace(plain[one.entity], "{}") for one in requests)
         assert len(wordings) >= 4
         assert max(wordings.values()) <= 0.3 * len(requests)
 
@@ -289,9 +271,9 @@ def test_the_splits_ask_for_a_tone_in_different_words(packs: dict[str, Concept])
     concept = packs["tone"]
     wordings = {}
     for split in SPLITS:
-        plain = {one.entity: text(one) for one in concept.select(split, ["neutral"])}
+        plain = {one.entity: last_turn(one) for one in concept.select(split, ["neutral"])}
         requests = concept.select(split, ["cheerful", "gloomy", "matter-of-fact"])
-        wordings[split] = {text(one).replace(plain[one.entity], "{}") for one in requests}
+        wordings[split] = {last_turn(one).replace(plain[one.entity], "{}") for one in requests}
     assert not any(wordings[a] & wordings[b] for a, b in combinations(SPLITS, 2))
 
 
@@ -300,8 +282,8 @@ def test_plain_requests_have_no_tone_and_the_context_shows_the_wanted_one(
 ) -> None:
     concept = packs["tone"]
     for one in select(concept, "neutral"):
-        assert tone(text(one)) == "neutral"
-        assert "!" not in text(one)
+        assert tone(last_turn(one)) == "neutral"
+        assert "!" not in last_turn(one)
     for direction, expected in (("raise", "cheerful"), ("lower", "gloomy")):
         context = concept.directions[direction].context
         assert context is not None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from itertools import combinations
 
 import pytest
 
+from helpers.pack_texts import last_turn, similarities, words
 from retouch.concepts.concept import Concept, Example
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
@@ -23,11 +22,6 @@ MAX_JACCARD = 0.6  # of the words of two prompts; function words alone reach .5 
 @pytest.fixture(scope="module")
 def ordinary() -> Concept:
     return load_concept("ordinary")
-
-
-def words(example: Example) -> list[str]:
-    """The words of the user's last turn, in lower case."""
-    return re.findall(r"[\w']+", example.prompt[-1].content.lower())
 
 
 def number_of_words(example: Example) -> int:
@@ -52,18 +46,15 @@ def test_every_split_has_enough_examples_of_every_kind(ordinary: Concept, split:
 
 
 def test_no_two_prompts_are_alike(ordinary: Concept) -> None:
-    normalised = Counter(" ".join(words(example)) for example in everything(ordinary))
+    normalised = Counter(" ".join(words(last_turn(example))) for example in everything(ordinary))
     assert [text for text, count in normalised.items() if count > 1] == []
 
 
 def test_splits_share_no_close_paraphrase(ordinary: Concept) -> None:
-    sets = {split: [set(words(one)) for one in ordinary.examples[split]] for split in SPLITS}
     alike = [
-        (" ".join(sorted(a)), " ".join(sorted(b)))
-        for first, second in combinations(SPLITS, 2)
-        for a in sets[first]
-        for b in sets[second]
-        if len(a & b) > MAX_JACCARD * len(a | b)
+        pair
+        for similarity, *pair in similarities(lambda split: ordinary.examples[split])
+        if similarity > MAX_JACCARD
     ]
     assert alike == []
 
@@ -87,7 +78,7 @@ def test_prompts_are_short_and_long_and_begin_in_many_ways(ordinary: Concept) ->
     assert lengths[-len(lengths) // 20] >= 30
     assert lengths[-1] <= 80
     # No beginning of three words is a template; "How do I" is the commonest, as in real use.
-    beginnings = Counter(" ".join(words(example)[:3]) for example in examples)
+    beginnings = Counter(" ".join(words(last_turn(example))[:3]) for example in examples)
     assert max(beginnings.values()) <= 0.04 * len(examples)
     questions = sum("?" in example.prompt[-1].content for example in examples)
     assert 0.3 <= questions / len(examples) <= 0.7

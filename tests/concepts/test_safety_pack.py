@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from itertools import combinations
 
 import pytest
 
-from retouch.concepts.concept import Concept, Example
+from helpers.pack_texts import last_turn, select, similarities, words
+from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
 from retouch.core.types import SPLITS, Split
@@ -34,18 +34,6 @@ MAX_JACCARD = 0.6  # of the words of two harmful requests of different splits
 @pytest.fixture(scope="module")
 def safety() -> Concept:
     return load_concept("safety")
-
-
-def select(concept: Concept, *labels: str) -> list[Example]:
-    return [example for split in SPLITS for example in concept.select(split, labels)]
-
-
-def last_turn(example: Example) -> str:
-    return example.prompt[-1].content
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"[\w']+", text.lower())
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -100,16 +88,10 @@ def test_splits_share_no_request_no_subject_and_no_attack_family(safety: Concept
 
 
 def test_splits_share_no_close_paraphrase_of_a_request(safety: Concept) -> None:
-    sets = {
-        split: [set(words(last_turn(one))) for one in safety.select(split, ["harmful"])]
-        for split in SPLITS
-    }
     alike = [
-        (" ".join(sorted(a)), " ".join(sorted(b)))
-        for first, second in combinations(SPLITS, 2)
-        for a in sets[first]
-        for b in sets[second]
-        if len(a & b) > MAX_JACCARD * len(a | b)
+        pair
+        for similarity, *pair in similarities(lambda split: safety.select(split, ["harmful"]))
+        if similarity > MAX_JACCARD
     ]
     assert alike == []
 

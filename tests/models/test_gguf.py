@@ -19,7 +19,7 @@ from helpers.tiny_models import TEMPLATE
 from retouch.core.config import LoadConfig, LoraConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Event, StageEvent
-from retouch.models import adapters, gguf
+from retouch.models import adapters, gguf, gguf_header
 from retouch.models.load import find_source, load
 
 IDS = torch.arange(6, 46).reshape(4, 10)
@@ -264,7 +264,7 @@ def test_a_template_that_is_not_a_text_is_an_error(tmp_path: Path) -> None:
 def test_without_the_package_a_copy_is_not_made(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_header, "find_spec", lambda name: None)
     error = error_of(file)
     assert error.code == "library-missing"
     assert "retouch[gguf]" in error.hint
