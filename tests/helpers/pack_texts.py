@@ -1,4 +1,4 @@
-"""The texts of a pack: its prompts by label, their words, and prompts of two splits that are alike."""
+"""The texts of a pack: its prompts by label, their words, and how alike two splits are."""
 
 from __future__ import annotations
 
