@@ -100,19 +100,10 @@ def edit(
     Raises:
         RetouchError: any of its kinds; what was written before stays valid.
     """
-    overrides = {
-        "direction": direction,
-        "allow_weakening": allow_weakening,
-        "seed": seed,
-        "model": model if isinstance(model, str) else None,
-        "concept": concept if isinstance(concept, str) else None,
-    }
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = {"direction": direction, "allow_weakening": allow_weakening, "seed": seed}
     with displayed(on_event, RESUME_HINT) as events:
         editable = as_editable(model, tokenizer)
-        known = concept if isinstance(concept, Concept) else None
-        settings = configure(given, config, concept=known, editable=editable)
-        known = known or concept_for_model(settings.concept, model_name(settings.model))
+        settings, known = _resolve(model, editable, concept, config, given)
         out = Path(output_dir) if output_dir is not None else choose_path(settings)
         return run_edit(settings, known, out, editable, events)
 
@@ -244,18 +235,10 @@ def check_contrast(
     Raises:
         RetouchError: any of its kinds.
     """
-    overrides = {
-        "direction": direction,
-        "seed": seed,
-        "model": model if isinstance(model, str) else None,
-        "concept": concept if isinstance(concept, str) else None,
-    }
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = {"direction": direction, "seed": seed}
     with displayed(on_event) as events:
         editable = as_editable(model, tokenizer)
-        known = concept if isinstance(concept, Concept) else None
-        settings = configure(given, config, concept=known, editable=editable)
-        known = concept_for_model(known or settings.concept, model_name(settings.model))
+        settings, known = _resolve(model, editable, concept, config, given)
         editable = editable or load_model(settings.model, settings.load, events)
         return check_concept(
             editable,
@@ -266,6 +249,24 @@ def check_contrast(
             layers=settings.discriminator.layers or (),
             on_event=events,
         )
+
+
+def _resolve(
+    model: Any,
+    editable: EditableModel | None,
+    concept: Concept | str | None,
+    config: EditConfig | Mapping[str, Any] | Path | str | None,
+    arguments: Mapping[str, Any],
+) -> tuple[EditConfig, Concept]:
+    """The configuration of a call's arguments, None where one is not given, and its concept."""
+    names = {
+        "model": model if isinstance(model, str) else None,
+        "concept": concept if isinstance(concept, str) else None,
+    }
+    given = {key: value for key, value in {**arguments, **names}.items() if value is not None}
+    known = concept if isinstance(concept, Concept) else None
+    settings = configure(given, config, concept=known, editable=editable)
+    return settings, concept_for_model(known or settings.concept, model_name(settings.model))
 
 
 @contextmanager
