@@ -20,7 +20,7 @@ PER_CATEGORY: dict[Split, int] = {"train": 24, "validation": 8, "test": 8}
 NUM_FAMILIES: dict[Split, int] = {"train": 10, "validation": 4, "test": 4}
 MIN_EXAMPLES: dict[str, dict[Split, int]] = {
     "wrapped": {"train": 240, "validation": 100, "test": 100},
-    "prefilled-harmless": {"train": 160, "validation": 60, "test": 60},
+    "prefilled-harmless": {"train": 66, "validation": 60, "test": 60},
     "prefilled": {"train": 0, "validation": 60, "test": 100},
     "borderline": {"train": 300, "validation": 100, "test": 100},
     "ordinary": {"train": 500, "validation": 250, "test": 150},

@@ -36,6 +36,8 @@ def choose(
     monkeypatch: pytest.MonkeyPatch,
     values: Mapping[float, tuple[float, float]],
     better: str = "higher",
+    *,
+    excesses: Mapping[float, float] | None = None,
 ) -> tuple[float, list[float]]:
     """The chosen strength and those tried, with made-up values of the two metrics."""
     tried: list[float] = []
@@ -56,9 +58,15 @@ def choose(
     monkeypatch.setattr(strength_choice, "scaled", scaled)
     monkeypatch.setattr(strength_choice, "evaluate", evaluate)
     chosen = choose_strength(
-        tiny_editable(), concept(better), "raise", tuple(values), max_new_tokens=4
+        tiny_editable(),
+        concept(better),
+        "raise",
+        tuple(values),
+        max_new_tokens=4,
+        excess=lambda: 1.0 if excesses is None else excesses[tried[-1]],
     )
-    return chosen.strength, tried
+    # Each strength is measured against the limits first.
+    return chosen.strength, tried[len(values) :]
 
 
 def test_the_smallest_strength_that_keeps_the_effect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +97,14 @@ def test_a_chosen_strength_is_baked_into_the_weights() -> None:
     adapters.scale(editable, 0.5)
     assert {float(w.mean()) for n, w in weights.items() if "lora_B" in n} == {1.0}
     assert {float(w.mean()) for n, w in weights.items() if "lora_A" in n} == {2.0}
+
+
+def test_the_effect_is_that_of_the_largest_strength_within_the_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {1.0: (0.9, 0.9), 0.8: (0.8, 0.8), 0.7: (0.8, 0.8), 0.6: (0.7, 0.7)}
+    excesses = {1.0: 1.5, 0.8: 1.0, 0.7: 1.0, 0.6: 1.0}
+    assert choose(monkeypatch, values, excesses=excesses)[0] == 0.7
+    # Without any, the limits do not decide.
+    excesses = dict.fromkeys(values, 2.0)
+    assert choose(monkeypatch, values, excesses=excesses)[0] == 1.0

@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "train.batch_size": 4,
     "train.retain_batch_size": 4,
     "train.learning_rate": 5e-3,
+    "train.loraplus_lr_ratio": 1.0,
     "train.lr_scheduler_type": "constant",
     "train.warmup_ratio": 0.0,
     "train.max_retain_change": 1.0,

@@ -22,6 +22,7 @@ from retouch.core.types import Message, Split
 from retouch.models.editable_model import EditableModel
 from retouch.task.base_responses import generate_base
 from retouch.task.examples import EditExamples, build_examples
+from retouch.task.prefill import prefill_counts
 
 
 def build(
@@ -74,6 +75,20 @@ def test_prefill_examples_end_in_the_target_response() -> None:
         if own_turn:
             assert rejected.ids == (*prompt, *own.ids[own.start :])
         assert rejected.start == chat.start
+
+
+def test_prefills_for_a_share_of_the_examples_are_spread_evenly() -> None:
+    assert prefill_counts(8, 0.25) == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert prefill_counts(3, 2) == [2, 2, 2]
+    assert sum(prefill_counts(10, 1.5)) == 15
+    editable, concept = tiny_editable(), tiny_concept()
+    plain = build(editable, concept)
+    half = build(editable, concept, {"data.prefill_tokens": 1, "data.prefills_per_example": 0.5})
+    count = len(plain.source)
+    assert len(half.source) == len(half.rejected) == count + count // 2
+    for number, chat in enumerate(half.source[count:]):
+        source = plain.source[2 * number + 1]
+        assert chat.ids[: source.start] == source.ids[: source.start]
 
 
 def test_prefills_of_retain_examples_are_forced_on_source_examples() -> None:

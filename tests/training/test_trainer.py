@@ -10,7 +10,9 @@ from helpers.tiny_edit import build_training, run_training, tiny_concept, tiny_c
 from helpers.tiny_models import tiny_editable
 from retouch.core.errors import DivergedError, ModelError
 from retouch.models import adapters
+from retouch.task.validation import ValidationResult
 from retouch.training.setup import build_trainer
+from retouch.training.trainer import KL_GROWTH
 
 
 @pytest.mark.parametrize("term", ["adversarial", "matching"])
@@ -95,10 +97,10 @@ def test_without_a_round_within_the_limits_the_closest_is_kept() -> None:
     trainer = build_training(editable, config).trainer
     drifts = [event.drift for event in trainer.train()]
     trainer.finish()
-    assert trainer.excess == pytest.approx(max(1.0, min(drifts) / 1e-6))
+    assert trainer.measure_excess() == pytest.approx(max(1.0, min(drifts) / 1e-6))
     editable = tiny_editable()
     trainer = run_training(editable, tiny_config({"train.max_drift": 1e-9})).trainer
-    assert trainer.excess > 1
+    assert trainer.measure_excess() > 1
     assert adapter_weights(editable)
 
 
@@ -137,6 +139,38 @@ def test_the_learning_rate_rises_and_decays() -> None:
     )
     trainer = build_training(tiny_editable(), constant).trainer
     assert {trainer._learning_rate(step) for step in range(16)} == {1.0}
+
+
+def test_the_b_matrices_learn_faster() -> None:
+    config = tiny_config(
+        {
+            "train.rounds": 1,
+            "train.steps_per_round": 1,
+            "train.warmup_ratio": 0,
+            "train.learning_rate": 1e-3,
+            "train.loraplus_lr_ratio": 4.0,
+            "train.ema_decay": 0.0,
+        }
+    )
+    editable = tiny_editable()
+    trainer = build_training(editable, config).trainer
+    list(trainer.train())
+    # Adam's first step has the size of the learning rate; a new adapter's B matrices are 0.
+    of_b = [w.abs().max() for name, w in adapter_weights(editable).items() if "lora_B" in name]
+    assert float(max(of_b)) == pytest.approx(4e-3, rel=0.01)
+
+
+def test_the_weight_of_the_kl_divergence_falls_back_within_the_limits() -> None:
+    trainer = build_training(tiny_editable(), tiny_config()).trainer
+
+    def scale_after(drift: float) -> float:
+        trainer._correct(ValidationResult(0.0, drift))
+        return trainer._objective.kl_scale
+
+    limit = trainer._train.max_drift
+    assert scale_after(2 * limit) == KL_GROWTH
+    assert scale_after(0.0) == 1.0
+    assert scale_after(0.0) == 1.0
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:

@@ -108,7 +108,7 @@ class DataConfig(Group):
         "labelled source examples, each with its target counterpart and its wrapped forms",
         ge=2,
     )
-    num_retain: int = option(640, "examples of the retain set, which need no labels", ge=0)
+    num_retain: int = option(960, "examples of the retain set, which need no labels", ge=0)
     retain_concepts: tuple[str, ...] = option(
         (),
         "further concepts whose examples are retained, so that edits of them can be merged with "
@@ -120,11 +120,11 @@ class DataConfig(Group):
     prefill_tokens: int = option(
         8, "maximum prefill length in tokens for prefill-attack examples (0 disables)", ge=0
     )
-    prefills_per_example: int = option(
-        1,
-        "prefill-attack examples per source example; of several, every other one uses the target's "
-        "prompt",
-        ge=1,
+    prefills_per_example: float = option(
+        0.25,
+        "prefill-attack examples per source example, below 1 for a share of them; of several, "
+        "every other one uses the target's prompt",
+        gt=0,
     )
     wrapped_share: float = option(
         0.25,
@@ -164,7 +164,7 @@ class LoraConfig(Group):
 class TrainConfig(Group):
     """The training loop."""
 
-    rounds: int = option(5, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
+    rounds: int = option(9, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
     steps_per_round: int = option(16, "generator steps per round", ge=1)
     batch_size: int = option(8, "source examples per generator step", ge=1)
     retain_batch_size: int = option(16, "retain examples per generator step", ge=1)
@@ -174,7 +174,12 @@ class TrainConfig(Group):
         ge=1,
     )
     learning_rate: float = option(
-        1.2e-3, "peak learning rate of the generator (Adam)", search=(1e-4, 5e-3), log=True, gt=0
+        5e-4, "peak learning rate of the generator (Adam)", search=(1e-4, 5e-3), log=True, gt=0
+    )
+    loraplus_lr_ratio: float = option(
+        8.0,
+        "ratio of the learning rate of LoRA's B matrices to that of its A matrices (LoRA+)",
+        ge=1,
     )
     lr_scheduler_type: LearningRateSchedule = option(
         "cosine", "decay of the learning rate over all rounds: cosine (to a tenth) or constant"
@@ -196,9 +201,9 @@ class TrainConfig(Group):
         le=1,
     )
     strengths: tuple[float, ...] = option(
-        (0.6, 0.8, 1.0),
-        "adapter strengths to choose from after training: the smallest that keeps the effect on "
-        "the validation split",
+        (0.6, 0.7, 0.8, 0.9, 1.0),
+        "adapter strengths to choose from after training: the smallest that keeps the effect, on "
+        "the validation split, of the largest within the limits",
         min_length=1,
     )
     patience: int = option(4, "rounds without improvement before training stops", ge=1)

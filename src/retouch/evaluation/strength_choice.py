@@ -1,4 +1,4 @@
-"""Choose the smallest adapter strength that keeps an edit's effect on the validation split.
+"""Choose the adapter strength: the smallest that keeps the effect of the largest within the limits.
 
 The effect of an adapter saturates, and its drift grows with the square of its strength.
 """
@@ -6,7 +6,7 @@ The effect of an adapter saturates, and its drift grows with the square of its s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ def choose_strength(
     strengths: Sequence[float],
     *,
     max_new_tokens: int,
+    excess: Callable[[], float] = lambda: 1.0,
     progress: Progress = no_progress,
 ) -> StrengthChoice:
     """Measure the effect at several strengths, and choose; the model stays as it is.
@@ -52,19 +53,25 @@ def choose_strength(
         editable: the model with its adapter.
         concept: the edited concept.
         direction: the direction of the edit.
-        strengths: to choose from; the highest is what the others are compared with.
+        strengths: to choose from; the highest within the limits is what the others are compared
+            with, or simply the highest if none is.
         max_new_tokens: maximum length of a response, in tokens.
+        excess: how far the model as it is now is over the limits, as `BestCheckpoint.excess`.
         progress: called while responses are generated.
     """
-    highest = max(strengths)
+    ordered = sorted(strengths, reverse=True)
+    if len(ordered) > 1:
+        within = [one for one in ordered if _excess_at(editable, one, excess) <= 1.0]
+        ordered = within or ordered
+    highest = ordered[0]
     metrics = _effect_metrics(concept, direction)
-    if len(strengths) < 2 or not metrics:
+    if len(ordered) < 2 or not metrics:
         return StrengthChoice(highest, {})
     chosen = dataclasses.replace(concept, metrics=metrics)
     sign = 1.0 if concept.directions[direction].effect_better == "higher" else -1.0
     effects: dict[float, dict[str, float]] = {}
     kept = highest
-    for strength in sorted(strengths, reverse=True):
+    for strength in ordered:
 
         def show(description: str, done: int, total: int, strength: float = strength) -> None:
             progress(f"strength {strength:g}: {description}", done, total)
@@ -85,6 +92,11 @@ def choose_strength(
             break  # a lower strength keeps less
         kept = strength
     return StrengthChoice(kept, effects)
+
+
+def _excess_at(editable: EditableModel, strength: float, excess: Callable[[], float]) -> float:
+    with scaled(editable, strength):
+        return excess()
 
 
 def _effect_metrics(concept: Concept, direction: Direction) -> tuple[MetricSpec, ...]:

@@ -26,6 +26,7 @@ from retouch.models.memory_estimate import (
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.hardware import Hardware
 from retouch.task.layers import LayerSelection
+from retouch.task.prefill import prefill_counts
 from retouch.task.sampling import SampledExamples
 
 
@@ -101,9 +102,12 @@ def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) ->
     responders = sampled.target if sampled.paired else sampled.source
     source = measure_examples(tokenizer, sampled.source, limit, responders)
     if sampled.paired and data.prefill_tokens:
-        prompts = tuple(length + data.prefill_tokens for length in source.prompts)
-        copies = data.prefills_per_example
-        source += TokenLengths(prompts * copies, source.responses * copies)
+        counts = prefill_counts(len(source.prompts), data.prefills_per_example)
+        index = [i for i, count in enumerate(counts) for _ in range(count)]
+        source += TokenLengths(
+            tuple(source.prompts[i] + data.prefill_tokens for i in index),
+            tuple(source.responses[i] for i in index),
+        )
     others = (sampled.target, sampled.retain)
     return SplitLengths(source, *(measure_examples(tokenizer, one, limit) for one in others))
 

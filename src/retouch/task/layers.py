@@ -12,7 +12,7 @@ from retouch.representations.patching import Patching
 NUM_READ = 2  # least number of layers that the discriminators read
 NUM_BELOW = 2  # least number of layers below the first of them that get adapters too
 # The same as shares of a deep model's layers, and how many above the first get adapters too.
-READ_SHARE, BELOW_SHARE, ABOVE_SHARE = 0.1, 0.2, 0.13
+READ_SHARE, BELOW_SHARE, ABOVE_SHARE = 0.1, 0.1, 0.2
 
 
 @dataclass(frozen=True)

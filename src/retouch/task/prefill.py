@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from retouch.concepts.chat import TokenizedChat, prompt_ids
 from retouch.concepts.concept import Example
@@ -36,7 +37,7 @@ def add_prefills(
     openings: Sequence[tuple[int, ...]],
     *,
     max_tokens: int,
-    per_example: int,
+    per_example: float,
     counterpart_prompts: bool = True,
 ) -> PrefilledExamples:
     """Make source examples with prefills from source responses.
@@ -53,18 +54,19 @@ def add_prefills(
         counterparts: the target counterparts.
         openings: token ids of other responses that prefills are taken from.
         max_tokens: maximum length of a prefill, in tokens.
-        per_example: prefilled examples for each source example.
+        per_example: prefilled examples for each source example; below 1, for a share of them.
         counterpart_prompts: whether half of them have the counterpart's prompt.
     """
     made = PrefilledExamples([], [], [], [])
+    counts, turn = prefill_counts(len(source), per_example), 0
     for i, (chat, base, counterpart) in enumerate(zip(source, rejected, counterparts, strict=True)):
         response = chat.ids[chat.start :]
         prompts = [chat.ids[: chat.start]]
         if counterpart_prompts:
             prompts.append(counterpart.ids[: counterpart.start])
-        for number in range(per_example):
+        for number in range(counts[i]):
             opening = base.ids[base.start :]
-            if openings and (i + number // len(prompts)) % 2:
+            if openings and (turn + number // len(prompts)) % 2:
                 opening = rng.choice(openings)
             prompt = prompts[number % len(prompts)]
             # Without the end token, and at least one token is left to generate.
@@ -75,7 +77,14 @@ def add_prefills(
             made.counterparts.append(counterpart)
             made.rejected.append(TokenizedChat((*prompt, *opening), start))
             made.index.append(i)
+        turn += counts[i] > 0
     return made
+
+
+def prefill_counts(num_examples: int, per_example: float) -> list[int]:
+    """How many prefilled examples are made from each source example, spread evenly."""
+    made = [int(per_example * i) for i in range(num_examples + 1)]
+    return [after - before for before, after in pairwise(made)]
 
 
 def retain_openings(

@@ -54,7 +54,7 @@ class Objective:
     """The generator's loss and its gradients in the adapter weights.
 
     Attributes:
-        kl_scale: factor of `kl_weight`, which the trainer raises while the drift is over its limit.
+        kl_scale: factor of `kl_weight`, which the trainer raises while a limit is exceeded.
     """
 
     def __init__(self, context: TrainingContext, dataset: EditDataset) -> None:

@@ -48,7 +48,8 @@ MIN_IMPROVEMENT = 0.001  # of the validation score
 MAX_GRAD_NORM = 1.0
 FINAL_RATE = 0.1  # of the peak learning rate, at the end of a cosine decay
 UNDO_EXCESS = 5.0  # a round whose validation is so many times over a limit is undone
-KL_GROWTH = 1.5  # of the KL divergence's weight after a round over a limit
+KL_GROWTH = 1.5  # of the KL divergence's weight after a round over a limit; it falls back as fast
+ADAM_BETAS = (0.9, 0.99)  # a second moment that is averaged over fewer steps than a training has
 
 
 class Trainer:
@@ -72,7 +73,7 @@ class Trainer:
         self._adversary = adversary
         self._train, self._discriminator = context.method.train, context.method.discriminator
         self._weights = parameters(context.editable)
-        self._optimizer = torch.optim.Adam(self._weights.values(), lr=self._train.learning_rate)
+        self._optimizer = self._new_optimizer()
         self._ema = EMA(self._weights, self._train.ema_decay)
         # The first round uses them too, since no weight has changed by then.
         self._pools: tuple[Pool, Pool] | None = dataset.pools(0)
@@ -109,10 +110,8 @@ class Trainer:
             losses = self._train_generator()
             self.round += 1
             validation_began = time.monotonic()
-            segment = self._context.segment
             with self._ema.applied():
-                result = self._validator(segment if segment.to_logits else None)
-            result = distributed.broadcast(result)
+                result = self._validate()
             self.seconds["train_seconds"] += validation_began - round_began
             self.seconds["validation_seconds"] += time.monotonic() - validation_began
             yield RoundEvent(
@@ -124,18 +123,21 @@ class Trainer:
                 drift=result.drift,
                 retain_change=result.retain_change,
                 best=self._keep_best(result),
-                undone=self._undo(result),
+                undone=self._correct(result),
                 seconds=time.monotonic() - began,
             )
 
-    @property
-    def excess(self) -> float:
-        """How far the best weights are over the limits, as `BestCheckpoint.excess`."""
-        return self._best.excess
+    def measure_excess(self) -> float:
+        """How far the model as it is now is over the limits, as `BestCheckpoint.excess`."""
+        return self._best.excess_of(self._validate())
 
     def finish(self) -> None:
         """Copy the best averaged weights into the adapter."""
         self._best.restore(self._weights)
+
+    def _validate(self) -> ValidationResult:
+        segment = self._context.segment
+        return distributed.broadcast(self._validator(segment if segment.to_logits else None))
 
     def _new_discriminators(self, number: int, fit: Pool) -> Discriminators:
         """Untrained discriminators of a round, standardised for the states that they will fit."""
@@ -185,7 +187,7 @@ class Trainer:
             for name, term in self._objective.gradients(step, self.discriminators).items():
                 sums[name] = sums.get(name, 0.0) + term / count
             torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
-            self._optimizer.param_groups[0]["lr"] = self._learning_rate(self.round * count + i)
+            self._set_learning_rate(self._learning_rate(self.round * count + i))
             self._optimizer.step()
             self._ema.update()
         distributed.all_reduce(sums.values())
@@ -200,6 +202,23 @@ class Trainer:
             )
         return means
 
+    def _new_optimizer(self) -> torch.optim.Adam:
+        """Adam with two groups of weights, LoRA's A and its B matrices.
+
+        Source: LoRA+ (Hayou et al. 2024, arXiv 2402.12354).
+        """
+        of_b = {name: ".lora_B." in name for name in self._weights}
+        groups = [
+            {"params": [weight for name, weight in self._weights.items() if of_b[name] is is_b]}
+            for is_b in (False, True)
+        ]
+        return torch.optim.Adam(groups, lr=self._train.learning_rate, betas=ADAM_BETAS)
+
+    def _set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the A matrices, and LoRA+'s of the B matrices."""
+        of_a, of_b = self._optimizer.param_groups
+        of_a["lr"], of_b["lr"] = rate, rate * self._train.loraplus_lr_ratio
+
     def _learning_rate(self, step: int) -> float:
         """The learning rate of a step, numbered from 0 over all rounds."""
         config = self._train
@@ -213,11 +232,14 @@ class Trainer:
         done = (step - warmup) / max(1, total - warmup)
         return rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
 
-    def _undo(self, result: ValidationResult) -> bool:
-        """Undo a round that is far over a limit; says whether it is."""
+    def _correct(self, result: ValidationResult) -> bool:
+        """Adjust the KL divergence's weight, and undo a round that is far over a limit.
+
+        Returns whether it is undone.
+        """
         excess = self._best.excess_of(result)
-        if excess > 1.0:
-            self._objective.kl_scale *= KL_GROWTH
+        factor = KL_GROWTH if excess > 1.0 else 1.0 / KL_GROWTH
+        self._objective.kl_scale = max(1.0, self._objective.kl_scale * factor)
         if excess <= UNDO_EXCESS:
             return False
         self._rate_scale /= 2
