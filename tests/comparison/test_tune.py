@@ -40,7 +40,7 @@ def test_the_space_is_built_from_the_settings() -> None:
 def test_nested_groups_are_searched_by_dotted_path() -> None:
     space = build_search_space(MethodConfig, {"loss.kl_weight": 60.0, "train.rounds": 3})
     assert suggest(space, [], 0) == {
-        "train.learning_rate": 1.2e-3,
+        "train.learning_rate": 5e-4,
         "loss.adversarial_weight": 0.1,
         "loss.matching_weight": 0.3,
         "loss.kl_weight": 60.0,

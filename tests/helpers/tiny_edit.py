@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "data.num_examples": 8,
     "data.num_retain": 8,
     "data.prefill_tokens": 0,
+    "data.prefills_per_example": 1.0,
     "data.wrapped_share": 1.0,
     "train.batch_size": 4,
     "train.retain_batch_size": 4,

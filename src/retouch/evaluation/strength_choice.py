@@ -41,7 +41,7 @@ def choose_strength(
     strengths: Sequence[float],
     *,
     max_new_tokens: int,
-    excess: Callable[[], float] = lambda: 1.0,
+    excess: Callable[[], float] | None = None,
     progress: Progress = no_progress,
 ) -> StrengthChoice:
     """Measure the effect at several strengths, and choose; the model stays as it is.
@@ -56,11 +56,12 @@ def choose_strength(
         strengths: to choose from; the highest within the limits is what the others are compared
             with, or simply the highest if none is.
         max_new_tokens: maximum length of a response, in tokens.
-        excess: how far the model as it is now is over the limits, as `BestCheckpoint.excess`.
+        excess: how far the model as it is now is over the limits, as `BestCheckpoint.excess`
+            (default: there are no limits).
         progress: called while responses are generated.
     """
     ordered = sorted(strengths, reverse=True)
-    if len(ordered) > 1:
+    if len(ordered) > 1 and excess is not None:
         within = [one for one in ordered if _excess_at(editable, one, excess) <= 1.0]
         ordered = within or ordered
     highest = ordered[0]
