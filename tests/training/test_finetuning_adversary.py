@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_under_the_adversary() -> None:
         {
             "train.rounds": 8,
             "train.steps_per_round": 8,
-            "train.learning_rate": 4e-2,
+            "train.learning_rate": 1e-2,
             "lora.layers_to_transform": (0, 1, 2, 3),
             "discriminator.layers": (3,),
             "loss.adversarial_weight": 0.0,
