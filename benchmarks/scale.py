@@ -36,8 +36,8 @@ from retouch.models.memory_estimate import (
 )
 from retouch.models.offload import OffloadPlan
 from retouch.preflight.workload import SplitLengths, measure_split
-from retouch.task.examples import example_rng, sample_examples
 from retouch.task.layers import NUM_READ
+from retouch.task.sampling import example_rng, sample_examples
 
 ITEMSIZE = torch.bfloat16.itemsize
 PROMPTS, TESTS, PROMPT_TOKENS = 256, 100, 30  # of the log in ARE's repository
