@@ -41,6 +41,7 @@ def choose(
 ) -> tuple[float, list[float]]:
     """The chosen strength and those tried, with made-up values of the two metrics."""
     tried: list[float] = []
+    measured: list[float] = []
 
     @contextmanager
     def scaled(_: Any, strength: float) -> Any:
@@ -48,6 +49,7 @@ def choose(
         yield
 
     def evaluate(_: Any, concepts: list[Concept], **__: Any) -> Evaluation:
+        measured.append(tried[-1])
         assert [spec.metric for spec in concepts[0].metrics] == ["effect", "also"]
         records = [
             Record("s", name, "rate", "higher", Score(0, 0, 0, 32), Score(value, 0, 1, 32))
@@ -65,8 +67,7 @@ def choose(
         max_new_tokens=4,
         excess=lambda: 1.0 if excesses is None else excesses[tried[-1]],
     )
-    # Each strength is measured against the limits first.
-    return chosen.strength, tried[len(values) :]
+    return chosen.strength, measured
 
 
 def test_the_smallest_strength_that_keeps_the_effect(monkeypatch: pytest.MonkeyPatch) -> None:

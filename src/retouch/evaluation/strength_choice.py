@@ -6,6 +6,7 @@ The effect of an adapter saturates, and its drift grows with the square of its s
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,10 +62,19 @@ def choose_strength(
         progress: called while responses are generated.
     """
     ordered = sorted(strengths, reverse=True)
-    if len(ordered) > 1 and excess is not None:
-        within = [one for one in ordered if _excess_at(editable, one, excess) <= 1.0]
-        ordered = within or ordered
-    highest = ordered[0]
+
+    # Validated only when it is reached: most choices end at the first or second.
+    @functools.cache
+    def is_within(strength: float) -> bool:
+        if excess is None:
+            return True
+        with scaled(editable, strength):
+            return excess() <= 1.0
+
+    highest = next(filter(is_within, ordered), None)
+    limited = highest is not None
+    highest = ordered[0] if highest is None else highest
+    ordered = [strength for strength in ordered if strength <= highest]
     metrics = _effect_metrics(concept, direction)
     if len(ordered) < 2 or not metrics:
         return StrengthChoice(highest, {})
@@ -73,6 +83,8 @@ def choose_strength(
     effects: dict[float, dict[str, float]] = {}
     kept = highest
     for strength in ordered:
+        if limited and not is_within(strength):
+            continue
 
         def show(description: str, done: int, total: int, strength: float = strength) -> None:
             progress(f"strength {strength:g}: {description}", done, total)
@@ -93,11 +105,6 @@ def choose_strength(
             break  # a lower strength keeps less
         kept = strength
     return StrengthChoice(kept, effects)
-
-
-def _excess_at(editable: EditableModel, strength: float, excess: Callable[[], float]) -> float:
-    with scaled(editable, strength):
-        return excess()
 
 
 def _effect_metrics(concept: Concept, direction: Direction) -> tuple[MetricSpec, ...]:
