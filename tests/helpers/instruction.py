@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +21,9 @@ PROMPTS = [f"What is topic {i}?" for i in range(60)]
 
 
 def number(text: str) -> int:
-    """The number of the topic that a text names, or -1."""
-    found = [word.strip("?.,") for word in text.split()]
-    return next((int(word) for word in found if word.isdigit()), -1)
+    """The number of the topic that a text names; a text without one is a topic of its own."""
+    found = re.search(r"[Tt]opic (\d+)", text)
+    return int(found[1]) if found else zlib.crc32(text.encode())
 
 
 class FakeBase:

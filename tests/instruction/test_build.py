@@ -94,7 +94,6 @@ def test_built_in_prompts_are_split_as_their_pack_and_none_is_retained(
 ) -> None:
     for split, examples in ordinary_examples("tiny").items():
         assert len(examples) > 100, split
-    # Topics have no numbers there, so every response is on the topic -1.
     concept, audit = make(prompts=None, num_prompts=60)
     source_examples = {one.example.prompt for one in audit.candidates}
     for split in SPLITS:
