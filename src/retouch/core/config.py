@@ -16,6 +16,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Suites = Literal["all", "concept", "none"]
 LearningRateSchedule = Literal["cosine", "constant"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
+InitLoraWeights = Literal["contrast", "random"]
 
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 AUTO_CONCEPT = "auto"  # resolved with the model, so that a recorded configuration has a name
@@ -158,6 +159,11 @@ class LoraConfig(Group):
         (), "suffixes of the names of the linear layers to adapt (default: all)"
     )
     r: int = option(16, "LoRA rank", flag="--lora-r", aliases=("--r",), ge=1)
+    init_lora_weights: InitLoraWeights = option(
+        "contrast",
+        "initial A matrices: contrast reads what source prompts have in excess over retain "
+        "prompts; random is PEFT's default",
+    )
     lora_alpha: float = option(32.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
 
 

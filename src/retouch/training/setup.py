@@ -13,6 +13,7 @@ from retouch.models.segment import Segment
 from retouch.task.layers import LayerSelection
 from retouch.task.task import EditTask
 from retouch.training.context import TrainingContext
+from retouch.training.contrast_init import initialize_from_contrast
 from retouch.training.dataset import EditDataset
 from retouch.training.finetuning_adversary import FinetuningAdversary
 from retouch.training.trainer import Trainer
@@ -58,4 +59,6 @@ def build_trainer(
     if method.adversary.finetune_steps:
         adversary = FinetuningAdversary(editable, task.train, method.adversary, task.seed)
     attach(editable, layers.adapted, method.lora, task.seed)
+    if method.lora.init_lora_weights == "contrast":
+        initialize_from_contrast(context, layers.adapted, dataset, progress)
     return Trainer(context, dataset, task.validator, adversary)
