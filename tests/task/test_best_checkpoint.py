@@ -38,6 +38,13 @@ def test_a_change_of_the_retain_set_is_a_limit_too() -> None:
     assert not checkpoint.update(ValidationResult(5.0, 0.01, retain_change=0.06), values)
 
 
+def test_with_slack_a_higher_score_a_little_over_the_limits_is_kept() -> None:
+    scores = (-3, 0.05), (-1, 0.14), (0, 0.16)
+    assert kept(BestCheckpoint(0.1, slack=1.5), *scores) == 1
+    assert kept(BestCheckpoint(0.1), *scores) == 0
+    assert kept(BestCheckpoint(0.1, slack=1.5), (0, 0.3), (-9, 0.2)) == 1
+
+
 def test_improvements_have_a_minimum_and_the_latest_may_be_preferred() -> None:
     checkpoint = BestCheckpoint(0.1, min_improvement=0.5)
     values = {"w": torch.zeros(1)}

@@ -170,7 +170,7 @@ class LoraConfig(Group):
 class TrainConfig(Group):
     """The training loop."""
 
-    rounds: int = option(9, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
+    rounds: int = option(6, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
     steps_per_round: int = option(16, "generator steps per round", ge=1)
     batch_size: int = option(8, "source examples per generator step", ge=1)
     retain_batch_size: int = option(16, "retain examples per generator step", ge=1)
@@ -196,7 +196,7 @@ class TrainConfig(Group):
     )
     max_drift: float = option(
         0.02,
-        "maximum drift of a checkpoint: KL to the base on the retain responses, nats a token",
+        "maximum drift of the result: KL to the base on the retain responses, nats a token",
         gt=0,
     )
     max_retain_change: float = option(

@@ -7,7 +7,9 @@ from typing import Any
 from retouch.concepts.concept import Concept
 from retouch.core.config import MethodConfig
 from retouch.core.types import Direction, Progress
+from retouch.evaluation.strength_choice import choose_strength
 from retouch.methods.method import Method
+from retouch.models.adapters import scale
 from retouch.models.editable_model import EditableModel
 from retouch.task.layers import select_layers
 from retouch.task.task import EditTask
@@ -30,7 +32,7 @@ class Retouch(Method):
     def apply(
         self, editable: EditableModel, task: EditTask, settings: MethodConfig, progress: Progress
     ) -> None:
-        """Train on the task's examples; the best averaged weights stay on the model."""
+        """Train on the task's examples and choose the strength; the adapter stays on the model."""
         layers = select_layers(
             task.patching,
             editable.layout.depth,
@@ -42,3 +44,12 @@ class Retouch(Method):
         for event in trainer.train():
             progress("rounds", event.round, event.rounds)
         trainer.finish()
+        choice = choose_strength(
+            editable,
+            task.concept,
+            task.direction,
+            settings.train.strengths,
+            max_new_tokens=task.data.max_new_tokens,
+            excess=trainer.measure_excess,
+        )
+        scale(editable, choice.strength)

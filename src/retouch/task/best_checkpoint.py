@@ -23,7 +23,12 @@ class BestCheckpoint:
     """
 
     def __init__(
-        self, max_drift: float, *, max_change: float = 1.0, min_improvement: float = 0.0
+        self,
+        max_drift: float,
+        *,
+        max_change: float = 1.0,
+        min_improvement: float = 0.0,
+        slack: float = 1.0,
     ) -> None:
         """Set the rule.
 
@@ -31,17 +36,22 @@ class BestCheckpoint:
             max_drift: nats a token.
             max_change: of `ValidationResult.retain_change`.
             min_improvement: scores that are higher by no more than this are not better.
+            slack: weights up to so many times over the limits count as within them.
         """
         self._max_drift, self._max_change = max_drift, max_change
-        self._min_improvement = min_improvement
+        self._min_improvement, self._slack = min_improvement, slack
         self.values: dict[str, torch.Tensor] = {}
         self.score = float("-inf")
         self.excess = float("inf")
 
     @property
     def within(self) -> bool:
-        """Whether the kept weights are within the limits."""
-        return self.excess <= 1.0
+        """Whether the kept weights are within the limits and the slack."""
+        return self.excess <= self._slack
+
+    def is_within(self, result: ValidationResult) -> bool:
+        """Whether a validation is within the limits and the slack."""
+        return self.excess_of(result) <= self._slack
 
     def excess_of(self, result: ValidationResult) -> float:
         """How far a validation is over the limits, as for `excess`."""
@@ -59,7 +69,7 @@ class BestCheckpoint:
             prefer_latest: treat them as better whatever their score.
         """
         excess = self.excess_of(result)
-        if excess > 1.0:
+        if not self.is_within(result):
             better = excess < self.excess
         else:
             higher = result.score > self.score + self._min_improvement

@@ -47,6 +47,7 @@ from retouch.training.objective import Objective, Step
 MIN_IMPROVEMENT = 0.001  # of the validation score
 MAX_GRAD_NORM = 1.0
 FINAL_RATE = 0.1  # of the peak learning rate, at the end of a cosine decay
+SLACK = 1.5  # a round may be so many times over a limit where a lower strength brings it within
 UNDO_EXCESS = 5.0  # a round whose validation is so many times over a limit is undone
 KL_GROWTH = 1.5  # of the KL divergence's weight after a round over a limit; it falls back as fast
 ADAM_BETAS = (0.9, 0.99)  # a second moment that is averaged over fewer steps than a training has
@@ -83,6 +84,7 @@ class Trainer:
             self._train.max_drift,
             max_change=self._train.max_retain_change,
             min_improvement=MIN_IMPROVEMENT,
+            slack=SLACK if min(self._train.strengths) < 1 else 1.0,
         )
         # What a round that is undone is reset to: new weights change nothing.
         self._initial = {name: weight.detach().clone() for name, weight in self._weights.items()}
@@ -238,7 +240,7 @@ class Trainer:
         Returns whether it is undone.
         """
         excess = self._best.excess_of(result)
-        factor = KL_GROWTH if excess > 1.0 else 1.0 / KL_GROWTH
+        factor = 1.0 / KL_GROWTH if self._best.is_within(result) else KL_GROWTH
         self._objective.kl_scale = max(1.0, self._objective.kl_scale * factor)
         if excess <= UNDO_EXCESS:
             return False
