@@ -109,7 +109,7 @@ class DataConfig(Group):
         "labelled source examples, each with its target counterpart and its wrapped forms",
         ge=2,
     )
-    num_retain: int = option(800, "examples of the retain set, which need no labels", ge=0)
+    num_retain: int = option(960, "examples of the retain set, which need no labels", ge=0)
     retain_concepts: tuple[str, ...] = option(
         (),
         "further concepts whose examples are retained, so that edits of them can be merged with "
@@ -173,7 +173,7 @@ class TrainConfig(Group):
     rounds: int = option(6, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
     steps_per_round: int = option(16, "generator steps per round", ge=1)
     batch_size: int = option(8, "source examples per generator step", ge=1)
-    retain_batch_size: int = option(8, "retain examples per generator step", ge=1)
+    retain_batch_size: int = option(16, "retain examples per generator step", ge=1)
     micro_batch_size: int | None = option(
         None,
         "examples per forward pass (default: the batch, halved whenever memory runs out)",

@@ -47,7 +47,7 @@ from retouch.training.objective import Objective, Step
 MIN_IMPROVEMENT = 0.001  # of the validation score
 MAX_GRAD_NORM = 1.0
 FINAL_RATE = 0.1  # of the peak learning rate, at the end of a cosine decay
-SLACK = 2.0  # a round may be so many times over a limit, since a lower strength brings it within
+SLACK = 1.5  # a round may be so many times over a limit, since a lower strength brings it within
 UNDO_EXCESS = 5.0  # a round whose validation is so many times over a limit is undone
 KL_GROWTH = 1.5  # of the KL divergence's weight after a round over a limit; it falls back as fast
 ADAM_BETAS = (0.9, 0.99)  # a second moment that is averaged over fewer steps than a training has
