@@ -7,9 +7,10 @@ The loop of ARE (Zhang et al. 2024), with these differences:
   the target responses are learned;
 * the responses to the retain set are kept at the base model's probabilities;
 * the result is the exponential moving average of the weights from the best round, which is selected
-  by validation within a maximum drift. The paper stops when fresh discriminators are at chance;
-  here they hardly ever are, not even when the edit is complete;
-* a round that drifts far beyond the maximum is undone, and the learning rate halved.
+  by validation near or within the limits; the strength that is chosen afterwards brings it within.
+  The paper stops when fresh discriminators are at chance; here they hardly ever are, not even when
+  the edit is complete;
+* a round that is far over a limit is undone, and the learning rate halved.
 """
 
 from __future__ import annotations
