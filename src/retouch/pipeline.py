@@ -418,11 +418,10 @@ def _run_stages(
         progress=lambda *progress: on_event(StageEvent("strength", *progress)),
     )
     adapters.scale(editable, choice.strength)
-    excess = trainer.measure_excess()
     on_event(StageEvent("strength", f"the adapter's strength is {choice.strength:g}"))
     if writes:
         chosen = {"chosen": choice.strength, "effects": to_plain(choice.effects)}
-        facts = {"strength": chosen, "over_limits": excess if excess > 1 else None}
+        facts = {"strength": chosen, "over_limits": choice.excess if choice.excess > 1 else None}
         run.write_provenance({**run.provenance(), **facts})
         write_adapter(run, editable, trainer)
     timings = {"edit_seconds": time.monotonic() - began, **trainer.seconds}

@@ -29,10 +29,12 @@ class StrengthChoice:
     Attributes:
         strength: of the trained adapter.
         effects: for each strength that was tried, the value of each metric by name.
+        excess: how far the model is over the limits at that strength; 1 within them or without any.
     """
 
     strength: float
     effects: dict[float, dict[str, float]]
+    excess: float = 1.0
 
 
 def choose_strength(
@@ -65,25 +67,25 @@ def choose_strength(
 
     # Validated only when it is reached: most choices end at the first or second.
     @functools.cache
-    def is_within(strength: float) -> bool:
+    def excess_at(strength: float) -> float:
         if excess is None:
-            return True
+            return 1.0
         with scaled(editable, strength):
-            return excess() <= 1.0
+            return excess()
 
-    highest = next(filter(is_within, ordered), None)
+    highest = next((strength for strength in ordered if excess_at(strength) <= 1.0), None)
     limited = highest is not None
     highest = ordered[0] if highest is None else highest
     ordered = [strength for strength in ordered if strength <= highest]
     metrics = _effect_metrics(concept, direction)
     if len(ordered) < 2 or not metrics:
-        return StrengthChoice(highest, {})
+        return StrengthChoice(highest, {}, excess_at(highest))
     chosen = dataclasses.replace(concept, metrics=metrics)
     sign = 1.0 if concept.directions[direction].effect_better == "higher" else -1.0
     effects: dict[float, dict[str, float]] = {}
     kept = highest
     for strength in ordered:
-        if limited and not is_within(strength):
+        if limited and excess_at(strength) > 1.0:
             continue
 
         def show(description: str, done: int, total: int, strength: float = strength) -> None:
@@ -104,7 +106,7 @@ def choose_strength(
         if lost > 1.0 / MAX_EXAMPLES + 1e-9:
             break  # a lower strength keeps less
         kept = strength
-    return StrengthChoice(kept, effects)
+    return StrengthChoice(kept, effects, excess_at(kept))
 
 
 def _effect_metrics(concept: Concept, direction: Direction) -> tuple[MetricSpec, ...]:

@@ -159,14 +159,17 @@ class EditableModel:
         if self._linears is None:
             self._linears = (self._make_linears(),)
         linears = self._linears[0]
-        adapted = [
-            module
-            for block in (self.blocks if self.adapted and linears is not None else ())
-            for module in block.modules()
-            if hasattr(module, "base_layer") and hasattr(module, "lora_A")
-        ]
-        with nullcontext() if linears is None else linears.applied(adapted):
+        with nullcontext() if linears is None else linears.applied(self.adapted_linears().values()):
             yield
+
+    def adapted_linears(self) -> dict[str, Any]:
+        """PEFT's LoRA wrappers of linear layers in the blocks, by layer and name."""
+        return {
+            f"{layer}.{name}": module
+            for layer, block in enumerate(self.blocks if self.adapted else ())
+            for name, module in block.named_modules()
+            if hasattr(module, "base_layer") and hasattr(module, "lora_A")
+        }
 
     @property
     def precision(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,29 @@ def record_activations(
     blocks = editable.blocks
     with removing([blocks[i].register_forward_hook(partial(record, i)) for i in layers]):
         yield states
+
+
+@contextmanager
+def record_inputs(
+    modules: Mapping[str, torch.nn.Module],
+    shape: tuple[int, ...],
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Record the inputs `[n, size]` of modules at `(rows, positions)` `[n]`, by name.
+
+    Modules whose input has not the given `shape` `[rows, tokens]` are left out, such as the experts
+    of a mixture, which do not see every token.
+    """
+    found: dict[str, torch.Tensor] = {}
+
+    def record(name: str, _: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[:2] == shape:
+            found[name] = args[0][rows, positions].detach()
+
+    pairs = modules.items()
+    with removing([one.register_forward_pre_hook(partial(record, name)) for name, one in pairs]):
+        yield found
 
 
 @contextmanager

@@ -11,17 +11,16 @@ reads activations; unlike them it contrasts two sets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
-from retouch.models.hooks import removing
+from retouch.models.hooks import record_inputs
 from retouch.training.context import TrainingContext
 from retouch.training.dataset import EditDataset
-from retouch.training.micro_batch import Batch, MicroBatch
+from retouch.training.micro_batch import Batch
 
 MAX_EXAMPLES = 640  # of each set
 RIDGE = 0.1  # added to the retain set's second moments, relative to their mean eigenvalue
@@ -38,7 +37,7 @@ def initialize_from_contrast(
 ) -> None:
     """Set the A matrices of a new adapter; without a retain set they stay as PEFT drew them.
 
-    Layers that do not see every token, such as those of a mixture's experts, are left out.
+    Layers that do not see every token are left out.
 
     Args:
         context: the model with its adapter, and the segment of it.
@@ -48,29 +47,20 @@ def initialize_from_contrast(
     """
     if not dataset.retain:
         return
-    blocks = context.editable.blocks
-    wrappers = {
-        f"{layer}.{name}": module
-        for layer in layers
-        for name, module in blocks[layer].named_modules()
-        if "default" in getattr(module, "lora_A", ()) and hasattr(module, "base_layer")
-    }
-    run = partial(_last_prompt_inputs, context, max(layers), wrappers)
-    sets = [_spread(batches) for batches in (dataset.source, dataset.retain)]
-    total = sum(map(len, sets))
+    wrappers, last = context.editable.adapted_linears(), max(layers)
+    sets = dataset.source, dataset.retain
+    batches = [(side, batch) for side, one in enumerate(sets) for batch in _spread(one)]
     found: list[dict[str, list[torch.Tensor]]] = [{}, {}]
-    for inputs_of, batches in zip(found, sets, strict=True):
-        for batch in batches:
-            for name, inputs in run(batch).items():
-                inputs_of.setdefault(name, []).append(inputs)
-            done = sum(len(parts) for each in found for parts in list(each.values())[:1])
-            progress("inputs of the adapters on both sets", done, total)
-    last, rows = torch.empty(0), torch.empty(0)
+    for done, (side, batch) in enumerate(batches, start=1):
+        for name, inputs in _last_prompt_inputs(context, last, wrappers, batch).items():
+            found[side].setdefault(name, []).append(inputs)
+        progress("inputs of the adapters on both sets", done, len(batches))
+    previous, rows = torch.empty(0), torch.empty(0)
     for name, parts in found[0].items():
         weight, source = wrappers[name].lora_A["default"].weight, torch.cat(parts)
         # Queries, keys and values have the same inputs, and so have the gate and the up projection.
-        if not torch.equal(source, last):
-            last = source
+        if not torch.equal(source, previous):
+            previous = source
             rows = contrast_directions(source, torch.cat(found[1][name]), len(weight))
         weight[: len(rows)] = rows.to(weight)
 
@@ -139,31 +129,15 @@ def _last_prompt_inputs(
     """
     found: dict[str, torch.Tensor] = {}
     for micro in batch.micro_batches:
-        record = partial(_record, found, batch, micro)
-        hooks = [
-            module.register_forward_pre_hook(partial(record, name))
-            for name, module in wrappers.items()
-        ]
-        with removing(hooks):
+        chats = micro.batch
+        at = chats.response_positions(1)
+        into = [batch.index.index(chats.index[i]) for i in chats.response_chats(1).tolist()]
+        with record_inputs(wrappers, chats.ids.shape, *at) as recorded:
             context.segment.forward(micro.cached.inputs, (last,))
+        for name, inputs in recorded.items():
+            if name not in found:
+                found[name] = inputs.new_zeros(len(batch.index), inputs.shape[-1])
+            if not micro.is_dummy:
+                found[name][into] = inputs
     distributed.all_reduce(found.values())
     return found
-
-
-def _record(
-    found: dict[str, torch.Tensor],
-    batch: Batch,
-    micro: MicroBatch,
-    name: str,
-    _: Any,
-    args: tuple[torch.Tensor, ...],
-) -> None:
-    """Put a layer's inputs on the chats of a micro-batch into the rows of its batch."""
-    inputs, chats = args[0], micro.batch
-    if inputs.shape[:2] != chats.ids.shape:
-        return
-    if name not in found:
-        found[name] = inputs.new_zeros(len(batch.index), inputs.shape[-1])
-    if not micro.is_dummy:
-        into = [batch.index.index(chat) for chat in chats.index]
-        found[name][into] = inputs[chats.rows, [start - 1 for start in chats.starts]]

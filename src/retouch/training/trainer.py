@@ -210,9 +210,9 @@ class Trainer:
 
         Source: LoRA+ (Hayou et al. 2024, arXiv 2402.12354).
         """
-        of_b = {name: ".lora_B." in name for name in self._weights}
+        weights = self._weights.items()
         groups = [
-            {"params": [weight for name, weight in self._weights.items() if of_b[name] is is_b]}
+            {"params": [weight for name, weight in weights if (".lora_B." in name) is is_b]}
             for is_b in (False, True)
         ]
         return torch.optim.Adam(groups, lr=self._train.learning_rate, betas=ADAM_BETAS)
