@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -207,6 +208,8 @@ class PeakMemory:
         self._cuda, self.bytes, self._before = device.type == "cuda", 0, 0
 
     def __enter__(self) -> PeakMemory:
+        # Garbage in cycles, freed within the body, would hide as much of what the body adds.
+        gc.collect()
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
