@@ -1,10 +1,11 @@
 """Measure what each part of the method contributes: a concept edited with one part left out.
 
-    python -m benchmarks.ablation [--concept pocket-safety] [--direction raise] [--num-examples 16]
-        [--seeds 3] [--parts "none,adversarial loss"]
+    python -m benchmarks.ablation [--model pocket] [--concept pocket-safety] [--direction raise]
+        [--num-examples 16] [--seeds 3] [--parts "none,adversarial loss"]
 
 Each variant keeps the concept's settings but for the part; test splits. Finished runs are kept
-under --out and reused.
+under --out and reused. Without the adversarial and the matching loss, what remains is LoRA
+fine-tuning with a KL penalty (SFT + KL), on the same adapters, examples, optimiser and validation.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "none": {},
     "adversarial loss": {"adversarial-weight": 0},
     "matching loss": {"matching-weight": 0},
+    "adversarial and matching loss": {"adversarial-weight": 0, "matching-weight": 0},
     # Without the retain loss an edit may drift far; it is measured all the same.
     "retain loss": {"retain-weight": 0, "max-drift": 10},
     "SFT loss": {"sft-weight": 0},
@@ -30,8 +32,13 @@ PARTS: dict[str, dict[str, Any]] = {
     "positions after the first": {"discriminator-positions": 1},
 }
 METRICS = (
+    "harmful_refusal",
+    "attack_refusal",
+    "prefill_refusal",
     "nested_refusal",
     "over_refusal",
+    "wrapped_refusal",
+    "ordinary_refusal",
     "prefill_long_refusal",
     "prefill_clean",
     "legend_false",
@@ -51,6 +58,7 @@ def value_after(records: Mapping[str, Record], metric: str) -> float:
 
 
 def rows(
+    model: str,
     concept: str,
     direction: Direction,
     num_examples: int,
@@ -67,9 +75,10 @@ def rows(
     for part in parts:
         runs = []
         for seed in range(seeds):
-            name = f"{concept}-{direction}-{num_examples}-{part.replace(' ', '-')}-seed{seed}"
+            words = (concept, direction, num_examples, part.replace(" ", "-"), f"seed{seed}")
+            name = "-".join(map(str, words))
             options = {"num-examples": num_examples, "seed": seed, **PARTS[part]}
-            run = edit_run(out / name, concept, direction, options)
+            run = edit_run(out / name, concept, direction, options, model=model)
             runs.append({record.metric: record for record in run.metrics()})
         others = [metric for metric in METRICS if metric in runs[0] and metric != spec.effect]
         if not header:
@@ -86,6 +95,7 @@ def rows(
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the options and print."""
     parser = argument_parser(__doc__)
+    parser.add_argument("--model", default="pocket")
     parser.add_argument("--concept", default="pocket-safety")
     parser.add_argument("--direction", choices=DIRECTIONS, default="raise")
     parser.add_argument("--num-examples", type=int, default=16)
@@ -95,10 +105,11 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     parts = parse_names(parser, "--parts", options.parts, list(PARTS))
     print(
-        f"{options.concept}, {options.direction}, {options.num_examples} examples, "
-        f"{options.seeds} seeds, test split.\n"
+        f"{options.model}, {options.concept}, {options.direction}, "
+        f"{options.num_examples} examples, {options.seeds} seeds, test split.\n"
     )
     table = rows(
+        options.model,
         options.concept,
         options.direction,
         options.num_examples,
