@@ -81,7 +81,7 @@ def made_concept(instruction: str) -> tuple[Concept, InstructionAudit]:
     """A small concept with an audit, in place of those that a model makes."""
     concept = Concept.from_pairs([f"q {i}" for i in range(5)], responses=["a"] * 5, name="made")
     found = tuple(
-        Candidate("train", one, "plain", "short", False, True, 0.1, 1.0, None)
+        Candidate("train", one, "plain", "short", False, True, 0.1, False, 1.0, None)
         for one in concept.select("train", ["negative"])
     )
     probes = (Probe("system", 1.0, 0.5, 3), Probe("user", 0.5, 0.5, 3))

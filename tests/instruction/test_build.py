@@ -160,6 +160,17 @@ def test_likelihood_decides_where_no_rule_does(
     assert (plain.value, prompted.value) == (0.0, 1.0)
 
 
+def test_a_cut_response_is_kept_where_its_beginning_decides(
+    fake_base: FakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retouch.instruction.build.find_rule", lambda _: "")
+    fake_base.faults = {i: Response(f"Topic {i} is a.", truncated=True) for i in range(60)}
+    concept, audit = make()
+    assert {one.dropped for one in audit.candidates} == {None}
+    # The edit generates them anew, without an end that the base did not give.
+    assert {one.response for one in concept.select("train", ["plain"])} == {None}
+
+
 def test_an_instruction_that_is_not_followed_is_an_error(fake_base: FakeBase) -> None:
     fake_base.form = "none"
     with pytest.raises(DataError, match="none of 24 responses follows") as raised:

@@ -38,13 +38,20 @@ def test_streamed_bytes_are_those_of_the_forward_passes(deep: Path) -> None:
     # Source, counterparts, target and retain set run up to the segment.
     assert phases["activation cache"] == 4 * below * LAYER
     assert phases["base responses"] % (32 * 12 * LAYER) == 0  # one pass per generated token
-    assert streamed(deep, {**given, "train.rounds": 6})["validation"] == 2 * phases["validation"]
+    # After each of three more rounds, and at four more strengths.
+    one = {**given, "train.strengths": (1.0,)}
+    fewer, more = streamed(deep, one), streamed(deep, {**one, "train.rounds": 6})
+    rounds, strengths = (part["validation"] - fewer["validation"] for part in (more, phases))
+    assert rounds / 3 == strengths / 4 > 0
     longer = streamed(deep, {**given, "data.max_new_tokens": 64})
     assert longer["base responses"] >= 2 * phases["base responses"]
     # Without given layers, causal patching finds them.
     assert "causal patching" not in phases
     assert streamed(deep, small)["causal patching"] == 14 * 12 * LAYER
-    assert phases["training"] < streamed(deep, {**given, "loss.sft_weight": 1.0})["training"]
+    # A loss of the logits keeps the layers up to them on the device.
+    logits = {**given, "lora.layers_to_transform": (8, 9), "discriminator.layers": (9,)}
+    phases = streamed(deep, {**logits, "loss.sft_weight": 1.0})
+    assert phases["training"] == phases["validation"] == 0 < phases["validation cache"]
     whole = estimate_of(preflight(deep))
     assert not any(phase.streamed_bytes for phase in whole.phases)
 

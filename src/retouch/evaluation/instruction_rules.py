@@ -120,6 +120,10 @@ _CHECKS: dict[str, tuple[Callable[[str, str], bool], str]] = {
 }
 
 
+# Those of them that the beginning of a response decides.
+_DECIDED_EARLY = {"language", "list", "uppercase", "lowercase"}
+
+
 def follows(rule: str, response: str) -> bool:
     """Whether a response passes every check of a rule; an empty one passes none.
 
@@ -150,6 +154,14 @@ def parse_rule(rule: str) -> list[tuple[str, str]]:
             raise ConfigError(message, hint, code="rule-unknown")
         parsed.append((name, argument))
     return parsed
+
+
+def is_decided_early(rule: str) -> bool:
+    """Whether the beginning of a response shows if it follows a rule, so that it may be cut.
+
+    So it is where likelihood decides (an empty rule).
+    """
+    return {name for name, _ in parse_rule(rule)} <= _DECIDED_EARLY if rule else True
 
 
 def describe_rule(rule: str) -> str:

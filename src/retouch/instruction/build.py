@@ -33,14 +33,14 @@ from retouch.core.progress import displayed
 from retouch.core.types import SPLITS, Message, OnEvent, Progress, Split, StageEvent
 from retouch.evaluation.instruction_rules import find_rule
 from retouch.instruction.audit import InstructionAudit
-from retouch.instruction.candidates import contexts, make_candidates, probe
+from retouch.instruction.candidates import Candidate, contexts, make_candidates, probe
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import as_editable, model_name
 from retouch.run_record import load_model
 from retouch.task.sampling import sample_by_group
 
-NUM_PROMPTS = 256  # of the built-in ones; half of them train
-MAX_NEW_TOKENS = 96
+NUM_PROMPTS = 400  # of the built-in ones; half of them train
+MAX_NEW_TOKENS = 64
 NUM_PROBED = 24
 SHARES: Mapping[Split, float] = {"train": 0.5, "validation": 0.2, "test": 0.3}
 NUM_RETAIN: Mapping[Split, int] = {"train": 256, "validation": 64, "test": 64}
@@ -95,7 +95,8 @@ def concept_from_instruction(
             prompts).
         name: the name of the concept (default: the instruction's words).
         num_prompts: maximum number of prompts; half of them train, the others validate and test.
-        max_new_tokens: maximum length of a response, in tokens; longer ones are dropped.
+        max_new_tokens: maximum length of a response, in tokens; longer ones are dropped where the
+            rule needs the end.
         seed: of the choice of prompts.
         load_config: how a model that is given by its name is loaded.
         on_event: receives the progress.
@@ -284,10 +285,7 @@ def _build(
         chosen = [one for one in audit.candidates if one.split == split]
         if split != "test":
             chosen = audit.kept(split)
-        sources = [
-            one.example if split == "test" else replace(one.example, response=one.instructed)
-            for one in chosen
-        ]
+        sources = [one.example if split == "test" else _with_response(one) for one in chosen]
         examples[split] = (*sources, *retained[split])
     labels = tuple(dict.fromkeys(one.label for one in retained["train"]))
     scorer = "follows" if audit.rule else "follows_likelihood"
@@ -319,8 +317,16 @@ def _build(
             )
         },
         metrics=tuple(metrics) if measured else (),
+        # A prefill in the model's usual style is no attack on an instruction: it may stay as it is.
+        settings={"raise": {"data": {"prefill_tokens": 0}}},
         source="an instruction",
     )
+
+
+def _with_response(candidate: Candidate) -> Example:
+    """The prompt with its response; without one that was cut, which the edit generates anew."""
+    response = None if candidate.truncated else candidate.instructed
+    return replace(candidate.example, response=response)
 
 
 def _slug(instruction: str, limit: int = 40) -> str:

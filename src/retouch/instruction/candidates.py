@@ -11,7 +11,7 @@ from typing import Literal
 from retouch.concepts.concept import Context, Example
 from retouch.core.types import Progress, Split, no_progress
 from retouch.evaluation.evaluate import base_logprobs
-from retouch.evaluation.instruction_rules import follows
+from retouch.evaluation.instruction_rules import follows, is_decided_early
 from retouch.evaluation.response_classifier import is_degenerate
 from retouch.evaluation.scorers import MARGIN
 from retouch.models.editable_model import EditableModel
@@ -25,7 +25,7 @@ TOPIC_MARGIN = 0.35
 
 Reason = Literal["cut", "degenerate", "not-followed", "unchanged", "off-topic"]
 REASONS: Mapping[Reason, str] = {
-    "cut": "the response reached the maximum length before its end",
+    "cut": "the response reached the maximum length before its end, which the rule needs",
     "degenerate": "the response is empty, a loop or no text (`response_classifier.is_degenerate`)",
     "not-followed": "the response does not follow the instruction, as the rule decides",
     "unchanged": f"its words are those of the response without the instruction, {UNCHANGED:.0%} "
@@ -48,6 +48,7 @@ class Candidate:
         plain_follows: whether the plain response follows the instruction.
         follows: whether the instructed one does.
         similarity: of the two responses' words, 0 to 1.
+        truncated: whether the instructed response reached the maximum length before its end.
         topic: how much likelier the instructed response is after its own prompt than after another
             one, both under the instruction, nats a token.
         dropped: the first reason that applies; None: the response is kept.
@@ -60,6 +61,7 @@ class Candidate:
     plain_follows: bool
     follows: bool
     similarity: float
+    truncated: bool
     topic: float
     dropped: Reason | None
 
@@ -137,7 +139,15 @@ def make_candidates(
     found = []
     for i, (split, example) in enumerate(zip(splits, prompts, strict=True)):
         alike = similarity(plain[i].text, texts[i])
-        reason = _reason(instructed[i], follows=after[i], similarity=alike, topic=topics[i])
+        cut = instructed[i].truncated
+        checks: dict[Reason, bool] = {
+            "cut": cut and not is_decided_early(rule),
+            "degenerate": is_degenerate(texts[i]),
+            "not-followed": not after[i],
+            "unchanged": alike >= UNCHANGED,
+            "off-topic": topics[i] < TOPIC_MARGIN,
+        }
+        reason = next((reason for reason, applies in checks.items() if applies), None)
         found.append(
             Candidate(
                 split,
@@ -147,6 +157,7 @@ def make_candidates(
                 before[i],
                 after[i],
                 alike,
+                cut,
                 topics[i],
                 reason,
             )
@@ -223,14 +234,3 @@ def similarity(first: str, second: str) -> float:
     """The share of the words of two texts that both have in the same order, 0 to 1."""
     words: list[list[str]] = [re.findall(r"\w+", text.casefold()) for text in (first, second)]
     return SequenceMatcher(None, words[0], words[1], autojunk=False).ratio()
-
-
-def _reason(response: Response, *, follows: bool, similarity: float, topic: float) -> Reason | None:
-    checks: dict[Reason, bool] = {
-        "cut": response.truncated,
-        "degenerate": is_degenerate(response.text),
-        "not-followed": not follows,
-        "unchanged": similarity >= UNCHANGED,
-        "off-topic": topic < TOPIC_MARGIN,
-    }
-    return next((reason for reason, applies in checks.items() if applies), None)

@@ -130,17 +130,18 @@ def make_bfloat16_linears(
         dtype: `bfloat16`, `float32`, or `auto`: bfloat16 on a processor with AMX and with memory
             for the copies.
     """
-    chosen = [one for one in modules if one.in_features >= MIN_SIZE and _is_float32(one)]
-    size = 2 * sum(module.weight.numel() for module in chosen)
-    if dtype == "float32" or not chosen:
-        return None
-    if dtype == "auto" and not torch.cpu._is_amx_tile_supported():
-        return None
-    if dtype == "auto" and size > psutil.virtual_memory().available // 4:
-        return None
-    return Bfloat16Linears(chosen)
+    on_cpu = [one for one in modules if one.weight.device.type == "cpu"]
+    chosen = linears_that_gain(on_cpu, dtype)
+    return Bfloat16Linears(chosen) if chosen else None
 
 
-def _is_float32(module: nn.Linear) -> bool:
-    weight = module.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+def linears_that_gain(modules: Sequence[nn.Linear], dtype: ComputeDtype) -> list[nn.Linear]:
+    """The linear layers that a CPU multiplies in bfloat16, as `make_bfloat16_linears` has it."""
+    chosen = [
+        one for one in modules if one.in_features >= MIN_SIZE and one.weight.dtype == torch.float32
+    ]
+    if dtype == "auto":
+        size = 2 * sum(module.weight.numel() for module in chosen)
+        fits = size <= psutil.virtual_memory().available // 4
+        return chosen if fits and torch.cpu._is_amx_tile_supported() else []
+    return chosen if dtype == "bfloat16" else []

@@ -13,10 +13,11 @@ from jinja2 import TemplateError
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import concept_for_model, with_builtin
-from retouch.core.config import EditConfig
+from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import LEVELS, Finding
 from retouch.core.serialization import to_plain
+from retouch.models.bfloat16_linears import linears_that_gain
 from retouch.models.load import check_load_config, find_device, find_dtype, model_name
 from retouch.models.memory_estimate import count_parameters, lora_parameters
 from retouch.models.weights import bitsandbytes_config
@@ -81,17 +82,20 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
     if config.adversary.finetune_steps:
         message = "Memory and time of the fine-tuning adversary are not estimated."
         findings.append(Finding("warning", "adversary-not-estimated", message))
-    dtype = find_dtype(load.dtype, torch.device("cpu"))
+    device, dtype = None, find_dtype(load.dtype, torch.device("cpu"))
     with ErrorsAsFindings(findings):
         device = find_device(load.device)
         dtype = find_dtype(load.dtype, device)
-        report.hardware = measure_hardware(device, dtype)
     report.dtype = str(dtype).removeprefix("torch.")
     with ErrorsAsFindings(findings):
         if load.quantize != "none":
             bitsandbytes_config(load.quantize, dtype)
     skeleton = load_skeleton(config.model, load, dtype)
     findings += skeleton.findings
+    if device is not None:
+        with ErrorsAsFindings(findings):
+            products = _product_dtype(skeleton, load, device, dtype)
+            report.hardware = measure_hardware(device, products)
     if not skeleton.local and skeleton.files.size:
         hint = "Free disk space, or set HF_HOME to a folder on a larger disk."
         message, code = "of weights would be downloaded to", "weights-download"
@@ -109,6 +113,16 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
             findings += found
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
     return report
+
+
+def _product_dtype(
+    skeleton: ModelSkeleton, load: LoadConfig, device: torch.device, dtype: torch.dtype
+) -> torch.dtype:
+    """The dtype in which the device multiplies most of the weights, which are kept in `dtype`."""
+    if skeleton.model is None or device.type != "cpu":
+        return dtype
+    modules = [one for one in skeleton.model.modules() if type(one) is torch.nn.Linear]
+    return torch.bfloat16 if linears_that_gain(modules, load.compute_dtype) else dtype
 
 
 def _sample(report: PreflightReport, concept: Concept) -> list[SampledExamples]:

@@ -170,14 +170,26 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
         tokens = passes * pairs.total * min(TRACED_PAIRS, pairs.count) // pairs.count
         phases.append(whole("causal patching", tokens, passes, streamed_before))
     cached = train.all + train.target if work.paired else train.all
-    flops = forward_flops(sum(counts.active[: segment.stop]), cached.total)
+    flops = forward_flops(sum(counts.active[: segment.stop]), cached.packed)
     passes, below = cached.batches(work.micro_batch_size), sum(layer_bytes[: segment.start])
     phases.append(phase("activation cache", flops, passes, segment.stop, below))
-    phases.append(phase("training", *_training(work), streamed if method.loss.sft_weight else 0))
-    tokens = validation.source.total + 2 * validation.retain.total
-    passes = validate(validation.source, 1) + validate(validation.retain, 2)
-    rounds = method.train.rounds
-    phases.append(whole("validation", rounds * tokens, rounds * passes))
+    phases.append(phase("training", *_training(work)))
+    # After every round and at every strength; the base model's side is computed once.
+    validations = method.train.rounds + len(method.train.strengths)
+    both = validation.source + validation.retain
+    flops, passes = forward_flops(counts.active_total, both.packed), validate(both, 1)
+    if method.loss.uses_logits:  # from the cached inputs of the segment
+        phases.append(whole("validation cache", both.packed, passes))
+        active = sum(counts.active[i] for i in segment)
+        flops = forward_flops(active, both.packed)
+        flops += forward_flops(counts.head, sum(both.responses))
+        validation_phase = phase(
+            "validation", validations * flops, validations * passes, len(segment)
+        )
+    else:
+        passes = validations * passes + validate(validation.retain, 1)
+        validation_phase = phase("validation", validations * flops, passes, depth, streamed)
+    phases.append(validation_phase)
     if generated.count:  # by the base model and by the edited one
         passes = 2 * generate(generated, work.evaluation_max_new_tokens)
         phases.append(whole("evaluation", 2 * generated.total, passes))
@@ -188,21 +200,25 @@ def _training(work: Workload) -> tuple[float, int, int]:
     """Operations and passes of the training, and the blocks that one pass launches.
 
     A generator step takes a source and a retain batch through the segment and back, and the source
-    batch once more for each gradient step of the latent attack. The discriminators are trained on
-    states that are recorded before the first round and after every one.
+    batch once more for each gradient step of the latent attack. With a loss of the logits, those of
+    the responses are computed too. The discriminators are trained on states that are recorded
+    before the first round and after every one.
     """
     counts, segment, method = work.counts, work.segment, work.method
     train, adversary, fit = method.train, method.adversary, method.discriminator
     trainable = work.adapter_parameters
     source, retain = work.train.source, work.train.retain
-    source_tokens, retain_tokens = (
-        one.total * min(train.batch_size, one.count) // max(one.count, 1)
-        for one in (source, retain)
+    shares = (
+        (source, min(train.batch_size / max(source.count, 1), 1.0)),
+        (retain, min(train.retain_batch_size / max(retain.count, 1), 1.0)),
     )
+    source_tokens, retain_tokens = (round(share * one.packed) for one, share in shares)
     sources = 1 + (adversary.latent_steps if adversary.latent_epsilon > 0 else 0)
-    active, sft = sum(counts.active[i] for i in segment), method.loss.sft_weight > 0
+    active = sum(counts.active[i] for i in segment)
     step = training_flops(active, trainable, sources * source_tokens + retain_tokens)
-    step += sft * training_flops(counts.active_total, trainable, source_tokens)
+    learned, kept = (round(share * sum(one.responses)) for one, share in shares)
+    logits = learned * (method.loss.sft_weight > 0) + kept * (method.loss.kl_weight > 0)
+    step += training_flops(counts.head, 0, logits)
     steps = train.rounds * train.steps_per_round
     fits = fit.warmup_steps + (train.rounds - 1) * fit.steps_per_round
     if fit.reset_each_round:
@@ -211,9 +227,9 @@ def _training(work: Workload) -> tuple[float, int, int]:
     states = len(work.layers.read) * sum(min(one, fit.positions) for one in responses)
     discriminator = work.hidden_size * max(fit.hidden_size, 1)
     flops = steps * step + training_flops(0, discriminator, states * fits)
-    flops += (train.rounds + 1) * forward_flops(active, source.total)
+    flops += (train.rounds + 1) * forward_flops(active, source.packed)
     passes = steps * -(-train.batch_size // work.micro_batch_size)
-    blocks = (sources + (retain.count > 0)) * len(segment) + sft * work.layout.depth
+    blocks = (sources + (retain.count > 0)) * len(segment)
     return flops, passes, 3 * blocks  # a pass with gradients counts as three
 
 

@@ -90,7 +90,7 @@ def plan_memory(work: Workload, offload: OffloadPlan | None) -> MemoryPlan:
         generation=row * min(max_generation_rows(free, BATCH_SIZE, row), texts.count),
         cached_states=device,
         adapter=TRAINED_BYTES * work.adapter_parameters,
-        activations=_activations(work, offload),
+        activations=_activations(work),
         logits=logits * work.itemsize,
         host_states=host,
         disk_states=disk,
@@ -129,24 +129,23 @@ def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tupl
     return device, host, size - device - host
 
 
-def _activations(work: Workload, offload: OffloadPlan | None) -> int:
+def _activations(work: Workload) -> int:
     """What autograd saves for a micro-batch of the longest texts."""
-    texts, sft = work.train.source + work.train.retain, work.method.loss.sft_weight > 0
-    end = work.layout.depth if sft else work.segment.stop
+    texts = work.train.source + work.train.retain
     rows, tokens = min(work.micro_batch_size, texts.count), texts.longest
     saved = activation_bytes(
         work.model,
         work.layout,
-        range(min(work.layers.adapted), end),
+        range(min(work.layers.adapted), work.segment.stop),
         adapted=set(work.adapted),
         rows=rows,
         tokens=tokens,
         itemsize=work.itemsize,
     )
-    if sft:
-        saved += rows * tokens * work.vocabulary * (work.itemsize + 2 * FLOAT32_BYTES)
-        # Streamed layers above the segment stay until the gradients have passed through them.
-        saved += sum(offload.streamed_bytes[work.segment.stop :]) if offload else 0
+    if work.method.loss.uses_logits:
+        # At the responses alone: the logits, their log-probabilities and the gradient.
+        positions = rows * max(texts.responses, default=0)
+        saved += positions * work.vocabulary * (work.itemsize + 2 * FLOAT32_BYTES)
     return saved
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -36,9 +37,11 @@ class TokenLengths:
 
     prompts: tuple[int, ...] = ()
     responses: tuple[int, ...] = ()  # the end tokens included
+    shared: tuple[int, ...] = ()  # of the beginning of its prompt that all texts of a set have
 
     def __add__(self, other: TokenLengths) -> TokenLengths:
-        return TokenLengths(self.prompts + other.prompts, self.responses + other.responses)
+        parts = ("prompts", "responses", "shared")
+        return TokenLengths(*(getattr(self, part) + getattr(other, part) for part in parts))
 
     @property
     def count(self) -> int:
@@ -49,6 +52,11 @@ class TokenLengths:
     def total(self) -> int:
         """Tokens of all texts; padding is left out, since texts of similar length share a batch."""
         return sum(self.prompts) + sum(self.responses)
+
+    @property
+    def packed(self) -> int:
+        """Tokens of all texts but for their shared beginnings, which a batch computes once."""
+        return self.total - sum(self.shared)
 
     @property
     def longest(self) -> int:
@@ -82,14 +90,20 @@ def measure_examples(
 ) -> TokenLengths:
     """Tokenize examples, each with its own response, or with that of its responder."""
     examples = list(examples)
-    prompts = [len(prompt_ids(tokenizer, one.prompt, one.prefill)) for one in examples]
+    prompts = [prompt_ids(tokenizer, one.prompt, one.prefill) for one in examples]
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    shared = len(list(same)) if len(prompts) > 1 else 0
     responses = [
         max_new_tokens
         if one.response is None
         else len(tokenizer(one.response, add_special_tokens=False)["input_ids"])
         for one in responders or examples
     ]
-    return TokenLengths(tuple(prompts), tuple(length + 1 for length in responses))
+    return TokenLengths(
+        tuple(map(len, prompts)),
+        tuple(length + 1 for length in responses),
+        (shared,) * len(prompts),
+    )
 
 
 def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) -> SplitLengths:
@@ -107,6 +121,7 @@ def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) ->
         source += TokenLengths(
             tuple(source.prompts[i] + data.prefill_tokens for i in index),
             tuple(source.responses[i] for i in index),
+            tuple(source.shared[i] for i in index),
         )
     others = (sampled.target, sampled.retain)
     return SplitLengths(source, *(measure_examples(tokenizer, one, limit) for one in others))
@@ -152,9 +167,10 @@ class Workload:
 
     @property
     def segment(self) -> range:
-        """The layers from the first adapted or read one to the last."""
+        """The layers from the first adapted or read one to the last, or to the logits."""
         layers = (*self.layers.adapted, *self.layers.read)
-        return range(min(layers), max(layers) + 1)
+        last = self.layout.depth - 1 if self.method.loss.uses_logits else max(layers)
+        return range(min(layers), last + 1)
 
     @property
     def itemsize(self) -> int:
