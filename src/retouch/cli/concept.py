@@ -96,8 +96,8 @@ def create(
     ] = "",
     num_prompts: Annotated[
         int, option("N", "maximum number of prompts; half of them train", min=20)
-    ] = 256,
-    max_new_tokens: MaxNewTokens = 96,
+    ] = 400,
+    max_new_tokens: MaxNewTokens = 64,
     seed: Annotated[int, option("N", "random seed of the choice of prompts", min=0)] = 0,
 ) -> None:
     """Make a concept from an instruction that the model follows when it is prompted with it."""
