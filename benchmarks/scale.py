@@ -22,7 +22,7 @@ from retouch.core.config import EditConfig
 from retouch.core.config_file import resolve
 from retouch.core.errors import ModelError
 from retouch.core.units import size_text
-from retouch.models.base_responses import CHUNK
+from retouch.models.generate import BATCH_SIZE
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import POCKET
 from retouch.models.memory_estimate import (
@@ -141,8 +141,8 @@ def estimate_bytes(
         "training: --quantize 4bit": quantised + beside_weights,
         "training: --max-device-memory": outside + segment + layer + beside_weights,
         f"training: --fsdp, {processes} processes": sharded,
-        f"generation: keys and values of {CHUNK} prompts": kv_cache_bytes(
-            model.config, CHUNK, longest, ITEMSIZE
+        f"generation: keys and values of {BATCH_SIZE} prompts": kv_cache_bytes(
+            model.config, BATCH_SIZE, longest, ITEMSIZE
         ),
         "lowest --max-device-memory": least_device_memory(model, layout, trained),
         "streamed: one pass of all layers": total - outside,

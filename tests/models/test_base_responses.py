@@ -9,7 +9,7 @@ import pytest
 
 from helpers.tiny_models import tiny_editable
 from retouch.core.config import LoraConfig
-from retouch.models import base_responses
+from retouch.models import base_responses, generate
 from retouch.models.adapters import attach, parameters
 from retouch.models.base_responses import cached_base_responses
 from retouch.models.editable_model import EditableModel
@@ -47,6 +47,23 @@ def test_stored_responses_are_not_generated_again(
         cached_base_responses(editable, PROMPTS, max_new_tokens=5)
     with pytest.raises(AssertionError, match="generated again"):
         cached_base_responses(editable, [[12]], max_new_tokens=4)
+
+
+def test_an_interruption_keeps_the_finished_batches(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "BATCH_TOKENS", 3)  # a batch for each prompt
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_base_responses(tiny_editable(), PROMPTS, max_new_tokens=4, progress=interrupt)
+    done: list[int] = []
+    cached_base_responses(
+        tiny_editable(), PROMPTS, max_new_tokens=4, progress=lambda _, n, total: done.append(total)
+    )
+    assert done == [1]  # the other prompt
 
 
 def test_an_adapter_does_not_change_them(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

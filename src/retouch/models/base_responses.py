@@ -14,7 +14,6 @@ from retouch.core.types import Progress, no_progress
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response, generate_responses
 
-CHUNK = 64  # prompts that are generated before they are stored
 MIN_PARAMETERS = 20_000_000  # a smaller model responds faster than the store is worth
 
 Prompt = Sequence[int]
@@ -36,21 +35,17 @@ def cached_base_responses(
     store = _Store.open(editable)
     found = store.read(distinct, max_new_tokens) if store else {}
     missing = [prompt for prompt in distinct if prompt not in found]
-    size = CHUNK if store else len(missing) or 1
-    with editable.base_model():
-        for begin in range(0, len(missing), size):
-            chunk = missing[begin : begin + size]
 
-            def report(detail: str, done: int, _: int, begin: int = begin) -> None:
-                progress(detail, begin + done, len(missing))
+    def keep(made: dict[int, Response]) -> None:
+        if store:
+            store.write({missing[i]: response for i, response in made.items()}, max_new_tokens)
 
+    if missing:
+        with editable.base_model():
             generated = generate_responses(
-                editable, chunk, max_new_tokens=max_new_tokens, progress=report
+                editable, missing, max_new_tokens=max_new_tokens, progress=progress, on_batch=keep
             )
-            made = dict(zip(chunk, generated, strict=True))
-            found |= made
-            if store:
-                store.write(made, max_new_tokens)
+        found |= zip(missing, generated, strict=True)
     return [found[tuple(prompt)] for prompt in prompts]
 
 

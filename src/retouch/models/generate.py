@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,12 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.memory_estimate import generation_bytes, max_generation_rows
 from retouch.models.oom import split_on_oom
 
+BATCH_SIZE = 128
 BATCH_TOKENS = 2**13  # prompt tokens of a batch
 MIN_SHARED = 8  # tokens of a beginning that several prompts share
-MIN_BATCH = 4  # prompts for which it is computed on its own
+# Prompts with the same beginning that get batches of their own. A step of a small batch takes
+# nearly as long as one of a large batch, so that fewer prompts gain nothing from what they share.
+MIN_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 32,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     progress: Progress = no_progress,
 ) -> list[str]:
     """The texts of `generate_responses`."""
@@ -54,22 +57,30 @@ def generate_responses(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 32,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     progress: Progress = no_progress,
+    on_batch: Callable[[dict[int, Response]], None] | None = None,
 ) -> list[Response]:
     """Generate responses, without special tokens, to tokenized prompts, greedily.
 
     Prompts of similar length share a batch, padded on the left. A batch has at most `batch_size`
     prompts, fewer under a device memory limit, and is halved when memory runs out. Several
     processes divide the prompts, and each returns all responses.
+
+    Args:
+        editable: the model as it is now.
+        prompts: token ids.
+        max_new_tokens: maximum length of a response.
+        batch_size: maximum number of prompts of a batch.
+        progress: called after every batch.
+        on_batch: receives the responses of every batch of this process, by the prompt's number.
     """
     if editable.free_bytes is not None:
         longest = max(map(len, prompts), default=0) + max_new_tokens
         itemsize = editable.base.dtype.itemsize
         row = generation_bytes(editable.base, editable.layout, longest, itemsize)
         batch_size = max_generation_rows(editable.free_bytes, batch_size, row)
-    # Prompts with the same beginning, such as a system turn, run together and share its states.
-    order = sorted(range(len(prompts)), key=lambda i: (*prompts[i][:MIN_SHARED], len(prompts[i])))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     # The processes of a sharded model must run every batch together.
     own = order if editable.sharded else distributed.shard(order)
     responses: dict[int, Response] = {}
@@ -77,9 +88,11 @@ def generate_responses(
     def run(indices: Sequence[int]) -> list[Response]:
         return _generate_batch(editable, [prompts[i] for i in indices], max_new_tokens)
 
-    # Of similar length, since a prompt is padded to the longest one of its batch.
     for indices in _batches(own, prompts, batch_size):
-        responses |= zip(indices, split_on_oom(run, indices), strict=True)
+        made = dict(zip(indices, split_on_oom(run, indices), strict=True))
+        responses |= made
+        if on_batch:
+            on_batch(made)
         progress("generating", len(responses) * len(order) // len(own), len(order))
     if not editable.sharded:
         responses = distributed.all_gather(responses)
@@ -89,20 +102,25 @@ def generate_responses(
 def _batches(
     order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int
 ) -> Iterator[Sequence[int]]:
-    """Batches of prompts that begin alike, of at most `BATCH_TOKENS` padded prompt tokens."""
-    batch: list[int] = []
+    """Batches of at most `BATCH_TOKENS` padded prompt tokens, from prompts sorted by length.
+
+    Many prompts with the same beginning, such as a system turn, run together and share its states.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
     for i in order:
-        beginning = prompts[i][:MIN_SHARED]
-        if batch and (
-            len(batch) == batch_size
-            or (len(batch) + 1) * len(prompts[i]) > BATCH_TOKENS
-            or (len(batch) >= MIN_BATCH and list(beginning) != list(prompts[batch[0]][:MIN_SHARED]))
-        ):
+        groups.setdefault(tuple(prompts[i][:MIN_SHARED]), []).append(i)
+    alike = [group for group in groups.values() if len(group) >= MIN_GROUP]
+    together = {i for group in alike for i in group}
+    for group in (*alike, [i for i in order if i not in together]):
+        batch: list[int] = []
+        for i in group:
+            full = len(batch) == batch_size or (len(batch) + 1) * len(prompts[i]) > BATCH_TOKENS
+            if batch and full:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
             yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _generate_batch(
@@ -148,7 +166,7 @@ def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     for prompt in prompts:
         while longest > 0 and list(prompt[:longest]) != list(prompts[0][:longest]):
             longest -= 1
-    return longest if longest >= MIN_SHARED and len(prompts) >= MIN_BATCH else 0
+    return longest if longest >= MIN_SHARED and len(prompts) > 1 else 0
 
 
 def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retouch.core.finding import Finding
 from retouch.core.units import size_text, time_text
-from retouch.models.base_responses import CHUNK as BATCH_SIZE
+from retouch.models.generate import BATCH_SIZE
 from retouch.models.memory_estimate import (
     FLOAT32_BYTES,
     forward_flops,

@@ -11,7 +11,7 @@ from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.units import size_text
 from retouch.models.activation_cache import DEFAULT_SHARE
-from retouch.models.base_responses import CHUNK as BATCH_SIZE
+from retouch.models.generate import BATCH_SIZE
 from retouch.models.memory_estimate import (
     FLOAT32_BYTES,
     TRAINED_BYTES,
