@@ -96,7 +96,7 @@ def create(
     ] = "",
     num_prompts: Annotated[
         int, option("N", "maximum number of prompts; half of them train", min=20)
-    ] = 400,
+    ] = 800,
     max_new_tokens: MaxNewTokens = 64,
     seed: Annotated[int, option("N", "random seed of the choice of prompts", min=0)] = 0,
 ) -> None:

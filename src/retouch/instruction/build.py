@@ -39,11 +39,14 @@ from retouch.models.load import as_editable, model_name
 from retouch.run_record import load_model
 from retouch.task.sampling import sample_by_group
 
-NUM_PROMPTS = 400  # of the built-in ones; half of them train
+NUM_PROMPTS = 800  # of the built-in ones; half of them train
 MAX_NEW_TOKENS = 64
 NUM_PROBED = 24
 SHARES: Mapping[Split, float] = {"train": 0.5, "validation": 0.2, "test": 0.3}
 NUM_RETAIN: Mapping[Split, int] = {"train": 256, "validation": 64, "test": 64}
+
+# The examples need no labels. A prefill in the model's usual style is no attack on an instruction.
+SETTINGS = {"num_examples": 512, "prefill_tokens": 0}
 
 MIN_FOLLOWED = 0.25  # share of the prompted base's responses that follow the instruction
 MIN_GAIN = 0.1  # and how much larger it is than without the instruction
@@ -317,8 +320,7 @@ def _build(
             )
         },
         metrics=tuple(metrics) if measured else (),
-        # A prefill in the model's usual style is no attack on an instruction: it may stay as it is.
-        settings={"raise": {"data": {"prefill_tokens": 0}}},
+        settings={"raise": {"data": SETTINGS}},
         source="an instruction",
     )
 
