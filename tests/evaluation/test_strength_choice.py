@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,14 +15,12 @@ from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.config import LoraConfig
 from retouch.core.types import Record, Score
 from retouch.evaluation import strength_choice
-from retouch.evaluation.evaluate import Evaluation
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation
 from retouch.evaluation.strength_choice import choose_strength
 from retouch.models import adapters
 
 
 def concept(better: str = "higher") -> Concept:
-    from dataclasses import replace
-
     made = tiny_concept()
     metrics = (
         MetricSpec("s", "effect", ("negative",), "refusal", better=better),  # type: ignore[arg-type]
@@ -79,6 +78,25 @@ def test_the_smallest_strength_that_keeps_the_effect(monkeypatch: pytest.MonkeyP
 def test_an_effect_that_is_to_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {1.0: (0.1, 0.1), 0.8: (0.1, 0.1), 0.6: (0.2, 0.1)}
     assert choose(monkeypatch, values, "lower") == (0.8, [1.0, 0.8, 0.6])
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("list", 4), ("max_sentences:1", MAX_NEW_TOKENS)])
+def test_responses_are_whole_where_a_rule_needs_their_end(
+    monkeypatch: pytest.MonkeyPatch, rule: str, expected: int
+) -> None:
+    lengths: list[int] = []
+
+    def evaluate(*_: Any, max_new_tokens: int, **__: Any) -> Evaluation:
+        lengths.append(max_new_tokens)
+        return Evaluation([Record("s", "effect", "rate", "higher", Score(1, 0, 1, 32), None)], [])
+
+    monkeypatch.setattr(strength_choice, "scaled", lambda *_: nullcontext())
+    monkeypatch.setattr(strength_choice, "evaluate", evaluate)
+    made = concept()
+    effect = MetricSpec("s", "effect", ("negative",), "follows", better="higher", rule=rule)
+    made = replace(made, metrics=(effect,))
+    choose_strength(tiny_editable(), made, "raise", (0.5, 1.0), max_new_tokens=4)
+    assert lengths == [expected, expected]
 
 
 def test_without_a_choice_nothing_is_measured() -> None:

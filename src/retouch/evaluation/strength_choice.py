@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.types import Direction, Progress, no_progress
-from retouch.evaluation.evaluate import evaluate
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS, evaluate
+from retouch.evaluation.instruction_rules import is_decided_early
 from retouch.models.adapter_merging import scaled
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def choose_strength(
         direction: the direction of the edit.
         strengths: to choose from; the highest within the limits is what the others are compared
             with, or simply the highest if none is.
-        max_new_tokens: maximum length of a response, in tokens.
+        max_new_tokens: maximum length of a response, in tokens; the default one of an evaluation,
+            if that is longer, where a rule needs the end of a response.
         excess: how far the model as it is now is over the limits, as `BestCheckpoint.excess`
             (default: there are no limits).
         progress: called while responses are generated.
@@ -80,6 +82,8 @@ def choose_strength(
     metrics = _effect_metrics(concept, direction)
     if len(ordered) < 2 or not metrics:
         return StrengthChoice(highest, {}, excess_at(highest))
+    if not all(is_decided_early(spec.rule) for spec in metrics):
+        max_new_tokens = max(max_new_tokens, MAX_NEW_TOKENS)
     chosen = dataclasses.replace(concept, metrics=metrics)
     sign = 1.0 if concept.directions[direction].effect_better == "higher" else -1.0
     effects: dict[float, dict[str, float]] = {}

@@ -44,6 +44,7 @@ MAX_NEW_TOKENS = 64
 NUM_PROBED = 24
 SHARES: Mapping[Split, float] = {"train": 0.5, "validation": 0.2, "test": 0.3}
 NUM_RETAIN: Mapping[Split, int] = {"train": 256, "validation": 64, "test": 64}
+TEXT_SHARE = 0.25  # of the retain set, the tasks on a given text
 
 # The examples need no labels. A prefill in the model's usual style is no attack on an instruction.
 SETTINGS = {"num_examples": 512, "prefill_tokens": 0}
@@ -175,7 +176,10 @@ def _sources(
         some = [one for one in given[split] if one.prompt[0].role != "system"]
         some = [Example(one.prompt, "plain", group=one.group, entity=one.entity) for one in some]
         rng = random.Random(f"{seed}:{split}:instruction")
-        sources[split] = sample_by_group(rng, some, max(1, round(limit * SHARES[split])))
+        size = max(1, round(limit * SHARES[split]))
+        if prompts is None:  # what is left of them is retained
+            size = min(size, len(some) - round((1 - TEXT_SHARE) * NUM_RETAIN[split]))
+        sources[split] = sample_by_group(rng, some, size)
     missing = [split for split in ("train", "validation") if len(sources[split]) < MIN_KEPT[split]]
     if missing:
         raise DataError(
@@ -263,7 +267,7 @@ def _retained(
             if one.prompt not in source_examples and one.prompt[0].role != "system"
         ]
         text = [replace(one, label="text") for one in free if one.group in TEXT_GROUPS]
-        text = sample_by_group(rng, text, NUM_RETAIN[split] // 4)
+        text = sample_by_group(rng, text, round(TEXT_SHARE * NUM_RETAIN[split]))
         rest = [one for one in free if one.group not in TEXT_GROUPS]
         rest = sample_by_group(rng, rest, NUM_RETAIN[split] - len(text))
         retained[split] = [
