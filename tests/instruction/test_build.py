@@ -19,7 +19,9 @@ from retouch.instruction.audit import InstructionAudit
 from retouch.instruction.build import (
     NUM_RETAIN,
     OTHER_INSTRUCTIONS,
+    SETTINGS,
     TEXT_GROUPS,
+    WHOLE_RESPONSES,
     concept_from_instruction,
     save,
 )
@@ -56,6 +58,8 @@ def test_the_concept_of_an_instruction(fake_base: FakeBase) -> None:
     assert degenerate.labels == effect.labels == ("plain",)
     assert elsewhere.labels == ("other", "text")
     assert [one.metric for one in drift] == ["kl_per_token", "kl_answers"]
+    # The end of a response shows whether it is one sentence.
+    assert concept.settings["raise"]["data"] == SETTINGS | WHOLE_RESPONSES
     check_metrics(concept)
     assert not [one for one in validate(concept) if one.level == "error"]
     assert [len(concept.select(split, ["plain"])) for split in SPLITS] == [36, 12, 12]
@@ -167,6 +171,7 @@ def test_a_cut_response_is_kept_where_its_beginning_decides(
     fake_base.faults = {i: Response(f"Topic {i} is a.", truncated=True) for i in range(60)}
     concept, audit = make()
     assert {one.dropped for one in audit.candidates} == {None}
+    assert concept.settings["raise"]["data"] == SETTINGS
     # The edit generates them anew, without an end that the base did not give.
     assert {one.response for one in concept.select("train", ["plain"])} == {None}
 

@@ -31,7 +31,7 @@ from retouch.core.errors import ConfigError, DataError, RunError
 from retouch.core.formatting import show_score
 from retouch.core.progress import displayed
 from retouch.core.types import SPLITS, Message, OnEvent, Progress, Split, StageEvent
-from retouch.evaluation.instruction_rules import find_rule
+from retouch.evaluation.instruction_rules import find_rule, is_decided_early
 from retouch.instruction.audit import InstructionAudit
 from retouch.instruction.candidates import Candidate, contexts, make_candidates, probe
 from retouch.models.editable_model import EditableModel
@@ -48,6 +48,8 @@ TEXT_SHARE = 0.25  # of the retain set, the tasks on a given text
 
 # The examples need no labels. A prefill in the model's usual style is no attack on an instruction.
 SETTINGS = {"num_examples": 512, "prefill_tokens": 0}
+# Where the end of a response shows the behaviour, that is what is learned and kept.
+WHOLE_RESPONSES = {"max_new_tokens": 40, "max_base_tokens": 40}
 
 MIN_FOLLOWED = 0.25  # share of the prompted base's responses that follow the instruction
 MIN_GAIN = 0.1  # and how much larger it is than without the instruction
@@ -299,6 +301,7 @@ def _build(
     # The metric's name says which rule decides.
     follows = "_".join(re.findall(r"\w+", f"follows {audit.rule or 'likelihood'}"))
     decides: dict[str, Any] = {"rule": audit.rule} if audit.rule else {"context": context}
+    settings = SETTINGS if is_decided_early(audit.rule) else SETTINGS | WHOLE_RESPONSES
     measured = any(one.label == "plain" for one in examples["test"])
     metrics = [
         MetricSpec(name, follows, ("plain",), scorer, better="higher", **decides),
@@ -324,7 +327,7 @@ def _build(
             )
         },
         metrics=tuple(metrics) if measured else (),
-        settings={"raise": {"data": SETTINGS}},
+        settings={"raise": {"data": settings}},
         source="an instruction",
     )
 
