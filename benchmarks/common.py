@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -208,8 +209,7 @@ class PeakMemory:
         self._cuda, self.bytes, self._before = device.type == "cuda", 0, 0
 
     def __enter__(self) -> PeakMemory:
-        # Garbage in cycles, freed within the body, would hide as much of what the body adds.
-        gc.collect()
+        _release_free_memory()
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
@@ -220,6 +220,14 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         after = torch.cuda.max_memory_allocated() if self._cuda else _high_water_mark()
         self.bytes = max(0, after - self._before)
+
+
+def _release_free_memory() -> None:
+    """Free cycles, and return what the allocator keeps: either would hide what a body adds."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # glibc's
+        trim(0)
 
 
 def reset_high_water_mark() -> int:

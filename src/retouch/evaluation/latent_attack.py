@@ -114,5 +114,6 @@ def _attack_batch(
         return hidden + padded.to(hidden.device, hidden.dtype)
 
     with edit_inputs(editable, layer, add_delta):
-        found = dict(zip(order, generate(editable, prompts, batch_size=len(prompts)), strict=True))
+        texts = generate(editable, prompts, batch_size=len(prompts), share_beginning=False)
+    found = dict(zip(order, texts, strict=True))
     return [found[row] for row in range(len(order))]

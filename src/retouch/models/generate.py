@@ -42,11 +42,17 @@ def generate(
     *,
     max_new_tokens: int = 32,
     batch_size: int = BATCH_SIZE,
+    share_beginning: bool = True,
     progress: Progress = no_progress,
 ) -> list[str]:
     """The texts of `generate_responses`."""
     responses = generate_responses(
-        editable, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+        editable,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        share_beginning=share_beginning,
+        progress=progress,
     )
     return [response.text for response in responses]
 
@@ -58,6 +64,7 @@ def generate_responses(
     *,
     max_new_tokens: int = 32,
     batch_size: int = BATCH_SIZE,
+    share_beginning: bool = True,
     progress: Progress = no_progress,
     on_batch: Callable[[dict[int, Response]], None] | None = None,
 ) -> list[Response]:
@@ -72,6 +79,8 @@ def generate_responses(
         prompts: token ids.
         max_new_tokens: maximum length of a response.
         batch_size: maximum number of prompts of a batch.
+        share_beginning: run the beginning that the prompts of a batch have in common once; not
+            where something acts on the positions of whole prompts.
         progress: called after every batch.
         on_batch: receives the responses of every batch of this process, by the prompt's number.
     """
@@ -86,9 +95,10 @@ def generate_responses(
     responses: dict[int, Response] = {}
 
     def run(indices: Sequence[int]) -> list[Response]:
-        return _generate_batch(editable, [prompts[i] for i in indices], max_new_tokens)
+        chosen = [prompts[i] for i in indices]
+        return _generate_batch(editable, chosen, max_new_tokens, share_beginning)
 
-    for indices in _batches(own, prompts, batch_size):
+    for indices in _batches(own, prompts, batch_size, share_beginning):
         made = dict(zip(indices, split_on_oom(run, indices), strict=True))
         responses |= made
         if on_batch:
@@ -100,14 +110,14 @@ def generate_responses(
 
 
 def _batches(
-    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int
+    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, share_beginning: bool
 ) -> Iterator[Sequence[int]]:
     """Batches of at most `BATCH_TOKENS` padded prompt tokens, from prompts sorted by length.
 
     Many prompts with the same beginning, such as a system turn, run together and share its states.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i in order:
+    for i in order if share_beginning else ():
         groups.setdefault(tuple(prompts[i][:MIN_SHARED]), []).append(i)
     alike = [group for group in groups.values() if len(group) >= MIN_GROUP]
     together = {i for group in alike for i in group}
@@ -124,10 +134,13 @@ def _batches(
 
 
 def _generate_batch(
-    editable: EditableModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    editable: EditableModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    share_beginning: bool,
 ) -> list[Response]:
     tokenizer = editable.tokenizer
-    shared = _common_beginning(prompts)
+    shared = _common_beginning(prompts) if share_beginning else 0
     with editable.compute_precision():
         cache = _cache_beginning(editable, prompts[0][:shared], len(prompts)) if shared else None
         shared = shared if cache is not None else 0
