@@ -27,16 +27,19 @@ def test_responses_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -
     together = generate(editable, prompts)
     assert together == [generate(editable, [prompt])[0] for prompt in prompts]
     assert together == generate(editable, prompts, batch_size=2)
+    assert together == generate(editable, prompts, share_beginning=False)
     calls: list[tuple[int, int]] = []
     generate(editable, prompts, batch_size=3, progress=lambda _, *done: calls.append(done))
     assert calls == [(3, 4), (4, 4)]
 
     run = generating._generate_batch
 
-    def fail_above_two(model: object, rows: list[list[int]], limit: int) -> list[Response]:
+    def fail_above_two(
+        model: object, rows: list[list[int]], limit: int, share: bool
+    ) -> list[Response]:
         if len(rows) > 2:
             raise MemoryError
-        return run(editable, rows, limit)
+        return run(editable, rows, limit, share)
 
     monkeypatch.setattr(generating, "_generate_batch", fail_above_two)
     assert generate(editable, prompts) == together
@@ -57,3 +60,15 @@ def test_a_response_without_an_end_token_is_truncated() -> None:
         # A response as long as the limit has no end token yet.
         assert [one.truncated for one in cut] == [length >= limit for length in lengths]
     assert generate(editable, prompts, max_new_tokens=limit) == [one.text for one in cut]
+
+
+def test_only_many_prompts_with_one_beginning_get_batches_of_their_own() -> None:
+    alike = [[*range(generating.MIN_SHARED), 20 + i] for i in range(generating.MIN_GROUP)]
+    few = [[90 + i, *range(generating.MIN_SHARED)] for i in range(3)]
+    prompts = [*alike, *few]
+    order = range(len(prompts))
+    batches = list(generating._batches(order, prompts, 128, True))
+    assert list(map(len, batches)) == [len(alike), len(few)]
+    assert list(map(len, generating._batches(order, prompts, 128, False))) == [len(prompts)]
+    assert generating._common_beginning([prompts[i] for i in batches[0]]) == generating.MIN_SHARED
+    assert generating._common_beginning([prompts[i] for i in batches[1]]) == 0
