@@ -51,6 +51,13 @@ def test_a_missing_model_is_an_error_that_names_the_alternatives(tmp_path: Path)
     assert raised.value.code == "model-unreadable"
 
 
+def test_a_run_in_place_of_a_model_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ModelError) as raised:
+        load(str(tmp_path))
+    assert f"`--adapter {tmp_path}`" in raised.value.hint
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

@@ -100,6 +100,8 @@ def load(
             raise
         message = f"The model {name!r} cannot be loaded: {first_sentence(error)}."
         hint = install_hint(name) or MODEL_HINT
+        if (Path(path) / "run.json").exists():
+            hint = f"It is a run: give the model that it edits, and `--adapter {name}`."
         raise ModelError(message, hint, code="model-unreadable") from None
     prepare_tokenizer(tokenizer, name)
     if config.chat_template is not None:
