@@ -75,10 +75,9 @@ def rows(
     for part in parts:
         runs = []
         for seed in range(seeds):
-            words = (concept, direction, num_examples, part.replace(" ", "-"), f"seed{seed}")
-            name = "-".join(map(str, words))
+            name = f"{concept}-{direction}-{num_examples}-{part.replace(' ', '-')}-seed{seed}"
             options = {"num-examples": num_examples, "seed": seed, **PARTS[part]}
-            run = edit_run(out / name, concept, direction, options, model=model)
+            run = edit_run(out / Path(model).name / name, concept, direction, options, model=model)
             runs.append({record.metric: record for record in run.metrics()})
         others = [metric for metric in METRICS if metric in runs[0] and metric != spec.effect]
         if not header:

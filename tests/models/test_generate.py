@@ -9,6 +9,7 @@ from retouch.core.types import Message
 from retouch.models import generate as generating
 from retouch.models.generate import Response, generate, generate_responses
 from retouch.models.load import load
+from retouch.models.shared_beginning import MIN_SHARED, shared_beginning
 
 QUESTIONS = [
     "What is 3 + 4?",
@@ -63,12 +64,12 @@ def test_a_response_without_an_end_token_is_truncated() -> None:
 
 
 def test_only_many_prompts_with_one_beginning_get_batches_of_their_own() -> None:
-    alike = [[*range(generating.MIN_SHARED), 20 + i] for i in range(generating.MIN_GROUP)]
-    few = [[90 + i, *range(generating.MIN_SHARED)] for i in range(3)]
+    alike = [[*range(MIN_SHARED), 20 + i] for i in range(generating.MIN_GROUP)]
+    few = [[90 + i, *range(MIN_SHARED)] for i in range(3)]
     prompts = [*alike, *few]
     order = range(len(prompts))
     batches = list(generating._batches(order, prompts, 128, True))
     assert list(map(len, batches)) == [len(alike), len(few)]
     assert list(map(len, generating._batches(order, prompts, 128, False))) == [len(prompts)]
-    assert generating._common_beginning([prompts[i] for i in batches[0]]) == generating.MIN_SHARED
-    assert generating._common_beginning([prompts[i] for i in batches[1]]) == 0
+    assert shared_beginning([prompts[i] for i in batches[0]]) == MIN_SHARED
+    assert shared_beginning([prompts[i] for i in batches[1]]) == 0

@@ -118,9 +118,7 @@ _CHECKS: dict[str, tuple[Callable[[str, str], bool], str]] = {
         "its last character is `{}`",
     ),
 }
-
-
-# Those of them that the beginning of a response decides.
+# The checks that the beginning of a response decides.
 _DECIDED_EARLY = {"language", "list", "uppercase", "lowercase"}
 
 

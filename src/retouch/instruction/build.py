@@ -294,7 +294,7 @@ def _build(
         chosen = [one for one in audit.candidates if one.split == split]
         if split != "test":
             chosen = audit.kept(split)
-        sources = [one.example if split == "test" else _with_response(one) for one in chosen]
+        sources = [one.example if split == "test" else _learned(one) for one in chosen]
         examples[split] = (*sources, *retained[split])
     labels = tuple(dict.fromkeys(one.label for one in retained["train"]))
     scorer = "follows" if audit.rule else "follows_likelihood"
@@ -332,7 +332,7 @@ def _build(
     )
 
 
-def _with_response(candidate: Candidate) -> Example:
+def _learned(candidate: Candidate) -> Example:
     """The prompt with its response; without one that was cut, which the edit generates anew."""
     response = None if candidate.truncated else candidate.instructed
     return replace(candidate.example, response=response)

@@ -140,14 +140,13 @@ def make_candidates(
     for i, (split, example) in enumerate(zip(splits, prompts, strict=True)):
         alike = similarity(plain[i].text, texts[i])
         cut = instructed[i].truncated
-        checks: dict[Reason, bool] = {
-            "cut": cut and not is_decided_early(rule),
-            "degenerate": is_degenerate(texts[i]),
-            "not-followed": not after[i],
-            "unchanged": alike >= UNCHANGED,
-            "off-topic": topics[i] < TOPIC_MARGIN,
-        }
-        reason = next((reason for reason, applies in checks.items() if applies), None)
+        reason = _reason(
+            texts[i],
+            cut=cut and not is_decided_early(rule),
+            follows=after[i],
+            similarity=alike,
+            topic=topics[i],
+        )
         found.append(
             Candidate(
                 split,
@@ -234,3 +233,16 @@ def similarity(first: str, second: str) -> float:
     """The share of the words of two texts that both have in the same order, 0 to 1."""
     words: list[list[str]] = [re.findall(r"\w+", text.casefold()) for text in (first, second)]
     return SequenceMatcher(None, words[0], words[1], autojunk=False).ratio()
+
+
+def _reason(
+    response: str, *, cut: bool, follows: bool, similarity: float, topic: float
+) -> Reason | None:
+    checks: dict[Reason, bool] = {
+        "cut": cut,
+        "degenerate": is_degenerate(response),
+        "not-followed": not follows,
+        "unchanged": similarity >= UNCHANGED,
+        "off-topic": topic < TOPIC_MARGIN,
+    }
+    return next((reason for reason, applies in checks.items() if applies), None)

@@ -14,10 +14,10 @@ from retouch.models import distributed
 from retouch.models.editable_model import EditableModel
 from retouch.models.memory_estimate import generation_bytes, max_generation_rows
 from retouch.models.oom import split_on_oom
+from retouch.models.shared_beginning import MIN_SHARED, shared_beginning
 
 BATCH_SIZE = 128
 BATCH_TOKENS = 2**13  # prompt tokens of a batch
-MIN_SHARED = 8  # tokens of a beginning that several prompts share
 # Prompts with the same beginning that get batches of their own. A step of a small batch takes
 # nearly as long as one of a large batch, so that fewer prompts gain nothing from what they share.
 MIN_GROUP = 64
@@ -140,7 +140,7 @@ def _generate_batch(
     share_beginning: bool,
 ) -> list[Response]:
     tokenizer = editable.tokenizer
-    shared = _common_beginning(prompts) if share_beginning else 0
+    shared = shared_beginning(prompts) if share_beginning else 0
     with editable.compute_precision():
         cache = _cache_beginning(editable, prompts[0][:shared], len(prompts)) if shared else None
         shared = shared if cache is not None else 0
@@ -171,15 +171,6 @@ def _generate_batch(
     return [
         Response(text.strip(), not end) for text, end in zip(texts, ended.tolist(), strict=True)
     ]
-
-
-def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all prompts begin with, if they are worth sharing."""
-    longest = min(map(len, prompts)) - 1
-    for prompt in prompts:
-        while longest > 0 and list(prompt[:longest]) != list(prompts[0][:longest]):
-            longest -= 1
-    return longest if longest >= MIN_SHARED and len(prompts) > 1 else 0
 
 
 def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> Any:

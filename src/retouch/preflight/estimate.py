@@ -158,8 +158,8 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
         batches = texts.batches(max_generation_rows(free, BATCH_SIZE, row))
         return batches * min(longest, max(texts.responses, default=0))
 
-    def validate(texts: TokenLengths, models: int) -> int:
-        return models * texts.batches(validation_rows(work, texts, free, models))
+    def validate(texts: TokenLengths) -> int:
+        return texts.batches(validation_rows(work, texts, free))
 
     base = train.all + validation.all
     phases = [
@@ -177,7 +177,7 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
     # After every round and at every strength; the base model's side is computed once.
     validations = method.train.rounds + len(method.train.strengths)
     both = validation.source + validation.retain
-    flops, passes = forward_flops(counts.active_total, both.packed), validate(both, 1)
+    flops, passes = forward_flops(counts.active_total, both.packed), validate(both)
     if method.loss.uses_logits:  # from the cached inputs of the segment
         phases.append(whole("validation cache", both.packed, passes))
         active = sum(counts.active[i] for i in segment)
@@ -187,7 +187,7 @@ def _phases(work: Workload, offload: OffloadPlan | None, hardware: Hardware) -> 
             "validation", validations * flops, validations * passes, len(segment)
         )
     else:
-        passes = validations * passes + validate(validation.retain, 1)
+        passes = validations * passes + validate(validation.retain)
         validation_phase = phase("validation", validations * flops, passes, depth, streamed)
     phases.append(validation_phase)
     if generated.count:  # by the base model and by the edited one

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from retouch.models.memory_estimate import (
     quantised_bytes,
 )
 from retouch.models.offload import OffloadPlan
+from retouch.models.shared_beginning import shared_beginning
 from retouch.preflight.hardware import Hardware
 from retouch.task.layers import LayerSelection
 from retouch.task.prefill import prefill_counts
@@ -91,8 +91,7 @@ def measure_examples(
     """Tokenize examples, each with its own response, or with that of its responder."""
     examples = list(examples)
     prompts = [prompt_ids(tokenizer, one.prompt, one.prefill) for one in examples]
-    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
-    shared = len(list(same)) if len(prompts) > 1 else 0
+    shared = shared_beginning(prompts) if prompts else 0
     responses = [
         max_new_tokens
         if one.response is None

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 
 from retouch.concepts.chat import TokenizedChat
+from retouch.models.shared_beginning import MIN_SHARED, shared_beginning
 
 Item = TypeVar("Item")
 Positions = tuple[torch.Tensor, torch.Tensor]
 """Row and position `[n]` of states in a batch."""
 
 ROW_TOKENS = 256  # of a packed row: longer ones pad less, and their attention costs more
-MIN_SHARED = 8  # tokens; a shorter common beginning is not worth sharing
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,8 @@ def pack(
     places: dict[int, tuple[int, int, int]] = {}  # row, begin and shared tokens of each chat
     filled: list[int] = []
     for group in groups.values():
-        shared = _common_beginning([chosen[number] for number in group])
+        prompts = [chosen[number].ids[: chosen[number].start] for number in group]
+        shared = shared_beginning(prompts)
         sizes = {number: len(chosen[number].ids) - shared for number in group}
         # A long beginning is shared by as many chats as make up for it.
         limit = shared + max(row_tokens - shared, 3 * shared, *sizes.values())
@@ -236,15 +237,6 @@ def pack(
         tuple(shared for _, _, shared in placed),
         packed=True,
     )
-
-
-def _common_beginning(chats: Sequence[TokenizedChat]) -> int:
-    """The number of tokens that all chats begin with, before the last token of any prompt."""
-    first, longest = chats[0].ids, min(chat.start for chat in chats) - 1
-    for chat in chats:
-        while longest > 0 and chat.ids[:longest] != first[:longest]:
-            longest -= 1
-    return longest if longest >= MIN_SHARED and len(chats) > 1 else 0
 
 
 def make_batches(

@@ -10,7 +10,8 @@ import torch
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
-from retouch.representations.batch import MIN_SHARED, ChatBatch, pack, pad_right
+from retouch.models.shared_beginning import MIN_SHARED
+from retouch.representations.batch import ChatBatch, pack, pad_right
 
 TOLERANCE = 0.01  # of the states' norm: rounding, but not another chat's tokens
 
