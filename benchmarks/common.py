@@ -75,6 +75,17 @@ def measurement_parser(description: str | None, out: str) -> argparse.ArgumentPa
     return parser
 
 
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `load_config` reads."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", help="float32 or bfloat16, of the weights")
+
+
+def load_config(options: argparse.Namespace) -> LoadConfig:
+    """How a benchmark of a real model loads it."""
+    return LoadConfig(device=options.device, dtype=options.dtype)
+
+
 def parse_names(
     parser: argparse.ArgumentParser, flag: str, text: str, known: Sequence[str]
 ) -> list[str]:
@@ -147,7 +158,12 @@ def in_this_process(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, cores, threads, load, GPU and torch version of this machine."""
+    """Processor, cores, threads, load, GPU and torch version of this machine.
+
+    Args:
+        device: the one that is measured, or `auto`.
+    """
+    uses_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -158,7 +174,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "gpu": torch.cuda.get_device_name() if uses_gpu else None,
         "torch": torch.__version__,
     }
 

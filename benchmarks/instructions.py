@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import (
+    add_load_options,
     argument_parser,
     describe_machine,
+    load_config,
     machine_text,
     parse_names,
     retouch_command,
@@ -45,6 +47,7 @@ from retouch.concepts.chat import TokenizedChat, tokenize_chat
 from retouch.concepts.concept import Context, Example
 from retouch.concepts.registry import load_concept_file
 from retouch.core.atomic import atomic_write
+from retouch.core.config import LoadConfig
 from retouch.core.errors import DataError, RetouchError
 from retouch.core.run_dir import RunDir, find_adapter
 from retouch.core.types import Score
@@ -105,11 +108,12 @@ def read_passages(folder: Path, editable: EditableModel) -> list[TokenizedChat]:
     return [TokenizedChat(tuple(ids[i : i + PASSAGE_TOKENS]), 1) for i in evenly(starts, PASSAGES)]
 
 
-def make_run(model: str, name: str, seed: int, folder: Path) -> Path:
+def make_run(model: str, name: str, seed: int, folder: Path, config: LoadConfig) -> Path:
     """The run of an edit from an instruction; a finished one is reused, another one is resumed."""
     path = folder / f"{name}-seed{seed}"
     if not (path.exists() and RunDir.open(path).finished):
         words = ["edit", model, "--instruction", INSTRUCTIONS[name], "--seed", str(seed)]
+        words += ["--device", config.device, "--dtype", config.dtype]
         words += ["--suites", "none", "--quiet", "--out", str(path)]
         if path.exists():
             words = ["edit", "--resume", str(path)]
@@ -165,6 +169,7 @@ def measure(
     folder: Path,
     max_new_tokens: int,
     share: float = 1.0,
+    config: LoadConfig | None = None,
 ) -> dict[str, list[FigureResult]]:
     """Measure the edits of each instruction.
 
@@ -175,10 +180,11 @@ def measure(
         folder: where responses are kept.
         max_new_tokens: maximum length of a response.
         share: the share of the prompts that is measured.
+        config: how the model is loaded.
     """
     sample = harmless_instructions(data, SPLIT, COUNT)
     requests = evenly(sample, max(1, round(share * len(sample))))
-    editable = load(model)
+    editable = load(model, config)
     stem = f"{editable.fingerprint[:16]}-{max_new_tokens}"
     passages = read_passages(data, editable)
     cache = ResponseCache(folder / f"base-{stem}.json")
@@ -208,7 +214,7 @@ def measure(
         kl: dict[str, list[ExampleValues]] = {where: [] for where in texts}
         for path in paths:
             adapter = find_adapter(path)
-            changed = load(model, adapter=adapter)
+            changed = load(model, config, adapter=adapter)
             known = ResponseCache(folder / f"edited-{stem}-{adapter_digest(adapter)}.json")
             edited.append(known.respond(changed, requests, max_new_tokens, str(path)))
             for where, chats in texts.items():
@@ -225,21 +231,27 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="the published files")
     parser.add_argument("--only", default="", help=f"of {', '.join(INSTRUCTIONS)}")
     parser.add_argument("--seeds", type=int, default=1)
+    add_load_options(parser)
     parser.add_argument("--runs", type=Path, default=Path("runs/instructions"))
     parser.add_argument("--quick", action="store_true", help="a fifth of the prompts")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("build/real/instructions.json"))
     options = parser.parse_args(words)
     names = parse_names(parser, "--only", options.only, list(INSTRUCTIONS)) or list(INSTRUCTIONS)
-    machine = describe_machine("cpu")
+    machine, config = describe_machine(options.device), load_config(options)
     try:
         runs = {
-            name: [make_run(options.model, name, i, options.runs) for i in range(options.seeds)]
+            name: [
+                make_run(options.model, name, seed, options.runs, config)
+                for seed in range(options.seeds)
+            ]
             for name in names
         }
         share = QUICK_SHARE if options.quick else 1.0
         length = options.max_new_tokens
-        found = measure(options.model, runs, options.data_dir, options.out.parent, length, share)
+        found = measure(
+            options.model, runs, options.data_dir, options.out.parent, length, share, config
+        )
     except RetouchError as error:
         parser.exit(error.exit_code, f"{error}\n")
     print(machine_text(machine))

@@ -28,7 +28,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import argument_parser, describe_machine, machine_text
+from benchmarks.common import (
+    add_load_options,
+    argument_parser,
+    describe_machine,
+    load_config,
+    machine_text,
+)
 from benchmarks.suites import TEMPLATES, Request, Suite, evenly, load_suites
 from retouch.concepts.chat import TokenizedChat, prompt_ids, prompt_text, tokenize_chat
 from retouch.core.atomic import atomic_write
@@ -524,7 +530,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--few-labels", action="store_true", help="targets of 16 labels")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--show", type=int, default=0, metavar="N", help="examples of each suite")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
+    add_load_options(parser)
     parser.add_argument("--out", type=Path, default=Path("build/real/real.json"))
     return parser
 
@@ -547,7 +553,7 @@ def main(words: Sequence[str] | None = None) -> None:
             suites,
             options.out.parent,
             options.max_new_tokens,
-            LoadConfig(device=options.device),
+            load_config(options),
         )
     except RetouchError as error:
         parser.exit(error.exit_code, f"{error}\n")

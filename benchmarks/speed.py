@@ -1,7 +1,7 @@
 """Measure the speed of the edit against the original loop and against whole forward passes.
 
     python -m benchmarks.speed [--only pocket,deep,depth] [--out build/speed.json]
-    python -m benchmarks.speed --device cuda [--only llama-7b,qwen-14b,log] [--small]
+    python -m benchmarks.speed --device cuda [--only llama-7b,qwen-14b,log,rate] [--small]
 
 Variants, on the same prompts and rounds:
 
@@ -26,13 +26,16 @@ of values of one run of the benchmark.
 `depth` measures a training step with the same segment in models of different depths. `log` is the
 work of the published repository's log: 256 prompts and 100 tests, 36 rounds of two epochs, adapters
 on the MLP of layers 9 to 13, layers 10 to 14 read; the original loop's time for it is extrapolated
-from its rounds in the table. `--small` runs tiny models in the place of the large ones: it shows
-that the benchmark works, and nothing else.
+from its rounds in the table. `rate` compares the arithmetic of the segment's training steps, as
+torch's counter of operations has it, padding included, with a large matrix product of the same
+dtype on the same device. `--small` runs tiny models in the place of the large ones: it shows that
+the benchmark works, and nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +45,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import (
     SEED,
@@ -85,7 +89,7 @@ LARGE = {
     "prompts": 256,
     "tests": 100,
     "batch_size": 64,
-    "rounds": 2,
+    "rounds": 1,
     "target_modules": ("up_proj", "down_proj"),
     "dtype": "bfloat16",
 }
@@ -94,9 +98,13 @@ GPU_CASES = (
         "llama-7b", tuple(range(9, 14)), tuple(range(10, 15)), llama(32, 4096, 11008, 32000, 32),
         **LARGE,
     ),
-    Case("qwen-14b", middle(32), middle(32), QWEN, **LARGE),
+    # Less work of the same kind: what the original loop does with a prompt takes twice as long.
+    Case("qwen-14b", middle(32), middle(32), QWEN, **{**LARGE, "prompts": 128, "tests": 50}),
 )  # fmt: skip
 LOG_ROUNDS, LOG_SECONDS = 36, 34 * 60  # of the published repository's log, on the authors' GPU
+PARTS = ("depth", "log", "rate")  # beside the cases
+RATE_RUNS, RATE_WARM_UP = 5, 3
+RATE_SIZES = (1024, 8192)  # of a square matrix, on a CPU and on a GPU
 DEPTHS, DEPTH_ROUNDS = (8, 16, 32, 64), 6  # the first round is a warm-up
 HEADER = (
     "| case | variant | setup, s | round, s | total, s | CPU, s | samples/s | peak, MB "
@@ -437,6 +445,58 @@ def measure_depths(device: str, depths: Sequence[int] = DEPTHS) -> list[Record]:
     ]
 
 
+def measure_rate(case: Case, device: str) -> Record:
+    """How fast the segment's training steps compute, beside a large matrix product.
+
+    The steps are those of a round after the first: forward passes, backward passes and updates of
+    the adapter, without the training of the discriminators.
+    """
+    editable = case.load(device)
+    trainer = build_case_trainer(editable, replace(case, rounds=3), case_prompts(case, editable))
+    next(trainer.train())
+    with FlopCounterMode(display=False) as counter:
+        trainer._train_generator()
+    clock, seconds = Clock(editable.device), []
+    for _ in range(RATE_RUNS):
+        clock.lap()
+        trainer._train_generator()
+        seconds.append(clock.lap())
+    matrix = _matrix_rate(editable.device, getattr(torch, case.dtype), RATE_SIZES[device != "cpu"])
+    best = min(seconds)
+    return {
+        "case": f"{case.name}-rate",
+        "variant": "segment",
+        "seconds": best,
+        "step_seconds": best / case.steps,
+        "samples_per_second": case.steps * case.batch_size / best,
+        "peak_bytes": None,
+        "ratio_to_original": None,
+        "flops": counter.get_total_flops(),
+        "rate": counter.get_total_flops() / best,
+        "matrix_rate": matrix,
+    }
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Operations a second of a product of two square matrices, the median of ten."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    clock, seconds = Clock(device), []
+    for _ in range(RATE_WARM_UP + RATE_RUNS):
+        clock.lap()
+        left @ right
+        seconds.append(clock.lap())
+    return 2.0 * size**3 / statistics.median(seconds[RATE_WARM_UP:])
+
+
+def rate_text(record: Record) -> str:
+    """The rate of a case's training steps beside that of a matrix product."""
+    own, matrix = record["rate"] / 1e12, record["matrix_rate"] / 1e12
+    name = record["case"].removesuffix("-rate")
+    return (
+        f"{name}: steps at {own:.3g} TFLOP/s, a matrix product at {matrix:.3g}: {own / matrix:.0%}."
+    )
+
+
 def small(case: Case) -> Case:
     """A case with a tiny model and little work."""
     model = {**case.model, **llama(4, 64, 128, 128, 4)}
@@ -465,19 +525,32 @@ def targets_of(records: Sequence[Record]) -> Iterator[Target]:
         ratio = deeper["seconds"] / shallow["seconds"]
         yield Target("step of 64 layers against 16", ratio, 1.1, higher=False)
     for (case, variant), record in found.items():
-        if case.endswith("-log") and variant == "segment":
+        if variant != "segment":
+            continue
+        if case.endswith("-log"):
             yield Target("the log's work, s", record["seconds"], 45, higher=False)
+        elif case.endswith("-rate"):
+            share = record["rate"] / record["matrix_rate"]
+            yield Target(f"{case}: training steps, of a matrix product's rate", share, 0.35)
+        elif case in {one.name for one in GPU_CASES}:
+            if record["ratio_to_original"]:
+                ratio = record["ratio_to_original"]
+                yield Target(f"{case}: segment against the original loop", ratio, 40)
+            memory = record["peak_bytes"] / 2**30
+            yield Target(f"{case}: memory beyond the model, GiB", memory, 6, higher=False)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print and write."""
     parser = measurement_parser(__doc__, "build/speed.json")
+    parser.add_argument("--variants", default="", help=f"of {', '.join(VARIANTS)}")
     options = parser.parse_args(words)
+    variants = parse_names(parser, "--variants", options.variants, list(VARIANTS))
     cases = {case.name: case for case in (*CPU_CASES, *GPU_CASES)}
-    defaults = [case.name for case in GPU_CASES] + ["log"]
+    defaults = [case.name for case in GPU_CASES] + ["log", "rate"]
     if options.device == "cpu":
         defaults = [case.name for case in CPU_CASES] + ["depth"]
-    only = parse_names(parser, "--only", options.only, [*cases, "depth", "log"]) or defaults
+    only = parse_names(parser, "--only", options.only, [*cases, *PARTS]) or defaults
     run = in_new_process
     if options.small:  # starting a process would take longer than the work
         cases, run = {name: small(case) for name, case in cases.items()}, in_this_process
@@ -485,7 +558,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(machine_text(machine), HEADER, sep="\n")
     for name, case in cases.items():
         if name in only:
-            measured = measure_case(case, options.device, run)
+            measured = measure_case(case, options.device, run, variants or list(VARIANTS))
             records += measured
             notes.append(check_losses(measured, TOLERANCE[case.dtype]))
     if "depth" in only:
@@ -498,6 +571,12 @@ def main(words: Sequence[str] | None = None) -> None:
         measured = measure_case(work, options.device, run, ["segment"])
         notes.append(log_text(measured[0], records, llama_7b))
         records += measured
+    if "rate" in only:
+        for case in GPU_CASES:
+            if case.name in only or not {one.name for one in GPU_CASES} & set(only):
+                record = run(measure_rate, cases[case.name], options.device)
+                notes.append(rate_text(record))
+                records.append(record)
     print("\n(In parentheses: a training step.)", *notes, sep="\n")
     finish(options.out, machine, records, list(targets_of(records)))
 

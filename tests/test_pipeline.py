@@ -44,6 +44,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> EditResult:
     return result
 
 
+@pytest.mark.gpu
+def test_an_edit_on_a_gpu(tmp_path: Path) -> None:
+    settings = small_settings({"load.device": "cuda", "train.learning_rate": 0.02})
+    result = retouch.edit(
+        "pocket", concept="pocket-safety", config=settings, output_dir=tmp_path / "run"
+    )
+    assert result.path.joinpath("metrics.json").exists()
+    assert next(result.model.parameters()).is_cuda
+
+
 def test_the_run_directory_is_complete(run: EditResult) -> None:
     names = {path.name for path in run.path.iterdir()}
     assert names >= {

@@ -15,6 +15,7 @@ from benchmarks.instructions import Responses
 from helpers.char_tokenizer import add_random_adapter, char_editable
 from retouch.concepts.concept import Concept, Context
 from retouch.concepts.pack import save_pack
+from retouch.core.config import LoadConfig
 from retouch.core.errors import DataError
 from retouch.core.run_dir import RunDir
 from retouch.core.types import Message
@@ -103,7 +104,7 @@ def test_a_finished_run_is_reused_and_another_one_resumed(
             lambda _, finished=finished: SimpleNamespace(finished=finished),
         )
         commands.clear()
-        path = instructions.make_run("pocket", "french", 1, tmp_path)
+        path = instructions.make_run("pocket", "french", 1, tmp_path, LoadConfig())
         assert path == tmp_path / "french-seed1"
         assert [expected in words for words in commands] == ([True] if expected else [])
         path.mkdir(exist_ok=True)
@@ -112,11 +113,12 @@ def test_a_finished_run_is_reused_and_another_one_resumed(
 def test_the_command_measures_the_edits(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fake_load(_: str, *, adapter: Path | None = None) -> EditableModel:
+    def fake_load(_: str, config: LoadConfig, *, adapter: Path | None = None) -> EditableModel:
+        assert config.dtype == "float32"
         editable = char_editable()
         return add_random_adapter(editable, 0.3) if adapter else editable
 
-    def fake_run(_: str, name: str, seed: int, folder: Path) -> Path:
+    def fake_run(_: str, name: str, seed: int, folder: Path, __: LoadConfig) -> Path:
         path = folder / f"{name}-{seed}"
         path.mkdir(parents=True)
         (path / "adapter_config.json").write_text(f"{name} {seed}", "utf-8")
@@ -133,6 +135,7 @@ def test_the_command_measures_the_edits(
     monkeypatch.setattr(instructions, "make_run", fake_run)
     out = tmp_path / "out" / "instructions.json"
     words = ["--data-dir", str(data), "--runs", str(tmp_path / "runs"), "--out", str(out)]
+    words += ["--dtype", "float32"]
     instructions.main([*words, "--seeds", "2", "--only", "french", "--max-new-tokens", "4"])
     assert "| french: KL elsewhere, WikiText-2" in capsys.readouterr().out
     values = json.loads(out.read_text("utf-8"))

@@ -172,14 +172,24 @@ def test_small_models_run_the_gpu_cases_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(speed, "LOG_ROUNDS", 4)
     out = tmp_path / "deep" / "speed.json"
-    speed.main(["--small", "--only", "llama-7b,log", "--out", str(out)])
+    words = ["--small", "--only", "llama-7b,log,rate", "--variants", "original,segment"]
+    speed.main([*words, "--out", str(out)])
     written = json.loads(out.read_text("utf-8"))
     assert all(record.keys() >= FIELDS for record in written["records"])
     cases = {record["case"] for record in written["records"]}
-    assert cases == {"small-llama-7b", "small-llama-7b-log"}
+    name = "small-llama-7b"
+    assert cases == {name, f"{name}-log", f"{name}-rate"}
     (log,) = (one for one in written["records"] if one["case"].endswith("-log"))
     assert log["rounds"] == 4
-    assert [target["name"] for target in written["targets"]] == ["the log's work, s"]
+    (rate,) = (one for one in written["records"] if one["case"].endswith("-rate"))
+    # Twice two products of at least 8 tokens in each of the two layers' MLPs, forward and backward.
+    assert rate["flops"] > 2 * 2 * 2 * 2 * 8 * 64 * 128
+    assert 0 < rate["rate"] < rate["matrix_rate"]
+    names = [target["name"] for target in written["targets"]]
+    assert names == [
+        "the log's work, s",
+        f"{name}-rate: training steps, of a matrix product's rate",
+    ]
 
 
 def test_an_unknown_case_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:

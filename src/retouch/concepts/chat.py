@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from retouch.core.end_token import end_token
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 
@@ -101,7 +102,7 @@ def tokenize_chat(
     """Tokenize a chat with its response.
 
     Prompt and response are tokenized separately, as when the response is generated. A truncated
-    response gets no end token, unless it is empty.
+    response gets no end token (`end_token`), unless it is empty.
 
     Raises:
         ModelError: the chat template refuses the turns.
@@ -111,5 +112,5 @@ def tokenize_chat(
     after_marker = bool(getattr(tokenizer, "chat_template", None)) and not prefill
     text = response if after_marker else f" {response.lstrip()}"
     after: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = () if truncated and after else (tokenizer.eos_token_id,)
+    end = () if truncated and after else (end_token(tokenizer),)
     return TokenizedChat((*before, *after, *end), len(before))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from retouch.core.end_token import end_token
 from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
 from retouch.models.editable_model import EditableModel
@@ -139,7 +140,7 @@ def _generate_batch(
     max_new_tokens: int,
     share_beginning: bool,
 ) -> list[Response]:
-    tokenizer = editable.tokenizer
+    tokenizer, ends = editable.tokenizer, _end_tokens(editable)
     shared = shared_beginning(prompts) if share_beginning else 0
     with editable.compute_precision():
         cache = _cache_beginning(editable, prompts[0][:shared], len(prompts)) if shared else None
@@ -161,12 +162,13 @@ def _generate_batch(
             top_p=None,
             top_k=None,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends,
             synced_gpus=editable.sharded,
             **({} if cache is None else {"past_key_values": cache}),
         )
     generated = output[:, ids.shape[1] :].cpu()
     # A batch runs until all of its responses have ended, and each that has is padded.
-    ended = torch.isin(generated, _end_tokens(editable)).any(1)
+    ended = torch.isin(generated, torch.tensor(ends)).any(1)
     texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
     return [
         Response(text.strip(), not end) for text, end in zip(texts, ended.tolist(), strict=True)
@@ -192,9 +194,9 @@ def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> 
     return cache
 
 
-def _end_tokens(editable: EditableModel) -> torch.Tensor:
-    """The ids `[n]` of the tokens that end a response."""
+def _end_tokens(editable: EditableModel) -> list[int]:
+    """The ids of the tokens that end a response: the model's, and the chat template's."""
     config = getattr(editable.base, "generation_config", None)
     configured = getattr(config, "eos_token_id", None)
     ids = configured if isinstance(configured, list | tuple) else [configured]
-    return torch.tensor([one for one in ids if one is not None], dtype=torch.long)
+    return sorted({one for one in ids if one is not None} | {end_token(editable.tokenizer)})

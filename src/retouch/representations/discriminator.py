@@ -39,18 +39,22 @@ class Discriminator(nn.Module):
         self.mean.copy_(states.mean(0))
         self.scale.copy_(states.std(0).clamp_min(1e-4))
 
+    def standardised(self, states: torch.Tensor) -> torch.Tensor:
+        """States `[n, hidden]` by the mean and the standard deviation, in float32."""
+        return (states.float() - self.mean) / self.scale
+
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Log-odds `[n]` for states `[n, hidden]`."""
-        out: torch.Tensor = self.body((states.float() - self.mean) / self.scale)[:, 0]
+        out: torch.Tensor = self.body(self.standardised(states))[:, 0]
         return out
 
 
 class Discriminators:
-    """The discriminators of several layers with their optimizers.
+    """The discriminators of several layers, with one optimizer.
 
     Attributes:
         by_layer: the discriminator of each layer.
-        optimizers: the optimizer of each.
+        optimizer: of all of them; Adam updates each weight by its own gradients alone.
     """
 
     def __init__(
@@ -61,10 +65,8 @@ class Discriminators:
             layer: Discriminator(input_size, config.hidden_size, seed * 1009 + layer)
             for layer in layers
         }
-        self.optimizers = {
-            layer: torch.optim.Adam(one.parameters(), lr=config.learning_rate)
-            for layer, one in self.by_layer.items()
-        }
+        weights = [weight for one in self.by_layer.values() for weight in one.parameters()]
+        self.optimizer = torch.optim.Adam(weights, lr=config.learning_rate)
 
     def to(self, device: torch.device) -> Discriminators:
         """Move the discriminators to the states' device."""
@@ -84,19 +86,28 @@ class Discriminators:
         steps: int,
     ) -> None:
         """Train every discriminator for some steps on all states, `[n, hidden]` by layer."""
-        for layer, discriminator in self.by_layer.items():
-            discriminator.requires_grad_(True)
-            optimizer = self.optimizers[layer]
-            for _ in range(steps):
-                loss = discriminator_loss(
-                    discriminator(target[layer]),
-                    discriminator(nontarget[layer]),
-                    self._label_smoothing,
+        # On a GPU a step is as long as it takes to start its kernels, so there are few of them: the
+        # states are standardised once, both classes run together, and so do the updates.
+        data = {
+            layer: one.standardised(torch.cat([target[layer], nontarget[layer]]))
+            for layer, one in self.by_layer.items()
+        }
+        self._requires_grad(True)
+        for _ in range(steps):
+            losses = []
+            for layer, one in self.by_layer.items():
+                logits, count = one.body(data[layer])[:, 0], len(target[layer])
+                losses.append(
+                    discriminator_loss(logits[:count], logits[count:], self._label_smoothing)
                 )
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            discriminator.requires_grad_(False)
+            self.optimizer.zero_grad()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        self._requires_grad(False)
+
+    def _requires_grad(self, value: bool) -> None:
+        for one in self.by_layer.values():
+            one.requires_grad_(value)
 
     @torch.no_grad()
     def accuracy(

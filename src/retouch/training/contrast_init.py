@@ -55,11 +55,11 @@ def initialize_from_contrast(
         for name, inputs in _last_prompt_inputs(context, last, wrappers, batch).items():
             found[side].setdefault(name, []).append(inputs)
         progress("inputs of the adapters on both sets", done, len(batches))
-    previous, rows = torch.empty(0), torch.empty(0)
+    previous: torch.Tensor | None = None
     for name, parts in found[0].items():
         weight, source = wrappers[name].lora_A["default"].weight, torch.cat(parts)
         # Queries, keys and values have the same inputs, and so have the gate and the up projection.
-        if not torch.equal(source, previous):
+        if previous is None or not torch.equal(source, previous):
             previous = source
             rows = contrast_directions(source, torch.cat(found[1][name]), len(weight))
         weight[: len(rows)] = rows.to(weight)

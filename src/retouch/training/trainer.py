@@ -278,8 +278,7 @@ class Trainer:
         for layer, one in self.discriminators.by_layer.items():
             named = one.state_dict().items()
             tensors |= {f"discriminator/{layer}/{name}": value for name, value in named}
-            optimizer = self.discriminators.optimizers[layer]
-            tensors |= optimizer_tensors(f"discriminator-{layer}", optimizer)
+        tensors |= optimizer_tensors("discriminators", self.discriminators.optimizer)
         numbers = {
             "round": str(self.round),
             "rounds_without_improvement": str(self._rounds_without_improvement),
@@ -304,8 +303,7 @@ class Trainer:
         restore_optimizer("adapter", self._optimizer, tensors)
         for layer, one in self.discriminators.by_layer.items():
             one.load_state_dict(with_prefix(f"discriminator/{layer}/", tensors))
-            optimizer = self.discriminators.optimizers[layer]
-            restore_optimizer(f"discriminator-{layer}", optimizer, tensors)
+        restore_optimizer("discriminators", self.discriminators.optimizer, tensors)
         self.round = int(numbers["round"])
         self._rounds_without_improvement = int(numbers["rounds_without_improvement"])
         self._best.values = with_prefix("best/", tensors)
