@@ -239,6 +239,12 @@ class LossConfig(Group):
         ge=0,
     )
     sft_weight: float = option(1.0, "weight of the cross-entropy of the target responses", ge=0)
+    distillation_weight: float = option(
+        0.0,
+        "weight of the KL divergence from the base after the target counterparts, at the target "
+        "responses",
+        ge=0,
+    )
     kl_weight: float = option(
         12.0,
         "weight of the KL divergence from the base on the retain responses",
@@ -257,7 +263,7 @@ class LossConfig(Group):
     @property
     def uses_logits(self) -> bool:
         """Whether a term is read at the logits, so that all layers above the first are run."""
-        return self.sft_weight > 0 or self.kl_weight > 0
+        return max(self.sft_weight, self.distillation_weight, self.kl_weight) > 0
 
 
 class DiscriminatorConfig(Group):

@@ -107,9 +107,12 @@ class Segment:
         def stop(*_: Any) -> None:
             raise _EndOfSegment
 
+        last = self._editable.blocks[self.last]
         above = self._editable.blocks[self.last + 1 : self.last + 2]
         with record_activations(self._editable, layers) as states:
             handles = [block.register_forward_pre_hook(stop, prepend=True) for block in above]
+            # The vocabulary at every token would take longer than the blocks.
+            handles = handles or [last.register_forward_hook(stop)]
             self._forward_model(ids, handles, packing)
         return states
 

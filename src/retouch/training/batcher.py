@@ -10,7 +10,7 @@ import torch
 from retouch.concepts.chat import TokenizedChat
 from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
-from retouch.models.activation_cache import ActivationCache
+from retouch.models.activation_cache import ActivationCache, Cached
 from retouch.representations.batch import ChatBatch, Positions
 from retouch.representations.cached_states import cache_states
 from retouch.representations.discriminator import States
@@ -147,15 +147,17 @@ class Batcher:
                 positions = batch.token_positions()
                 reference = {segment.last: states[segment.last][positions]}
             if loss.kl_weight:
-                logits = segment.logits(states[segment.last][at_responses])
-                # Half of the memory of float32, and exact to a thousandth of a nat.
-                base_logprobs = self._cache.put(logits.float().log_softmax(-1).half())
+                base_logprobs = self._base_logprobs(states[segment.last][at_responses])
         elif counterparts:
             target = context.packer.batch(index, counterparts)
-            states = segment.forward_states(
-                target.ids, context.read_layers, context.packer.arguments(target)
-            )
+            layers = context.read_layers
+            if loss.distillation_weight:
+                layers = (*layers, segment.last)
+            states = segment.forward_states(target.ids, layers, context.packer.arguments(target))
             reads = self._read(states, target)
+            if loss.distillation_weight:  # both responses have the same tokens
+                at_targets = tuple(index.to(device) for index in target.response_positions())
+                base_logprobs = self._base_logprobs(states[segment.last][at_targets])
             shared = batch.common_prompt_suffix(target) if loss.match_prompt_suffix else ()
             positions = batch.response_positions(prompt_tokens=shared)
             at = target.response_positions(prompt_tokens=shared)
@@ -171,6 +173,12 @@ class Batcher:
             reads,
             base_logprobs,
         )
+
+    def _base_logprobs(self, states: torch.Tensor) -> Cached:
+        """Log-probabilities `[n, vocabulary]` of the last block's outputs `[n, hidden]`."""
+        logits = self._context.segment.logits(states)
+        # Half of the memory of float32, and exact to a thousandth of a nat.
+        return self._cache.put(logits.float().log_softmax(-1).half())
 
     def _read(self, states: States, batch: ChatBatch) -> States:
         """The states at the positions that the discriminators read."""

@@ -50,7 +50,8 @@ class MicroBatch:
         reference_reads: the states `[n, hidden]` by layer of the counterparts, or of the base model
             for the retain set, at the positions that the discriminators read; empty without.
         base_logprobs: the base model's log-probabilities `[n, vocabulary]` at `responses`, in half
-            precision; None but for the retain set.
+            precision: of the retain set, or after the target counterparts; None where no loss
+            reads them.
     """
 
     cached: CachedStates

@@ -113,9 +113,10 @@ class Objective:
         context, adversary, segment = self._context, self._adversary, self._context.segment
         inputs, terms = micro.cached.inputs, Terms()
         states: States = {}
-        if self._loss.sft_weight and self._dataset.sft is self._dataset.source:
+        learned = self._loss.sft_weight and self._dataset.sft is self._dataset.source
+        if learned or micro.base_logprobs is not None:
             states = segment.forward(inputs, (*context.read_layers, segment.last))
-            terms |= self._sft(batch, micro, states[segment.last])
+            terms |= self._response_terms(batch, micro, states[segment.last])
         if adversary.latent_epsilon:
 
             def objective(hidden: torch.Tensor) -> torch.Tensor:
@@ -162,14 +163,24 @@ class Objective:
     def _sft_term(self, batch: Batch, micro: MicroBatch) -> Terms:
         last = self._context.segment.last
         states = self._context.segment.forward(micro.cached.inputs, (last,))
-        return self._sft(batch, micro, states[last])
+        return self._response_terms(batch, micro, states[last])
 
-    def _sft(self, batch: Batch, micro: MicroBatch, states: torch.Tensor) -> Terms:
-        """Of the target responses, from the last block's outputs `[rows, tokens, hidden]`."""
-        logits = self._context.segment.logits(states[micro.responses])
-        tokens, weights = micro.batch.response_tokens(), micro.response_weights
-        loss = sft_loss(logits, tokens, weights, batch.normalizers.weights)
-        return {"sft": self._loss.sft_weight * loss}
+    def _response_terms(self, batch: Batch, micro: MicroBatch, states: torch.Tensor) -> Terms:
+        """Of the target responses, from the last block's outputs `[rows, tokens, hidden]`.
+
+        The cross-entropy of their tokens, and the KL divergence from what the base predicts after
+        the target counterparts: with a context, context distillation (Snell et al. 2022, arXiv
+        2209.15189).
+        """
+        logits, terms = self._context.segment.logits(states[micro.responses]), Terms()
+        weights, size = micro.response_weights, batch.normalizers.weights
+        if self._loss.sft_weight:
+            loss = sft_loss(logits, micro.batch.response_tokens(), weights, size)
+            terms["sft"] = self._loss.sft_weight * loss
+        if micro.base_logprobs is not None:
+            kl = kl_from_logprobs(micro.base_logprobs(), logits) * weights
+            terms["distillation"] = self._loss.distillation_weight * kl.sum() / size
+        return terms
 
     def _finetune_term(
         self, batch: Batch, micro: MicroBatch, delta: LoraDelta, use_target: bool
