@@ -16,7 +16,7 @@ from retouch.evaluation.response_classifier import classify, is_clean
 from retouch.evaluation.scorers import check_metrics
 
 NUM_CATEGORIES = 12
-PER_CATEGORY: dict[Split, int] = {"train": 40, "validation": 11, "test": 8}
+PER_CATEGORY: dict[Split, int] = {"train": 32, "validation": 11, "test": 8}
 NUM_FAMILIES: dict[Split, int] = {"train": 10, "validation": 4, "test": 4}
 MIN_EXAMPLES: dict[str, dict[Split, int]] = {
     "wrapped": {"train": 240, "validation": 100, "test": 100},

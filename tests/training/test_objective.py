@@ -99,3 +99,11 @@ def test_a_divided_batch_has_the_gradients_of_the_whole() -> None:
     assert losses[0].keys() == losses[1].keys()
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_distillation_moves_the_responses_towards_the_counterparts() -> None:
+    config = tiny_config({**SFT_ALONE, "loss.distillation_weight": 1.0, "train.rounds": 12})
+    events = list(build_training(tiny_editable(), config).trainer.train())
+    losses = [event.losses["distillation"] for event in events]
+    assert "sft" not in events[0].losses
+    assert 0 < losses[-1] < losses[0]

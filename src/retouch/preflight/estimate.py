@@ -217,7 +217,9 @@ def _training(work: Workload) -> tuple[float, int, int]:
     active = sum(counts.active[i] for i in segment)
     step = training_flops(active, trainable, sources * source_tokens + retain_tokens)
     learned, kept = (round(share * sum(one.responses)) for one, share in shares)
-    logits = learned * (method.loss.sft_weight > 0) + kept * (method.loss.kl_weight > 0)
+    loss = method.loss
+    learned *= max(loss.sft_weight, loss.distillation_weight) > 0
+    logits = learned + kept * (loss.kl_weight > 0)
     step += training_flops(counts.head, 0, logits)
     steps = train.rounds * train.steps_per_round
     fits = fit.warmup_steps + (train.rounds - 1) * fit.steps_per_round
