@@ -17,6 +17,7 @@ from retouch.core.types import SPLITS
 from retouch.evaluation.scorers import check_metrics
 from retouch.instruction.audit import InstructionAudit
 from retouch.instruction.build import (
+    LOSSES,
     NUM_RETAIN,
     OTHER_INSTRUCTIONS,
     SETTINGS,
@@ -59,7 +60,7 @@ def test_the_concept_of_an_instruction(fake_base: FakeBase) -> None:
     assert elsewhere.labels == ("other", "text")
     assert [one.metric for one in drift] == ["kl_per_token", "kl_answers"]
     # The end of a response shows whether it is one sentence.
-    assert concept.settings["raise"]["data"] == SETTINGS | WHOLE_RESPONSES
+    assert concept.settings["raise"] == {"data": SETTINGS | WHOLE_RESPONSES, "loss": LOSSES}
     check_metrics(concept)
     assert not [one for one in validate(concept) if one.level == "error"]
     assert [len(concept.select(split, ["plain"])) for split in SPLITS] == [36, 12, 12]

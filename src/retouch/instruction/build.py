@@ -48,6 +48,8 @@ TEXT_SHARE = 0.25  # of the retain set, the tasks on a given text
 
 # The examples need no labels. A prefill in the model's usual style is no attack on an instruction.
 SETTINGS = {"num_examples": 512, "prefill_tokens": 0}
+# The prompted model's probabilities are learned, not its words: more effect at less drift.
+LOSSES = {"sft_weight": 0.0, "distillation_weight": 1.0}
 # Where the end of a response shows the behaviour, that is what is learned and kept.
 WHOLE_RESPONSES = {"max_new_tokens": 40, "max_base_tokens": 40}
 
@@ -327,7 +329,7 @@ def _build(
             )
         },
         metrics=tuple(metrics) if measured else (),
-        settings={"raise": {"data": settings}},
+        settings={"raise": {"data": settings, "loss": LOSSES}},
         source="an instruction",
     )
 
