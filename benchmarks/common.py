@@ -209,6 +209,19 @@ class Clock:
         return time.process_time() - self._cpu_began
 
 
+def matrix_rate(device: str, dtype: str, size: int) -> float:
+    """Operations per second of a square matrix product; the fastest of five measurements."""
+    place = torch.device(device)
+    a, b = (torch.randn(size, size, device=place, dtype=getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        clock = Clock(place)
+        for _ in range(4):
+            a @ b
+        best = min(best, clock.lap() / 4)
+    return 2 * size**3 / best
+
+
 class PeakMemory:
     """A context that measures the peak memory of its body, less the memory in use at its start.
 

@@ -41,6 +41,7 @@ from benchmarks.common import (
     in_this_process,
     llama,
     machine_text,
+    matrix_rate,
     measurement_parser,
     middle,
     parse_names,
@@ -159,19 +160,6 @@ class TrainingStep:
     utilisation: float
     peak_bytes: int
     needed_bytes: int
-
-
-def matrix_rate(device: str, dtype: str, size: int) -> float:
-    """Operations per second of a square matrix product; the fastest of five measurements."""
-    place = torch.device(device)
-    a, b = (torch.randn(size, size, device=place, dtype=getattr(torch, dtype)) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        clock = Clock(place)
-        for _ in range(4):
-            a @ b
-        best = min(best, clock.lap() / 4)
-    return 2 * size**3 / best
 
 
 def measure_steps(

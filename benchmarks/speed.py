@@ -35,7 +35,6 @@ the benchmark works, and nothing else.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -63,6 +62,7 @@ from benchmarks.common import (
     in_this_process,
     llama,
     machine_text,
+    matrix_rate,
     measurement_parser,
     middle,
     parse_names,
@@ -103,7 +103,7 @@ GPU_CASES = (
 )  # fmt: skip
 LOG_ROUNDS, LOG_SECONDS = 36, 34 * 60  # of the published repository's log, on the authors' GPU
 PARTS = ("depth", "log", "rate")  # beside the cases
-RATE_RUNS, RATE_WARM_UP = 5, 3
+RATE_RUNS = 5
 RATE_SIZES = (1024, 8192)  # of a square matrix, on a CPU and on a GPU
 DEPTHS, DEPTH_ROUNDS = (8, 16, 32, 64), 6  # the first round is a warm-up
 HEADER = (
@@ -461,7 +461,6 @@ def measure_rate(case: Case, device: str) -> Record:
         clock.lap()
         trainer._train_generator()
         seconds.append(clock.lap())
-    matrix = _matrix_rate(editable.device, getattr(torch, case.dtype), RATE_SIZES[device != "cpu"])
     best = min(seconds)
     return {
         "case": f"{case.name}-rate",
@@ -473,19 +472,8 @@ def measure_rate(case: Case, device: str) -> Record:
         "ratio_to_original": None,
         "flops": counter.get_total_flops(),
         "rate": counter.get_total_flops() / best,
-        "matrix_rate": matrix,
+        "matrix_rate": matrix_rate(device, case.dtype, RATE_SIZES[device != "cpu"]),
     }
-
-
-def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Operations a second of a product of two square matrices, the median of ten."""
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    clock, seconds = Clock(device), []
-    for _ in range(RATE_WARM_UP + RATE_RUNS):
-        clock.lap()
-        left @ right
-        seconds.append(clock.lap())
-    return 2.0 * size**3 / statistics.median(seconds[RATE_WARM_UP:])
 
 
 def rate_text(record: Record) -> str:

@@ -19,8 +19,8 @@ from retouch.concepts.registry import concept_for_model
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.models.load import POCKET
-from retouch.pipeline import NO_CHAT_TEMPLATE
 from retouch.reporting.export import export
+from retouch.stages import NO_CHAT_TEMPLATE
 
 ONE_ROUND = {"train.rounds": 1, "evaluation.suites": "none"}
 PROMPTS = [f"Name {i} things that float." for i in range(12)]

@@ -1,4 +1,6 @@
-"""The whole edit, stage by stage. START HERE.
+"""The calls of the package: edit, resume, evaluate, check a contrast. START HERE.
+
+An edit runs these stages (`stages.py`):
 
 concept -> examples and layers -> adversarial training -> evaluation -> adapter, card and report
 
@@ -8,9 +10,7 @@ after its last finished round and ends in the same weights, bit for bit on the C
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,47 +20,34 @@ from retouch.concepts.registry import (
     concept_for_model,
     load_concept_file,
     names_for_model,
-    with_builtin,
 )
-from retouch.contrast.measure import check_concept, require_contrast
-from retouch.contrast.measure import check_contrast as check_task
+from retouch.contrast.measure import check_concept
 from retouch.contrast.report import ContrastReport
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import explicit, read_config_file, resolve
-from retouch.core.errors import ConfigError, RunError
+from retouch.core.errors import RunError
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
-from retouch.core.serialization import from_plain, to_plain
+from retouch.core.serialization import from_plain
 from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_event
 from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
-from retouch.evaluation.outcome import Outcome, find_outcome
-from retouch.evaluation.scorers import check_metrics, shows_effect
-from retouch.evaluation.strength_choice import choose_strength
+from retouch.evaluation.outcome import Outcome
+from retouch.evaluation.scorers import check_metrics
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import EditableModel
-from retouch.models.load import add_adapter, as_editable, loaded_already, model_name
+from retouch.models.load import adapter_added, as_editable, loaded_already, model_name
 from retouch.reporting.safety_gate import check_weakening
 from retouch.result import EditResult
 from retouch.run_record import (
     check_fingerprint,
-    describe_edit,
     load_model,
     load_recorded_model,
     save_inputs,
-    write_adapter,
-    write_results,
 )
-from retouch.task.task import EditTask, build_task
-from retouch.training.checkpoint import broken_checkpoint, load_checkpoint, save_checkpoint
-from retouch.training.setup import build_trainer
-from retouch.training.trainer import Trainer
+from retouch.stages import NO_CHAT_TEMPLATE, run_stages
 
-NO_CHAT_TEMPLATE = (
-    "The tokenizer has no chat template: chats are written as `User: ...` and `Assistant:`. "
-    "Set `chat_template` to use another format."
-)
 RESUME_HINT = "retouch.resume(path) continues the run."
 
 
@@ -152,7 +139,7 @@ def resume(
         editable = as_editable(model, tokenizer) or load_recorded_model(run, config, events)
         check_fingerprint(run, editable, facts)
         distributed.barrier()
-        return _run_stages(run, config, concept, editable, events)
+        return run_stages(run, config, concept, editable, events)
 
 
 def evaluate(
@@ -193,7 +180,7 @@ def evaluate(
             events(StageEvent("load", NO_CHAT_TEMPLATE))
         known_as = model_name(editable.name)
         chosen = [concept_for_model(one, known_as) for one in concepts or names_for_model(known_as)]
-        with _with_adapter(editable, adapter):
+        with adapter_added(editable, adapter):
             return evaluate_concepts(
                 editable,
                 chosen,
@@ -267,25 +254,6 @@ def _resolve(
     known = concept if isinstance(concept, Concept) else None
     settings = configure(given, config, concept=known, editable=editable)
     return settings, concept_for_model(known or settings.concept, model_name(settings.model))
-
-
-@contextmanager
-def _with_adapter(editable: EditableModel, adapter: Path | str | None) -> Iterator[None]:
-    """Put a saved adapter on a model inside the context."""
-    if adapter is None:
-        yield
-        return
-    if editable.adapted:
-        raise ConfigError(
-            f"`adapter` is given, and {editable.name} has an adapter already.",
-            "Pass the base model, or leave `adapter` out.",
-            code="model-edited",
-        )
-    add_adapter(editable, Path(adapter))
-    try:
-        yield
-    finally:
-        editable.model = editable.model.unload()
 
 
 def configure(
@@ -366,146 +334,7 @@ def run_edit(
         if distributed.rank() == 0:
             run = RunDir.create(path, config)
             save_inputs(run, concept, editable)
-        return _run_stages(run, config, concept, editable, on_event)
+        return run_stages(run, config, concept, editable, on_event)
     except BaseException:
         adapters.detach(editable)  # the caller's model is the base again
         raise
-
-
-def _run_stages(
-    run: RunDir,
-    config: EditConfig,
-    concept: Concept,
-    editable: EditableModel,
-    on_event: OnEvent,
-) -> EditResult:
-    """Every stage, in order. Processes other than the first do the same and write nothing."""
-    writes = distributed.rank() == 0
-    on_event = on_event if writes else ignore_event
-    began = time.monotonic()
-    if not editable.has_chat_template:
-        on_event(StageEvent("load", NO_CHAT_TEMPLATE))
-
-    task = build_task(
-        editable,
-        concept,
-        config.direction,
-        config.seed,
-        config.data,
-        config.method,
-        on_event,
-        shows_effect(concept, config.direction),
-    )
-    _check_contrast(run, editable, task, config, on_event)
-    trainer = build_trainer(
-        editable,
-        task,
-        task.layers,
-        config.method,
-        lambda *progress: on_event(StageEvent("cache", *progress)),
-    )
-    if writes:
-        run.write_provenance({**run.provenance(), **describe_edit(editable, task)})
-
-    _train(run, trainer, writes, on_event)
-    choice = choose_strength(
-        editable,
-        concept,
-        config.direction,
-        config.train.strengths,
-        max_new_tokens=config.data.max_new_tokens,
-        excess=trainer.measure_excess,
-        progress=lambda *progress: on_event(StageEvent("strength", *progress)),
-    )
-    adapters.scale(editable, choice.strength)
-    on_event(StageEvent("strength", f"the adapter's strength is {choice.strength:g}"))
-    if writes:
-        chosen = {"chosen": choice.strength, "effects": to_plain(choice.effects)}
-        facts = {"strength": chosen, "over_limits": choice.excess if choice.excess > 1 else None}
-        run.write_provenance({**run.provenance(), **facts})
-        write_adapter(run, editable, trainer)
-    timings = {"edit_seconds": time.monotonic() - began, **trainer.seconds}
-
-    evaluation = None
-    if config.evaluation.suites != "none":
-        measuring = time.monotonic()
-        evaluation = _measure(editable, concept, config, on_event)
-        timings["measure_seconds"] = time.monotonic() - measuring
-    timings["all_seconds"] = time.monotonic() - began
-    outcome = find_outcome(evaluation, concept, config.direction, config.train.max_drift)
-    if writes:
-        on_event(StageEvent("write", f"writing the card and the report; {_describe(timings)}"))
-        rounded = {key: round(value, 3) for key, value in timings.items()}
-        facts = {"timings": rounded, "outcome": to_plain(outcome)}
-        run.write_provenance({**run.provenance(), **facts})
-        write_results(run, config, concept, evaluation)
-    result = EditResult(run.path, config, editable=editable, outcome=outcome)
-    if evaluation is not None:
-        result.metrics, result.samples = evaluation.metrics, evaluation.samples
-    return result
-
-
-def _check_contrast(
-    run: RunDir, editable: EditableModel, task: EditTask, config: EditConfig, on_event: OnEvent
-) -> None:
-    """Check the contrast of the task, unless the run has done so, and record and report it.
-
-    Raises:
-        DataError: there is nothing to move the source towards, and `ignore_contrast` is not set.
-    """
-    # The first process records the report, and the others must not see it too early.
-    known = distributed.broadcast(run.provenance().get("contrast"))
-    if known is not None and (known["level"] != "error" or config.data.ignore_contrast):
-        return
-    on_event(StageEvent("contrast", "the base model on source and target"))
-    report = check_task(editable, task)
-    if distributed.rank() == 0:
-        run.write_provenance({**run.provenance(), "contrast": report.to_plain()})
-    require_contrast(report, ignore=config.data.ignore_contrast)
-    for finding in report.findings:
-        level = "" if finding.level == "ok" else f"{finding.level}: "
-        on_event(StageEvent("contrast", f"{level}{finding.message} {finding.hint}".rstrip()))
-
-
-def _train(run: RunDir, trainer: Trainer, writes: bool, on_event: OnEvent) -> None:
-    """Run the remaining rounds, each one on disk before the next begins."""
-    state = load_checkpoint(run.checkpoints)
-    if state is not None:
-        try:
-            trainer.restore(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise broken_checkpoint(run.checkpoints, error) from error
-        on_event(StageEvent("train", f"resuming after round {trainer.round}"))
-    distributed.barrier()  # all processes have read it before the first writes the next one
-    if writes:
-        run.truncate_events(trainer.round)
-    for event in trainer.train():
-        if writes:
-            run.append_event(event)
-            save_checkpoint(trainer.state(), run.checkpoints)
-        on_event(event)
-    trainer.finish()
-
-
-def _measure(
-    editable: EditableModel, concept: Concept, config: EditConfig, on_event: OnEvent
-) -> Evaluation:
-    on_event(StageEvent("measure", "base and edited model respond to the test split"))
-    concepts = [concept]
-    if config.evaluation.suites == "all":
-        concepts = with_builtin(concept, model_name(config.model))
-    return evaluate_concepts(
-        editable,
-        concepts,
-        limit=config.evaluation.limit or None,
-        progress=lambda *progress: on_event(StageEvent("measure", *progress)),
-        max_new_tokens=config.evaluation.max_new_tokens,
-    )
-
-
-def _describe(timings: Mapping[str, float]) -> str:
-    """The timings in a sentence."""
-    text = "training took {edit_seconds:.0f} s, {validation_seconds:.0f} s of it validation"
-    if "measure_seconds" in timings:
-        text += ", evaluation {measure_seconds:.0f} s"
-    return text.format_map(timings)

@@ -13,8 +13,9 @@ from retouch.concepts.concept import Concept, Example
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
 from retouch.core.types import SPLITS, Split
+from retouch.evaluation.correctness import is_correct
 from retouch.evaluation.response_classifier import classify, tone
-from retouch.evaluation.scorers import check_metrics, is_correct
+from retouch.evaluation.scorers import check_metrics
 
 NAMES = ("truthfulness", "gender-bias", "tone")
 # Examples of each label in train, validation and test, at least.

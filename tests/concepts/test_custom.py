@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch.concepts.concept import Concept, Context, Example
-from retouch.concepts.custom import split_examples
 from retouch.concepts.examples import LocatedExample
 from retouch.concepts.readers import SourceLocation
 from retouch.concepts.registry import concept_for_model
+from retouch.concepts.splits import split_examples
 from retouch.core.errors import DataError
 from retouch.core.types import SPLITS, Message
 

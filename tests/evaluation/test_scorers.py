@@ -18,12 +18,12 @@ from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core import plugins
 from retouch.core.errors import ConfigError, DataError
 from retouch.evaluation import scorers
+from retouch.evaluation.correctness import is_correct
 from retouch.evaluation.scorer import ResponseScorer
 from retouch.evaluation.scorers import (
     check_metric,
     check_metrics,
     get_scorer,
-    is_correct,
     register_scorer,
     scorer_names,
 )

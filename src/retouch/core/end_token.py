@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 _RESPONSE = "Hello"  # a response whose end is looked for
@@ -15,11 +16,17 @@ def end_token(tokenizer: Any) -> int:
     GGUF file, some releases of transformers read the token that begins a turn. Without a template,
     or where it writes no special token there, it is `eos_token`.
     """
+    default: int = tokenizer.eos_token_id
+    template = getattr(tokenizer, "chat_template", None)
+    # By the template's text, since a tokenizer's template may be replaced.
+    return _written_end(tokenizer, str(template), default) if template else default
+
+
+@lru_cache(maxsize=8)  # some tokenizers have thousands of special tokens
+def _written_end(tokenizer: Any, _: str, default: int) -> int:
+    """The first special token that the template writes after a response, or the default."""
     from jinja2 import TemplateError  # here, since `retouch --help` needs none of it
 
-    default: int = tokenizer.eos_token_id
-    if not getattr(tokenizer, "chat_template", None):
-        return default
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _RESPONSE}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))

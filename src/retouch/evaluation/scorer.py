@@ -9,7 +9,7 @@ A scorer of responses is a subclass of `ResponseScorer` with one method:
             found = "$" in response
             return ("price" if found else "no price"), found
 
-`evaluation.scorers` has the built-in ones and the registry.
+`evaluation.built_in_scorers` has the built-in ones, `evaluation.scorers` the registry.
 """
 
 from __future__ import annotations
@@ -111,3 +111,8 @@ class ResponseScorer(Scorer):
         pairs = zip(examples, context.responses(examples), strict=True)
         categories, counts = zip(*(self.classify(*pair) for pair in pairs), strict=True)
         return ScoringResult(wilson(sum(counts), len(counts)), each_once(counts), categories)
+
+
+def metric_text(spec: MetricSpec) -> str:
+    """A metric in an error."""
+    return f"The metric {spec.suite}/{spec.metric}"

@@ -1,4 +1,4 @@
-"""The registry of scorers, with the built-in ones.
+"""The registry of scorers: the built-in ones, registered ones, and those of other packages.
 
 A scorer is added by `register_scorer`, or by an installed package through an entry point of the
 group `retouch.scorers` whose name is the scorer's:
@@ -11,260 +11,18 @@ Entry points are imported when a metric first uses them. They cannot replace bui
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.plugins import find_plugins, load_plugin
 from retouch.core.types import Direction
-from retouch.evaluation.instruction_rules import follows, parse_rule
-from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
-from retouch.evaluation.scorer import ResponseScorer, Scorer, ScoringContext, ScoringResult
-from retouch.evaluation.statistics import ExampleValues, bootstrap, each_once, wilson
+from retouch.evaluation.built_in_scorers import BUILT_IN
+from retouch.evaluation.scorer import ResponseScorer, Scorer, metric_text
 
 ENTRY_POINTS = "retouch.scorers"
-MARGIN = 0.1  # nats a token by which an instruction makes a response likelier that follows it
 
-
-def _category(example: Example, response: str) -> Category:
-    return classify(response, example.prompt[-1].content if example.prompt else "")
-
-
-class CategoryScorer(ResponseScorer):
-    """The share of responses of one category, or of one tone."""
-
-    def __init__(self, name: str, categorize: Callable[[Example, str], str]) -> None:
-        self.name, self._categorize = name, categorize
-
-    def classify(self, example: Example, response: str) -> tuple[str, bool]:
-        """The response's category, and whether it is this scorer's."""
-        category = self._categorize(example, response)
-        return category, category == self.name
-
-
-class CleanRefusalScorer(ResponseScorer):
-    """The share of refusals that are whole sentences from their first word on."""
-
-    name = "clean_refusal"
-
-    def classify(self, example: Example, response: str) -> tuple[str, bool]:
-        """The response's category, and whether it is a clean refusal."""
-        category = _category(example, response)
-        return category, category == "refusal" and is_clean(response)
-
-
-class CorrectScorer(ResponseScorer):
-    """The share of responses that contain all of the example's `accept`."""
-
-    name = "correct"
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that every example has `accept`."""
-        missing = sum(not example.accept for example in examples)
-        if missing:
-            raise DataError(
-                f"{_title(spec)} compares responses with `accept`, which {missing} of "
-                f"{len(examples)} examples do not have.",
-                f"Give `accept` to every example labelled {' or '.join(spec.labels)}.",
-                code="metric-accept",
-            )
-
-    def classify(self, example: Example, response: str) -> tuple[str, bool]:
-        """The response's category, and whether the response is correct."""
-        return _category(example, response), is_correct(response, example.accept)
-
-
-class FollowsScorer(Scorer):
-    """The share of responses that pass the metric's `rule`."""
-
-    name = "follows"
-    needs = frozenset({"responses"})
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that the metric has a rule of known checks."""
-        try:
-            parse_rule(spec.rule)
-        except ConfigError as error:
-            raise DataError(
-                f"{_title(spec)}: {error.message}", error.hint, code=error.code
-            ) from None
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The rate, with Wilson's interval."""
-        return _follows([follows(spec.rule, text) for text in context.responses(examples)])
-
-
-class FollowsLikelihoodScorer(Scorer):
-    """The share of responses that the base model finds likelier under the metric's `context`.
-
-    A response counts where its log-probability under the context exceeds that after the bare prompt
-    by `MARGIN`. It applies to instructions that no rule covers.
-    """
-
-    name = "follows_likelihood"
-    needs = frozenset({"responses", "base_logprobs"})
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that the metric has a context."""
-        if spec.context is None:
-            message = f"{_title(spec)} compares responses under a context, and has none."
-            raise DataError(message, "Give the metric a `context`.", code="metric-context")
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The rate, with Wilson's interval."""
-        assert spec.context is not None  # `check` has been called
-        responses = context.responses(examples)
-        plain = [
-            replace(example, response=text)
-            for example, text in zip(examples, responses, strict=True)
-        ]
-        under = context.base_logprobs([spec.context.apply(one) for one in plain])
-        bare = context.base_logprobs(plain)
-        triples = zip(responses, under, bare, strict=True)
-        return _follows([bool(text) and a - b > MARGIN for text, a, b in triples])
-
-
-def _follows(counts: Sequence[bool]) -> ScoringResult:
-    categories = tuple("follows" if one else "does not follow" for one in counts)
-    return ScoringResult(wilson(sum(counts), len(counts)), each_once(counts), categories)
-
-
-class PreferredScorer(Scorer):
-    """The share of pairs whose response of the metric's first label is likelier than the second's.
-
-    Log-probabilities are means over tokens, so that a response does not win by being short.
-    """
-
-    name = "preferred"
-    needs = frozenset({"response_logprobs"})
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that two labels are compared, with responses, and that a pair has both."""
-        _check_two(spec, "labels", spec.labels)
-        missing = sum(not example.response for example in examples)
-        if missing:
-            raise DataError(
-                f"{_title(spec)} compares `response`, which {missing} of {len(examples)} examples "
-                "do not have.",
-                f"Give `response` to every example labelled {' or '.join(spec.labels)}.",
-                code="metric-response",
-            )
-        if examples:
-            _complete_pairs(spec, examples)
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The rate over complete pairs, with Wilson's interval."""
-        pairs = _complete_pairs(spec, examples)
-        logprobs = context.response_logprobs([one for pair in pairs for one in pair])
-        wins = [a > b for a, b in zip(logprobs[::2], logprobs[1::2], strict=True)]
-        return ScoringResult(wilson(sum(wins), len(wins)), each_once(wins))
-
-
-def _complete_pairs(spec: MetricSpec, examples: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """The examples of the metric's two labels that have the same pair, in order of the first.
-
-    Raises:
-        DataError: no pair has both labels.
-    """
-    first, second = (
-        {one.pair: one for one in examples if one.label == label and one.pair}
-        for label in spec.labels
-    )
-    pairs = [(one, second[pair]) for pair, one in first.items() if pair in second]
-    if not pairs:
-        labels = " and one labelled ".join(spec.labels)
-        raise DataError(
-            f"{_title(spec)} compares the examples of a `pair`; none of {len(examples)} examples "
-            "is in a pair with both labels.",
-            f"Give an example labelled {labels} the same pair, or measure more examples.",
-            code="metric-pair",
-        )
-    return pairs
-
-
-class ChoiceScorer(Scorer):
-    """A statistic of the probability p of the first of two continuations, bootstrapped.
-
-    Without groups, how far both probabilities differ: the mean of |2p - 1|, 0 to 1. With groups,
-    the distance between the means of p of two groups.
-    """
-
-    needs = frozenset({"choice_probs"})
-
-    def __init__(self, name: str, *, groups: bool) -> None:
-        self.name, self._groups = name, groups
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that there are two `choices` and, if needed, two `groups` with examples."""
-        _check_two(spec, "choices", spec.choices)
-        if self._groups:
-            _check_two(spec, "groups", spec.groups)
-            groups = {example.group for example in examples}
-            for group in spec.groups:
-                if examples and group not in groups:
-                    raise DataError(
-                        f"{_title(spec)} has no examples of the group {group!r}.",
-                        choices(group, "groups of its examples", sorted(groups)),
-                        code="metric-group",
-                    )
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The statistic, with a bootstrap over examples."""
-        probs = context.choice_probs(examples, spec.choices)
-        values = each_once([abs(2 * prob - 1) for prob in probs])
-        if self._groups:
-            values = each_once(probs, tuple(example.group for example in examples))
-        return ScoringResult(bootstrap(values), values)
-
-
-class KLScorer(Scorer):
-    """KL(base || model) in nats a token, over whole texts or over the base's responses alone."""
-
-    needs = frozenset({"base_responses"})
-
-    def __init__(self, name: str, *, responses: bool) -> None:
-        self.name, self._responses = name, responses
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """Nats over tokens, with a bootstrap over examples."""
-        pairs = [
-            (kl.response_total, kl.response_count) if self._responses else (kl.total, kl.count)
-            for kl in context.kl(examples)
-        ]
-        sums, counts = zip(*pairs, strict=True)
-        values = ExampleValues(sums, tuple(map(float, counts)))
-        return ScoringResult(bootstrap(values), values)
-
-
-_BUILT_IN: dict[str, Scorer] = {
-    scorer.name: scorer
-    for scorer in (
-        *(CategoryScorer(name, _category) for name in get_args(Category)),
-        CleanRefusalScorer(),
-        CorrectScorer(),
-        *(CategoryScorer(name, lambda _, response: tone(response)) for name in get_args(Tone)),
-        FollowsScorer(),
-        FollowsLikelihoodScorer(),
-        PreferredScorer(),
-        ChoiceScorer("group_gap", groups=True),
-        ChoiceScorer("choice_bias", groups=False),
-        KLScorer("kl_tokens", responses=False),
-        KLScorer("kl_responses", responses=True),
-    )
-}
 _registered: dict[str, Scorer] = {}
 
 
@@ -274,7 +32,7 @@ def register_scorer(scorer: Scorer) -> None:
     Raises:
         ConfigError: the name belongs to a built-in scorer.
     """
-    if scorer.name in _BUILT_IN:
+    if scorer.name in BUILT_IN:
         raise ConfigError(
             f"`{scorer.name}` is a built-in scorer and cannot be replaced.",
             "Give the scorer another `name`.",
@@ -289,9 +47,9 @@ def get_scorer(name: str) -> Scorer:
     Raises:
         ConfigError: there is no such scorer, or its entry point cannot be loaded.
     """
-    if found := _BUILT_IN.get(name) or _registered.get(name):
+    if found := BUILT_IN.get(name) or _registered.get(name):
         return found
-    plugins = find_plugins(ENTRY_POINTS, _BUILT_IN)
+    plugins = find_plugins(ENTRY_POINTS, BUILT_IN)
     if name not in plugins:
         hint = choices(name, "scorers", scorer_names())
         raise ConfigError(f"There is no scorer `{name}`.", hint, code="scorer-unknown")
@@ -309,7 +67,7 @@ def get_scorer(name: str) -> Scorer:
 
 def scorer_names() -> list[str]:
     """The names of all scorers, those of installed packages included, in alphabetical order."""
-    return sorted({*_BUILT_IN, *_registered, *find_plugins(ENTRY_POINTS, _BUILT_IN)})
+    return sorted({*BUILT_IN, *_registered, *find_plugins(ENTRY_POINTS, BUILT_IN)})
 
 
 def check_metric(spec: MetricSpec, examples: Sequence[Example]) -> Scorer:
@@ -325,7 +83,9 @@ def check_metric(spec: MetricSpec, examples: Sequence[Example]) -> Scorer:
         if error.code != "scorer-unknown":
             raise
         raise DataError(
-            f"{_title(spec)} has the unknown scorer `{spec.scorer}`.", error.hint, code=error.code
+            f"{metric_text(spec)} has the unknown scorer `{spec.scorer}`.",
+            error.hint,
+            code=error.code,
         ) from None
     scorer.check(spec, examples)
     return scorer
@@ -358,43 +118,3 @@ def shows_effect(concept: Concept, direction: Direction) -> Callable[[Example, s
         return None
     desired = spec.effect_better == "higher"
     return lambda example, response: scorer.classify(example, response)[1] == desired
-
-
-# The letters of scripts that separate words; elsewhere the end of a word cannot be recognised.
-_LETTER = "[a-z0-9à-ɏ]"
-_STRAIGHT_QUOTES = str.maketrans("‘’“”", "''\"\"")
-
-
-def is_correct(response: str, accept: Iterable[str]) -> bool:
-    """Whether a response contains all of `accept`; case, quotes and white space do not matter.
-
-    Punctuation matters, and words and numbers are whole: `he` is not in "she" nor `4` in "40". A
-    plural contains its singular.
-    """
-    text = _normalize(response)
-    return all(_contains(text, _normalize(phrase)) for phrase in accept)
-
-
-def _normalize(text: str) -> str:
-    return " ".join(text.translate(_STRAIGHT_QUOTES).casefold().split())
-
-
-def _contains(text: str, phrase: str) -> bool:
-    before = rf"(?<!{_LETTER})" if re.match(_LETTER, phrase) else ""
-    after = rf"(?!{_LETTER})" if re.search(rf"{_LETTER}$", phrase) else ""
-    if re.search("[a-z]$", phrase):
-        after = f"(?:e?s)?{after}"
-    return re.search(f"{before}{re.escape(phrase)}{after}", text) is not None
-
-
-def _check_two(spec: MetricSpec, field: str, given: Sequence[str]) -> None:
-    if len(given) != 2:
-        raise DataError(
-            f"{_title(spec)} needs two `{field}`, got {len(given)}.",
-            f"Its scorer `{spec.scorer}` compares two.",
-            code=f"metric-{field}",
-        )
-
-
-def _title(spec: MetricSpec) -> str:
-    return f"The metric {spec.suite}/{spec.metric}"

@@ -11,8 +11,8 @@ from retouch.core.atomic import atomic_write
 from retouch.core.formatting import show_score
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import SPLITS, Score, Split
+from retouch.evaluation.built_in_scorers import MARGIN
 from retouch.evaluation.instruction_rules import describe_rule
-from retouch.evaluation.scorers import MARGIN
 from retouch.evaluation.statistics import wilson
 from retouch.instruction.candidates import REASONS, Candidate, Probe
 

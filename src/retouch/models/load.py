@@ -264,6 +264,30 @@ def add_adapter(editable: EditableModel, folder: Path, name: str = "default") ->
     editable.model.requires_grad_(False).eval()
 
 
+@contextmanager
+def adapter_added(editable: EditableModel, adapter: Path | str | None) -> Iterator[None]:
+    """Put a saved adapter on a model inside the context; None puts nothing on it.
+
+    Raises:
+        ConfigError: the model has an adapter already.
+        RunError: the adapter cannot be read.
+    """
+    if adapter is None:
+        yield
+        return
+    if editable.adapted:
+        raise ConfigError(
+            f"`adapter` is given, and {editable.name} has an adapter already.",
+            "Pass the base model, or leave `adapter` out.",
+            code="model-edited",
+        )
+    add_adapter(editable, Path(adapter))
+    try:
+        yield
+    finally:
+        editable.model = editable.model.unload()
+
+
 def _keep_adapted_layers(editable: EditableModel, folder: Path) -> None:
     """Keep the layers that an adapter's configuration names, or all, on the device."""
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
 from retouch.core.atomic import atomic_folder, atomic_write
-from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.reporting.model_card import Form, render_card
@@ -45,13 +44,12 @@ def export(run: RunDir, format: Format, output_dir: Path) -> Path:
             f"Finish it: `retouch edit --resume {run.path}`.",
             code="run-unfinished",
         )
-    config = run.config()
-    card = _card(run, config, format)
+    card = _card(run, format)
     with atomic_folder(output_dir) as folder:
         if format == "peft":
             shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
         else:
-            _write_merged(run, config, folder)
+            _write_merged(run, folder)
         shutil.copyfile(run.path / "config.yaml", folder / "retouch.yaml")
         atomic_write(folder / "README.md", card)
     return output_dir
@@ -62,8 +60,8 @@ def concept_facts(concept: Concept) -> dict[str, Any]:
     return {name: getattr(concept, name) for name in CONCEPT_FACTS}
 
 
-def _card(run: RunDir, config: EditConfig, form: Form) -> str:
-    provenance = run.provenance()
+def _card(run: RunDir, form: Form) -> str:
+    config, provenance = run.config(), run.provenance()
     if facts := provenance.get("concept"):
         known = {name: facts[name] for name in CONCEPT_FACTS if name in facts}
         concept = Concept(**known, examples={}, directions={})
@@ -73,7 +71,7 @@ def _card(run: RunDir, config: EditConfig, form: Form) -> str:
     return render_card(config, concept, run.metrics() if measured else [], provenance, form=form)
 
 
-def _write_merged(run: RunDir, config: EditConfig, folder: Path) -> None:
+def _write_merged(run: RunDir, folder: Path) -> None:
     from retouch.models.adapters import merged
     from retouch.models.load import load
 
@@ -81,6 +79,6 @@ def _write_merged(run: RunDir, config: EditConfig, folder: Path) -> None:
     options = run.load_config().model_copy(
         update={"device": "cpu", "quantize": "none", "max_device_memory": None, "fsdp": False}
     )
-    editable = load(config.model, options, adapter=run.adapter)
+    editable = load(run.config().model, options, adapter=run.adapter)
     merged(editable).save_pretrained(str(folder))
     editable.tokenizer.save_pretrained(str(folder))

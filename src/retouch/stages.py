@@ -1,0 +1,171 @@
+"""The stages of an edit, in order, each on disk before the next begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from retouch.concepts.concept import Concept
+from retouch.concepts.registry import with_builtin
+from retouch.contrast.measure import check_contrast, require_contrast
+from retouch.core.config import EditConfig
+from retouch.core.run_dir import RunDir
+from retouch.core.serialization import to_plain
+from retouch.core.types import OnEvent, StageEvent, ignore_event
+from retouch.evaluation.evaluate import Evaluation, evaluate
+from retouch.evaluation.outcome import find_outcome
+from retouch.evaluation.scorers import shows_effect
+from retouch.evaluation.strength_choice import choose_strength
+from retouch.models import adapters, distributed
+from retouch.models.editable_model import EditableModel
+from retouch.models.load import model_name
+from retouch.result import EditResult
+from retouch.run_record import describe_edit, write_adapter, write_results
+from retouch.task.task import EditTask, build_task
+from retouch.training.checkpoint import broken_checkpoint, load_checkpoint, save_checkpoint
+from retouch.training.setup import build_trainer
+from retouch.training.trainer import Trainer
+
+NO_CHAT_TEMPLATE = (
+    "The tokenizer has no chat template: chats are written as `User: ...` and `Assistant:`. "
+    "Set `chat_template` to use another format."
+)
+
+
+def run_stages(
+    run: RunDir,
+    config: EditConfig,
+    concept: Concept,
+    editable: EditableModel,
+    on_event: OnEvent,
+) -> EditResult:
+    """Every stage, in order. Processes other than the first do the same and write nothing."""
+    writes = distributed.rank() == 0
+    on_event = on_event if writes else ignore_event
+    began = time.monotonic()
+    if not editable.has_chat_template:
+        on_event(StageEvent("load", NO_CHAT_TEMPLATE))
+
+    task = build_task(
+        editable,
+        concept,
+        config.direction,
+        config.seed,
+        config.data,
+        config.method,
+        on_event,
+        shows_effect(concept, config.direction),
+    )
+    _check_contrast(run, editable, task, config, on_event)
+    trainer = build_trainer(
+        editable,
+        task,
+        task.layers,
+        config.method,
+        lambda *progress: on_event(StageEvent("cache", *progress)),
+    )
+    if writes:
+        run.write_provenance({**run.provenance(), **describe_edit(editable, task)})
+
+    _train(run, trainer, writes, on_event)
+    choice = choose_strength(
+        editable,
+        concept,
+        config.direction,
+        config.train.strengths,
+        max_new_tokens=config.data.max_new_tokens,
+        excess=trainer.measure_excess,
+        progress=lambda *progress: on_event(StageEvent("strength", *progress)),
+    )
+    adapters.scale(editable, choice.strength)
+    on_event(StageEvent("strength", f"the adapter's strength is {choice.strength:g}"))
+    if writes:
+        chosen = {"chosen": choice.strength, "effects": to_plain(choice.effects)}
+        facts = {"strength": chosen, "over_limits": choice.excess if choice.excess > 1 else None}
+        run.write_provenance({**run.provenance(), **facts})
+        write_adapter(run, editable, trainer)
+    timings = {"edit_seconds": time.monotonic() - began, **trainer.seconds}
+
+    evaluation = None
+    if config.evaluation.suites != "none":
+        measuring = time.monotonic()
+        evaluation = _measure(editable, concept, config, on_event)
+        timings["measure_seconds"] = time.monotonic() - measuring
+    timings["all_seconds"] = time.monotonic() - began
+    outcome = find_outcome(evaluation, concept, config.direction, config.train.max_drift)
+    if writes:
+        on_event(StageEvent("write", f"writing the card and the report; {_describe(timings)}"))
+        rounded = {key: round(value, 3) for key, value in timings.items()}
+        facts = {"timings": rounded, "outcome": to_plain(outcome)}
+        run.write_provenance({**run.provenance(), **facts})
+        write_results(run, config, concept, evaluation)
+    result = EditResult(run.path, config, editable=editable, outcome=outcome)
+    if evaluation is not None:
+        result.metrics, result.samples = evaluation.metrics, evaluation.samples
+    return result
+
+
+def _check_contrast(
+    run: RunDir, editable: EditableModel, task: EditTask, config: EditConfig, on_event: OnEvent
+) -> None:
+    """Check the contrast of the task, unless the run has done so, and record and report it.
+
+    Raises:
+        DataError: there is nothing to move the source towards, and `ignore_contrast` is not set.
+    """
+    # The first process records the report, and the others must not see it too early.
+    known = distributed.broadcast(run.provenance().get("contrast"))
+    if known is not None and (known["level"] != "error" or config.data.ignore_contrast):
+        return
+    on_event(StageEvent("contrast", "the base model on source and target"))
+    report = check_contrast(editable, task)
+    if distributed.rank() == 0:
+        run.write_provenance({**run.provenance(), "contrast": report.to_plain()})
+    require_contrast(report, ignore=config.data.ignore_contrast)
+    for finding in report.findings:
+        level = "" if finding.level == "ok" else f"{finding.level}: "
+        on_event(StageEvent("contrast", f"{level}{finding.message} {finding.hint}".rstrip()))
+
+
+def _train(run: RunDir, trainer: Trainer, writes: bool, on_event: OnEvent) -> None:
+    """Run the remaining rounds, each one on disk before the next begins."""
+    state = load_checkpoint(run.checkpoints)
+    if state is not None:
+        try:
+            trainer.restore(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise broken_checkpoint(run.checkpoints, error) from error
+        on_event(StageEvent("train", f"resuming after round {trainer.round}"))
+    distributed.barrier()  # all processes have read it before the first writes the next one
+    if writes:
+        run.truncate_events(trainer.round)
+    for event in trainer.train():
+        if writes:
+            run.append_event(event)
+            save_checkpoint(trainer.state(), run.checkpoints)
+        on_event(event)
+    trainer.finish()
+
+
+def _measure(
+    editable: EditableModel, concept: Concept, config: EditConfig, on_event: OnEvent
+) -> Evaluation:
+    on_event(StageEvent("measure", "base and edited model respond to the test split"))
+    concepts = [concept]
+    if config.evaluation.suites == "all":
+        concepts = with_builtin(concept, model_name(config.model))
+    return evaluate(
+        editable,
+        concepts,
+        limit=config.evaluation.limit or None,
+        progress=lambda *progress: on_event(StageEvent("measure", *progress)),
+        max_new_tokens=config.evaluation.max_new_tokens,
+    )
+
+
+def _describe(timings: Mapping[str, float]) -> str:
+    """The timings in a sentence."""
+    text = "training took {edit_seconds:.0f} s, {validation_seconds:.0f} s of it validation"
+    if "measure_seconds" in timings:
+        text += ", evaluation {measure_seconds:.0f} s"
+    return text.format_map(timings)
