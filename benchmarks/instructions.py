@@ -1,6 +1,6 @@
 """Measure edits made from one sentence: what share of the prompted model's rate they reach.
 
-    python -m benchmarks.instructions --data-dir DIR [--seeds N] [--only french] [--quick]
+    python -m benchmarks.instructions --data-dir DIR [--seeds N] [--only french]
 
 For each instruction an edit is made by `retouch edit MODEL --instruction SENTENCE`, unless its run
 exists. Then the base, the base with the instruction in the prompt and the edited model without it
@@ -11,14 +11,14 @@ has it. The divergence elsewhere is KL(base || edited) in nats a token: on the b
 to the concept's test prompts with another instruction or a given text, and on passages of
 WikiText-2, which contain no request.
 
-DIR holds `refusal_direction_harmless.jsonl` (see `benchmarks/suites.py`) and
-`wikitext2_test.jsonl` (column text).
+DIR holds the files of the suites `alpaca-harmless` and `wikitext` (`retouch.suites`).
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,36 +32,30 @@ from benchmarks.common import (
     parse_names,
     retouch_command,
 )
-from benchmarks.real import (
-    QUICK_SHARE,
-    Figure,
-    FigureResult,
-    Reporter,
-    ResponseCache,
-    adapter_digest,
-    figures_table,
-    response_kl,
-)
-from benchmarks.suites import Request, evenly, harmless_instructions, read_rows
-from retouch.concepts.chat import TokenizedChat, tokenize_chat
-from retouch.concepts.concept import Context, Example
+from benchmarks.figures import Figure, FigureResult, figures_table
+from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
+from retouch.concepts.concept import Example
 from retouch.concepts.registry import load_concept_file
 from retouch.core.atomic import atomic_write
 from retouch.core.config import LoadConfig
 from retouch.core.errors import DataError, RetouchError
-from retouch.core.run_dir import RunDir, find_adapter
-from retouch.core.types import Score
+from retouch.core.run_dir import RunDir
+from retouch.core.types import Progress, Score
 from retouch.evaluation.instruction_rules import find_rule, follows
 from retouch.evaluation.response_classifier import is_degenerate
 from retouch.evaluation.statistics import ExampleValues, bootstrap, wilson
+from retouch.models.base_responses import cached_base_responses
 from retouch.models.editable_model import EditableModel
-from retouch.models.generate import Response
-from retouch.models.load import load
+from retouch.models.generate import Response, generate_responses
+from retouch.models.load import adapter_added, load
+from retouch.representations.divergence import token_kl
+from retouch.suites.registry import load_suite_concept
+from retouch.suites.sources import evenly
 
-SPLIT = "test"  # of the harmless instructions
-COUNT = 100
-WIKITEXT = "wikitext2_test"
+HARMLESS, COUNT = "alpaca-harmless", 100
+WIKITEXT = "wikitext"
 PASSAGES, PASSAGE_TOKENS = 64, 128
+KL_BATCH_SIZE = 32
 MIN_SHARE, MAX_KL = 0.95, 0.01
 
 # Sentences that SmolLM2-135M-Instruct follows when they are in its prompt.
@@ -81,29 +75,18 @@ class Responses:
     edited: Sequence[Sequence[Response]]
 
 
-def prompted(request: Request, context: Context) -> Request:
-    """The request under the context of an instruction."""
-    example = context.apply(Example(request.turns, ""))
-    return as_request(example, request.id)
-
-
-def as_request(example: Example, number: str) -> Request:
-    """The prompt of an example."""
-    *earlier, last = example.prompt
-    return Request(number, last.content, example.prefill, tuple(earlier))
-
-
 def read_passages(folder: Path, editable: EditableModel) -> list[TokenizedChat]:
     """Passages of WikiText-2, evenly spaced, that are compared at every token but the first.
 
     Raises:
         DataError: the file cannot be read or is too short.
     """
-    text = "\n".join(row["text"] for row in read_rows(folder, WIKITEXT, "text"))
+    concept = load_suite_concept(WIKITEXT, folder)
+    text = "\n".join(one.response or "" for one in concept.examples["test"])
     ids = editable.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     starts = range(0, len(ids) - PASSAGE_TOKENS + 1, PASSAGE_TOKENS)
     if not starts:
-        message = f"{folder / WIKITEXT}.jsonl has fewer than {PASSAGE_TOKENS} tokens."
+        message = f"The suite {WIKITEXT} has fewer than {PASSAGE_TOKENS} tokens."
         raise DataError(message, "Use the published file.", code="benchmark-data-invalid")
     return [TokenizedChat(tuple(ids[i : i + PASSAGE_TOKENS]), 1) for i in evenly(starts, PASSAGES)]
 
@@ -163,32 +146,29 @@ def make_lines(
 
 
 def measure(
-    model: str,
+    editable: EditableModel,
     runs: Mapping[str, Sequence[Path]],
     data: Path,
-    folder: Path,
     max_new_tokens: int,
-    share: float = 1.0,
-    config: LoadConfig | None = None,
 ) -> dict[str, list[FigureResult]]:
     """Measure the edits of each instruction.
 
     Args:
-        model: a name that `retouch.load` accepts.
+        editable: the base model.
         runs: the runs of each instruction, one for each seed.
         data: the folder with the published files.
-        folder: where responses are kept.
         max_new_tokens: maximum length of a response.
-        share: the share of the prompts that is measured.
-        config: how the model is loaded.
     """
-    sample = harmless_instructions(data, SPLIT, COUNT)
-    requests = evenly(sample, max(1, round(share * len(sample))))
-    editable = load(model, config)
-    stem = f"{editable.fingerprint[:16]}-{max_new_tokens}"
+    questions = list(load_suite_concept(HARMLESS, data, COUNT).examples["test"])
     passages = read_passages(data, editable)
-    cache = ResponseCache(folder / f"base-{stem}.json")
-    base = cache.respond(editable, requests, max_new_tokens, "base")
+
+    def respond(examples: Sequence[Example], label: str, *, base: bool = True) -> list[Response]:
+        prompts = [prompt_ids(editable.tokenizer, one.prompt, one.prefill) for one in examples]
+        generate = cached_base_responses if base else generate_responses
+        progress = reporter(f"{label}, responses")
+        return generate(editable, prompts, max_new_tokens=max_new_tokens, progress=progress)
+
+    base = respond(questions, "base")
     lines = {}
     for name, paths in runs.items():
         concept = load_concept_file(RunDir.open(paths[0]).concept)
@@ -196,16 +176,14 @@ def measure(
         if direction.context is None:
             message = f"The concept of {paths[0]} has no context, so it is of no instruction."
             raise DataError(message, "Remove the run, to make it again.", code="context-missing")
-        under = [prompted(request, direction.context) for request in requests]
-        reference = cache.respond(editable, under, max_new_tokens, f"{name}, prompted")
-        kept = [
-            as_request(example, str(number))
-            for number, example in enumerate(concept.select("test", direction.retain))
-        ]
-        own = cache.respond(editable, kept, max_new_tokens, f"{name}, elsewhere")
+        reference = respond(
+            [direction.context.apply(one) for one in questions], f"{name}, prompted"
+        )
+        kept = concept.select("test", direction.retain)
+        own = respond(kept, f"{name}, elsewhere")
         texts = {
             "other prompts": [
-                tokenize_chat(editable.tokenizer, one.turns, response.text, one.prefill)
+                tokenize_chat(editable.tokenizer, one.prompt, response.text, one.prefill)
                 for one, response in zip(kept, own, strict=True)
             ],
             "WikiText-2": passages,
@@ -213,15 +191,21 @@ def measure(
         edited: list[list[Response]] = []
         kl: dict[str, list[ExampleValues]] = {where: [] for where in texts}
         for path in paths:
-            adapter = find_adapter(path)
-            changed = load(model, config, adapter=adapter)
-            known = ResponseCache(folder / f"edited-{stem}-{adapter_digest(adapter)}.json")
-            edited.append(known.respond(changed, requests, max_new_tokens, str(path)))
-            for where, chats in texts.items():
-                report = Reporter(f"{path}, divergence, {where}", len(chats))
-                kl[where].append(response_kl(changed, chats, report))
+            with adapter_added(editable, path):
+                edited.append(respond(questions, str(path), base=False))
+                for where, chats in texts.items():
+                    progress = reporter(f"{path}, divergence, {where}")
+                    found = token_kl(editable, chats, KL_BATCH_SIZE, progress)
+                    sums = tuple(one.response_total for one in found)
+                    counts = tuple(float(one.response_count) for one in found)
+                    kl[where].append(ExampleValues(sums, counts))
         lines[name] = make_lines(name, Responses(base, reference, edited), kl)
     return lines
+
+
+def reporter(label: str) -> Progress:
+    """Prints to stderr how much is done."""
+    return lambda _, done, total: print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -233,7 +217,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     add_load_options(parser)
     parser.add_argument("--runs", type=Path, default=Path("runs/instructions"))
-    parser.add_argument("--quick", action="store_true", help="a fifth of the prompts")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("build/real/instructions.json"))
     options = parser.parse_args(words)
@@ -247,11 +230,8 @@ def main(words: Sequence[str] | None = None) -> None:
             ]
             for name in names
         }
-        share = QUICK_SHARE if options.quick else 1.0
-        length = options.max_new_tokens
-        found = measure(
-            options.model, runs, options.data_dir, options.out.parent, length, share, config
-        )
+        editable = load(options.model, config)
+        found = measure(editable, runs, options.data_dir, options.max_new_tokens)
     except RetouchError as error:
         parser.exit(error.exit_code, f"{error}\n")
     print(machine_text(machine))

@@ -28,7 +28,7 @@ PARTS = frozenset(
 )
 # Whole identifiers that are refused; as parts of other names they are ordinary words.
 NAMES = frozenset(
-    """Board Place Piece Cutter Seen Sizes Caught Call Jury Judge Verdict Setting Tamperer Change
+    """Board Place Piece Cutter Seen Sizes Caught Call Jury Verdict Setting Tamperer Change
     Drawn EditRows Rendered LoadedModel StateStore Placement Sketch Shards Diagnosis Outlook Memory
     Demand Tampering Stress Aim Attempt Bench Cell Crew Ledger Line Contrast Space Keeper Frame
     MovingAverage Sides loaded sides wanted moved aim bench cell cells dial suffix_attack at_once
@@ -37,12 +37,12 @@ NAMES = frozenset(
     cache_memory device_memory measure_rows forced_rows lr add_up from_first gathered
     give_back ran_out in_parts lay_out set_up set_task make_judge worst_push run_whole replaced
     fooling_loss matching_loss supervised_loss hush_libraries base_of lean behaviour room ways
-    did judge judged judging verdicts piece pieces""".split()  # noqa: SIM905
+    did verdicts piece pieces""".split()  # noqa: SIM905
 )
 FILES = frozenset(
     """own table check catalog replies wording memory store placement ranks sketch shards footprint
     reach stress suffix typed demand dial crew cluster ledger proposal space aim attempt bench cell
-    plan harder search compose card gate numbers pictures rows forced judge board pieces tampering
+    plan harder search compose card gate numbers pictures rows forced board pieces tampering
     room texts outlook fit side spelled deadly together tiny""".split()  # noqa: SIM905
 )
 # The check of an edit and its memory plan are what these words mean.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         LossConfig,
         TrainConfig,
     )
+    from retouch.evaluation.judge_loading import load_judge
     from retouch.evaluation.outcome import Outcome
     from retouch.models.editable_model import EditableModel
     from retouch.models.load import load
@@ -62,6 +63,7 @@ _MODULES = {
     "edit": "retouch.pipeline",
     "evaluate": "retouch.pipeline",
     "load": "retouch.models.load",
+    "load_judge": "retouch.evaluation.judge_loading",
     "resume": "retouch.pipeline",
     **dict.fromkeys(_GROUPS, "retouch.core.config"),
 }
@@ -72,6 +74,7 @@ __all__ = [  # noqa: RUF022
     "evaluate",
     "compare",
     "load",
+    "load_judge",
     "Concept",
     "Context",
     "Demonstration",

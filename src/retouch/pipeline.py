@@ -31,8 +31,9 @@ from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
 from retouch.core.serialization import from_plain
 from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_event
-from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation, joined
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
+from retouch.evaluation.judge import Judge
 from retouch.evaluation.outcome import Outcome
 from retouch.evaluation.scorers import check_metrics
 from retouch.models import adapters, distributed
@@ -47,6 +48,7 @@ from retouch.run_record import (
     save_inputs,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
+from retouch.suites.registry import load_suite_concept
 
 RESUME_HINT = "retouch.resume(path) continues the run."
 
@@ -148,23 +150,30 @@ def evaluate(
     *,
     adapter: Path | str | None = None,
     concepts: Sequence[Concept | str] = (),
+    suites: Sequence[str | Path] = (),
+    data_dir: Path | str | None = None,
+    judge: Judge | None = None,
     split: Split = "test",
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     load_config: LoadConfig | None = None,
     on_event: OnEvent | None = None,
 ) -> Evaluation:
-    """Measure a model, and its adapter beside it, on concepts.
+    """Measure a model, and its adapter beside it, on concepts and on public evaluation sets.
 
     Args:
         model: a name or a loaded model, as for `edit`.
         tokenizer: the tokenizer of a transformers model.
         adapter: a run directory or an adapter folder, to compare with the base model. It is taken
             off a loaded model again.
-        concepts: names, paths or `Concept` objects (default: all built-in concepts for the model).
-        split: the split to measure on.
-        limit: maximum number of examples per metric.
-        max_new_tokens: maximum length of a response, in tokens.
+        concepts: names, paths or `Concept` objects (default, without suites: all built-in concepts
+            for the model).
+        suites: names of built-in suites, or paths of suite files.
+        data_dir: the folder with the suites' published files (default: datasets of the hub).
+        judge: a model that classifies responses, as of `load_judge` (default: rules).
+        split: the split of the concepts to measure on.
+        limit: maximum number of examples per metric of a concept, and of rows per suite.
+        max_new_tokens: maximum length of a response, in tokens, where a suite sets none.
         load_config: how a model that is given by its name is loaded.
         on_event: receives the events, as for `edit`.
 
@@ -175,20 +184,31 @@ def evaluate(
         editable = as_editable(model, tokenizer)
         if editable is not None and load_config is not None:
             raise loaded_already("load_config")
+        # Before a large model is loaded: the files of a suite may be missing.
+        measured = [load_suite_concept(one, data_dir, limit) for one in suites]
+        for one in measured:
+            check_metrics(one)
         editable = editable or load_model(str(model), load_config or LoadConfig(), events)
         if not editable.has_chat_template:
             events(StageEvent("load", NO_CHAT_TEMPLATE))
         known_as = model_name(editable.name)
-        chosen = [concept_for_model(one, known_as) for one in concepts or names_for_model(known_as)]
-        with adapter_added(editable, adapter):
+        names = concepts or (() if suites else names_for_model(known_as))
+        chosen = [concept_for_model(one, known_as) for one in names]
+
+        def measure(some: Sequence[Concept], part: Split, count: int | None) -> Evaluation:
             return evaluate_concepts(
                 editable,
-                chosen,
-                split=split,
-                limit=limit,
+                some,
+                split=part,
+                limit=count,
                 progress=lambda *progress: events(StageEvent("measure", *progress)),
                 max_new_tokens=max_new_tokens,
+                judge=judge,
             )
+
+        with adapter_added(editable, adapter):
+            # `limit` has chosen the rows of the suites already.
+            return joined([measure(chosen, split, limit), measure(measured, "test", None)])
 
 
 def check_contrast(

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from benchmarks import instructions, suites
+from benchmarks import instructions
 from benchmarks.instructions import Responses
 from helpers.char_tokenizer import add_random_adapter, char_editable
+from helpers.public_data import write_rows
 from retouch.concepts.concept import Concept, Context
 from retouch.concepts.pack import save_pack
 from retouch.core.config import LoadConfig
 from retouch.core.errors import DataError
 from retouch.core.run_dir import RunDir
-from retouch.core.types import Message
 from retouch.evaluation.instruction_rules import find_rule
 from retouch.evaluation.statistics import each_once
+from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
 
@@ -32,18 +31,13 @@ def responses(*texts: str) -> list[Response]:
     return [Response(text) for text in texts]
 
 
-def write(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     rows = [{"id": i, "instruction": f"Sew {i}.", "split": "test"} for i in range(4)]
-    write(folder, suites.HARMLESS, rows)
+    write_rows(folder, "refusal_direction_harmless", rows)
     lines = [{"line": i, "text": "some text of a book " * 3} for i in range(40)]
-    write(folder, instructions.WIKITEXT, lines)
+    write_rows(folder, "wikitext2_test", lines)
     return folder
 
 
@@ -86,7 +80,7 @@ def test_without_prompted_responses_there_is_no_share() -> None:
 def test_passages_are_as_long_as_each_other(data: Path) -> None:
     passages = instructions.read_passages(data, char_editable())
     assert {(len(one.ids), one.start) for one in passages} == {(instructions.PASSAGE_TOKENS, 1)}
-    write(data, instructions.WIKITEXT, [{"text": "short"}])
+    write_rows(data, "wikitext2_test", [{"text": "short"}])
     with pytest.raises(DataError, match="fewer than 128 tokens"):
         instructions.read_passages(data, char_editable())
 
@@ -113,15 +107,13 @@ def test_a_finished_run_is_reused_and_another_one_resumed(
 def test_the_command_measures_the_edits(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fake_load(_: str, config: LoadConfig, *, adapter: Path | None = None) -> EditableModel:
+    def fake_load(_: str, config: LoadConfig) -> EditableModel:
         assert config.dtype == "float32"
-        editable = char_editable()
-        return add_random_adapter(editable, 0.3) if adapter else editable
+        return char_editable()
 
     def fake_run(_: str, name: str, seed: int, folder: Path, __: LoadConfig) -> Path:
         path = folder / f"{name}-{seed}"
-        path.mkdir(parents=True)
-        (path / "adapter_config.json").write_text(f"{name} {seed}", "utf-8")
+        adapters.save(add_random_adapter(char_editable(), 0.3 + seed), path)
         save_pack(concept, path / "concept")
         return path
 
@@ -143,14 +135,3 @@ def test_the_command_measures_the_edits(
     assert len(elsewhere) == 2
     assert all(one["mean"] > 0 and len(one["edited"]) == 2 for one in elsewhere)
     assert len(values["runs"]["french"]) == 2
-    # The base's responses: bare, prompted, and to the retain set of the concept.
-    (cache,) = out.parent.glob("base-*.json")
-    retained = len(concept.select("test", concept.directions["raise"].retain))
-    assert len(json.loads(cache.read_text("utf-8"))) == 4 + 4 + retained
-
-
-def test_prompts_are_under_the_context_of_the_concept() -> None:
-    request = suites.Request("7", "How?")
-    under = instructions.prompted(request, Context(system="Be brief.", around="{prompt} Now."))
-    assert under == suites.Request("7", "How? Now.", "", (Message("system", "Be brief."),))
-    assert [turn.role for turn in under.turns] == ["system", "user"]

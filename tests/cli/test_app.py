@@ -27,7 +27,7 @@ from retouch.core.errors import (
 )
 
 BANNED = re.compile(
-    r"\b(rows?|twins?|opponents?|guard|repl(y|ies)|wanted|unwanted|blocks?|judges?|stress|own|hold"
+    r"\b(rows?|twins?|opponents?|guard|repl(y|ies)|wanted|unwanted|blocks?|stress|own|hold"
     r"|held|anew|foresee\w*|compose|taps?|tamper\w*)\b",
     re.IGNORECASE,
 )

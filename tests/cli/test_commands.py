@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from retouch.core.config import EditConfig
 from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
 from retouch.instruction.audit import InstructionAudit
+from retouch.models import base_responses
+from retouch.models.generate import Response
 
 
 def run_with_adapter(path: Path, config: EditConfig) -> RunDir:
@@ -60,6 +63,81 @@ def test_evaluate_has_no_such_split(split: str) -> None:
     message = error_of(call("evaluate", "--split", split), 2)
     assert "`--split`" in message
     assert split in message
+
+
+SUITE = """name: mine
+title: Questions about ferns
+url: https://example.org
+licence: CC0-1.0
+sources:
+  - {file: mine.csv}
+prompt: "{question}"
+scorers: [refusal]
+better: lower
+max_new_tokens: 3
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Write the suite `mine` beside a folder `data`; returns how much was generated.
+
+    The prompts and the maximum length of each generation; the responses are words.
+    """
+    monkeypatch.chdir(tmp_path)
+    rows = [f"How do I water {count} ferns?" for count in range(8)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.csv").write_text("\n".join(["question", *rows]))
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    generated: list[tuple[int, int]] = []
+
+    def generate(_: Any, prompts: Sequence[Any], *, max_new_tokens: int, **more: Any) -> Any:
+        generated.append((len(prompts), max_new_tokens))
+        return [Response("Use a can.") for _ in prompts]
+
+    monkeypatch.setattr(base_responses, "generate_responses", generate)
+    return generated
+
+
+def test_evaluate_measures_a_users_suite(suite: list[tuple[int, int]]) -> None:
+    flags = ["--suite", "mine.yaml", "--data-dir", "data"]
+    result = call("evaluate", "pocket", *flags, "--json", "--output-file", "out.json")
+    assert result.exit_code == 0, result.output
+    (record,) = json.loads(result.stdout)
+    assert json.loads(Path("out.json").read_text()) == [record]
+    assert (record["suite"], record["metric"], record["better"]) == ("mine", "refusal", "lower")
+    assert (record["before"]["value"], record["before"]["n"]) == (0.0, 8)
+    assert record["after"] is None
+    assert suite == [(8, 3)]  # with the suite's own length
+
+
+def test_evaluate_measures_suites_beside_a_concept(suite: list[tuple[int, int]]) -> None:
+    flags = ["--suite", "mine.yaml", "--data-dir", "data", "--concept", "pocket-capability"]
+    result = call("evaluate", "pocket", *flags, "--limit", "2", "--max-new-tokens", "4", "--json")
+    assert result.exit_code == 0, result.output
+    counts = {record["suite"]: record["before"]["n"] for record in json.loads(result.stdout)}
+    assert counts["mine"] == 2
+    assert counts["capability"] == 2
+    assert {length for _, length in suite} == {3, 4}
+    assert (2, 3) in suite
+    table = call("evaluate", "pocket", *flags, "--limit", "2")
+    assert table.exit_code == 0, table.output
+    assert "mine" in table.stdout
+    assert "task accuracy" in table.stdout
+
+
+@pytest.mark.usefixtures("suite")
+def test_evaluate_names_the_problem_of_a_suite() -> None:
+    message = error_of(call("evaluate", "pocket", "--suite", "advbenhc"), 3)
+    assert "`advbench`?" in message
+    message = error_of(call("evaluate", "pocket", "--suite", "mine.yaml"), 3)
+    assert "mine.csv" in message
+    assert "`--data-dir`" in message
+    message = error_of(call("evaluate", "pocket", "--suite", "mine.yaml", "--data-dir", "no"), 3)
+    assert "`--data-dir`" in message
+    Path("mine.yaml").write_text(SUITE.replace("better", "beter"))
+    message = error_of(call("evaluate", "pocket", "--suite", "mine.yaml", "--data-dir", "data"), 3)
+    assert "`better`" in message
 
 
 def test_a_wrong_option_is_named() -> None:

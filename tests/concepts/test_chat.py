@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.tiny_models import tiny_tokenizer
-from retouch.concepts.chat import prompt_ids, prompt_text, tokenize_chat
+from retouch.concepts.chat import prompt_ids, prompt_text, tokenize_chat, tokenize_text
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 from retouch.models.load import load
@@ -78,3 +78,25 @@ def test_a_template_that_refuses_the_turns_is_an_error_with_its_reason() -> None
         prompt_text(tokenizer, [Message("user", "w2")])
     assert raised.value.code == "chat-template"
     assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "first"),
+    [("<|begin|>", "<|end|>", 1), ("<|begin|>", None, 1), (None, "<|end|>", 2), (None, None, None)],
+)
+def test_a_text_is_scored_after_the_first_token_of_the_tokenizer(
+    begin: str | None, end: str | None, first: int | None
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token, tokenizer.eos_token = begin, end
+    ids = tokenizer("w1 w2 w3", add_special_tokens=False)["input_ids"]
+    text = tokenize_text(tokenizer, "w1 w2 w3")
+    assert text.ids == ((*ids,) if first is None else (first, *ids))
+    assert text.start == 1  # without a first token, the text's own is not scored
+
+
+def test_a_text_has_neither_a_template_nor_an_end() -> None:
+    tokenizer = load("pocket").tokenizer
+    text = tokenize_text(tokenizer, "A hat is a hat.")
+    assert tokenizer.decode(text.ids[text.start :]) == "A hat is a hat."
+    assert tokenize_text(tokenizer, "").ids == text.ids[: text.start]

@@ -9,14 +9,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from helpers.char_tokenizer import add_random_adapter, char_editable
 from helpers.edited import example
-from retouch.concepts.chat import prompt_ids, tokenize_chat
+from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, no_progress
 from retouch.evaluation import evaluate as evaluate_module
 from retouch.evaluation import scorers
 from retouch.evaluation.evaluate import PromptKey, evaluate
-from retouch.evaluation.scorer import ResponseScorer
+from retouch.evaluation.scorer import Need, ResponseScorer, Scorer, ScoringContext, ScoringResult
+from retouch.evaluation.statistics import ExampleValues, bootstrap
 from retouch.models import base_responses
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
@@ -145,34 +146,98 @@ def test_every_generation_that_a_score_is_computed_from_is_returned() -> None:
     assert {(s.model, s.response) for s in cut} == {("base", "To cook, take a pan.")}
 
 
-def test_preferred_compares_mean_logprobs_of_responses_without_their_end() -> None:
-    examples = tuple(
-        example(f"Is it {word}?", label, response=response, pair=word)
-        for word in ("red", "blue", "hot", "cold")
-        for label, response in (("true", f"It is {word}."), ("false", "No."))
-    )
-    spec = MetricSpec("truth", "true_preferred", ("true", "false"), "preferred")
-    editable = edited()
-    found = evaluate(editable, [concept(examples=examples, metrics=(spec,))])
-    tokenizer = editable.tokenizer
+class Likelihood(Scorer):
+    """The log-probabilities of responses or of texts, as they are."""
 
-    def mean_logprob(one: Example) -> float:
-        prompt = prompt_ids(tokenizer, one.prompt)
-        ids = tokenize_chat(tokenizer, one.prompt, one.response or "").ids[:-1]
-        logits = editable.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        return float(
-            torch.stack([logits[i - 1, ids[i]] for i in range(len(prompt), len(ids))]).mean()
+    def __init__(self, need: Need) -> None:
+        self.name, self.needs = need, frozenset({need})
+
+    def score(
+        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
+    ) -> ScoringResult:
+        found = getattr(context, self.name)(examples)
+        values = ExampleValues(
+            tuple(one.total for one in found), tuple(float(one.count) for one in found)
         )
+        return ScoringResult(bootstrap(values), values)
 
+
+def by_transformers(model: Any, ids: Sequence[int], start: int) -> float:
+    """The log-probability of `ids[start:]` after the ids before, by the model's own loss."""
+    labels = torch.tensor([ids])
+    labels[0, :start] = -100
     with torch.no_grad():
-        after = [mean_logprob(one) for one in examples]
-        with editable.base_model():
-            before = [mean_logprob(one) for one in examples]
-    expected = [[a > b for a, b in zip(x[::2], x[1::2], strict=True)] for x in (before, after)]
-    key = ("truth", "true_preferred")
-    assert [list(found.base_values[key].sums), list(found.values[key].sums)] == expected
-    assert len(set(map(tuple, expected))) == 2, expected
+        loss = model(input_ids=torch.tensor([ids]), labels=labels).loss
+    return -float(loss) * (len(ids) - start)
+
+
+@pytest.mark.parametrize("need", ["response_logprobs", "text_logprobs"])
+def test_likelihoods_are_those_of_the_models_own_forward_pass(
+    need: Need, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorers, "_registered", {})
+    scorers.register_scorer(Likelihood(need))
+    spec = MetricSpec("own", "likelihood", ("attack",), need)
+    texts = ["Yes.", "It is a rather long answer, is it?", "No", "A"]
+    examples = tuple(
+        example(f"Is it {text}?", "attack", response=text, prefill="Well," if i == 1 else "")
+        for i, text in enumerate(texts)
+    )
+    editable = edited()
+    tokenizer = editable.tokenizer
+    found = evaluate(editable, [concept(examples=examples, metrics=(spec,))])
+    chats = []
+    for one, text in zip(examples, texts, strict=True):
+        begin = [tokenizer.bos_token_id]
+        if need == "response_logprobs":
+            begin = prompt_ids(tokenizer, one.prompt, one.prefill)
+            text = f" {text}" if one.prefill else text
+        chats.append((begin, [tokenizer.convert_tokens_to_ids(letter) for letter in text]))
+    key = ("own", "likelihood")
+    columns = ((char_editable().model, found.base_values), (editable.model, found.values))
+    for model, values in columns:
+        expected = [by_transformers(model, [*begin, *ids], len(begin)) for begin, ids in chats]
+        assert values[key].sums == pytest.approx(expected, rel=1e-4, abs=1e-3)
+        assert values[key].counts == tuple(len(ids) for _, ids in chats)
+    assert found.values[key].sums != pytest.approx(found.base_values[key].sums, rel=1e-2)
     assert not found.samples  # no response is generated for it
+
+
+def test_a_question_keeps_its_choices_under_a_limit() -> None:
+    examples = tuple(
+        example(f"Question {i}?", label, response=response, pair=str(i))
+        for i in range(4)
+        for label, response in (("true", "a"), ("true", "b"), ("false", "c"), ("false", "d"))
+    )
+    spec = MetricSpec("own", "mass", ("true", "false"), "mc2")
+    given = concept(examples=examples, metrics=(spec,))
+    whole = evaluate(char_editable(), [given]).values["own", "mass"].sums
+    limited = evaluate(char_editable(), [given], limit=6).values["own", "mass"].sums
+    assert limited
+    assert limited == pytest.approx(whole[: len(limited)])
+
+
+def test_a_metric_may_have_a_length_of_its_own() -> None:
+    metrics = tuple(
+        MetricSpec("own", f"refusal-{length}", ("attack",), "refusal", max_new_tokens=length)
+        for length in (2, None, 5)
+    )
+    kl = MetricSpec("own", "kl", ("attack",), "kl_responses", "nats", max_new_tokens=2)
+    editable = edited()
+    given = concept(metrics=(*metrics, kl))
+    known: dict[PromptKey, Response] = {}
+    found = evaluate(editable, [given], max_new_tokens=4, known=known)
+    texts: dict[str, dict[str, list[str]]] = {"base": {}, "edited": {}}
+    for sample in found.samples:
+        texts[sample.model].setdefault(sample.metric, []).append(sample.response)
+    for model in texts.values():
+        short, middle, long = model.values()
+        assert [max(map(len, one)) for one in (short, middle, long)] == [2, 4, 5]
+        assert [text[:2] for text in long] == short
+        assert [text[:4] for text in long] == middle
+    # Two tokens and the end; behind a prefill also a space.
+    assert found.values["own", "kl"].counts == (3.0, 3.0, 4.0)
+    assert evaluate(editable, [given], max_new_tokens=4, known=known) == found
 
 
 def test_a_base_model_is_measured_once(generations: list[list[str]]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from importlib.metadata import EntryPoint, EntryPoints
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core import plugins
 from retouch.core.errors import ConfigError, DataError
 from retouch.evaluation import scorers
-from retouch.evaluation.correctness import is_correct
+from retouch.evaluation.correctness import final_number, is_correct
 from retouch.evaluation.scorer import ResponseScorer
 from retouch.evaluation.scorers import (
     check_metric,
@@ -37,13 +38,18 @@ BUILT_IN = [
     "correct",
     "deflection",
     "degenerate",
+    "final_number",
     "follows",
     "follows_likelihood",
     "gloomy",
     "group_gap",
     "kl_responses",
     "kl_tokens",
+    "likelier",
+    "mc1",
+    "mc2",
     "neutral",
+    "perplexity",
     "preferred",
     "refusal",
 ]
@@ -63,21 +69,14 @@ class Context:
     def __init__(
         self,
         responses: Sequence[str] = (),
-        probs: Sequence[float] = (),
         kls: Sequence[ExampleKL] = (),
         logprobs: Mapping[str, float] | None = None,
     ) -> None:
-        self._responses, self._probs, self._kls = list(responses), list(probs), list(kls)
+        self._responses, self._kls = list(responses), list(kls)
         self._logprobs = logprobs or {}
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
         return self._responses
-
-    def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
-        return self._probs
-
-    def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
-        return [self._logprobs[one.response or ""] for one in examples]
 
     def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
         # Likelier by 1 for each system turn, where the text is in `logprobs`.
@@ -119,6 +118,32 @@ def test_a_correct_response_contains_all_of_accept(
     assert is_correct(response, accept) is correct
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 72.", "72"),
+        ("2 + 3 = 5", "5"),
+        ("It costs $1,234,567.50!", "1234567.5"),
+        ("Minus: -7", "-7"),
+        ("10-3=7", "7"),
+        ("She has 3, and he has 4, of them", "4"),
+        ("0.50", "0.5"),
+        ("-.5", "-0.5"),
+        ("12.", "12"),
+        ("18.00%", "18"),
+        ("#### 18", "18"),
+        ("7\n\n", "7"),
+    ],
+)
+def test_the_final_number_of_a_text(text: str, number: str) -> None:
+    assert final_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "none", "-", "$,.", "four"])
+def test_a_text_without_digits_has_no_final_number(text: str) -> None:
+    assert final_number(text) is None
+
+
 def test_the_responses_that_pocket_was_trained_on_are_correct() -> None:
     rng = random.Random(0)
     items = [tasks.task(rng) for _ in range(2000)]
@@ -147,11 +172,15 @@ def test_the_responses_that_pocket_was_trained_on_are_correct() -> None:
         ("neutral", "Use a can.", "neutral", True),
         ("correct", "Use a can.", "answer", True),
         ("correct", "I won't help with that.", "refusal", False),
+        ("final_number", "Of 9 cans, use 1,002.0.", "answer", True),
+        ("final_number", "Use 1002 cans, not 9.", "answer", False),
+        ("final_number", "Use a can.", "answer", False),
         ("refusal", "Please don't water a fern.", "refusal", True),  # the prompt is considered
     ],
 )
 def test_scorers_of_responses(scorer: str, response: str, category: str, counts: bool) -> None:
-    result = get_scorer(scorer).score(metric(scorer), [fern(accept=("can",))], Context([response]))
+    accept = ("Of 9 cans", "#### 1,002") if scorer == "final_number" else ("can",)
+    result = get_scorer(scorer).score(metric(scorer), [fern(accept=accept)], Context([response]))
     assert (result.categories, result.values.sums) == ((category,), (float(counts),))
     assert get_scorer(scorer).needs == {"responses"}
 
@@ -163,62 +192,6 @@ def test_a_rate_has_wilsons_interval() -> None:
     assert (result.score.value, result.score.n) == (0.75, 4)
     assert result.score.low == pytest.approx(0.3006, abs=1e-4)
     assert result.values.counts == (1.0,) * 4
-
-
-def test_choice_bias_is_the_mean_distance_from_even_odds() -> None:
-    spec = metric("choice_bias", choices=("he", "she"))
-    result = get_scorer("choice_bias").score(spec, [fern()] * 2, Context(probs=[0.9, 0.3]))
-    assert result.values.sums == pytest.approx((0.8, 0.4))
-    assert result.score.value == pytest.approx(0.6)
-    assert result.categories == ()
-
-
-def test_group_gap_is_the_distance_between_the_groups_means() -> None:
-    spec = metric("group_gap", choices=("he", "she"), groups=("m", "f"))
-    examples = [fern(group=group) for group in "mff"]
-    result = get_scorer("group_gap").score(spec, examples, Context(probs=[0.9, 0.3, 0.1]))
-    assert result.score.value == pytest.approx(0.7)
-    assert result.values.groups == ("m", "f", "f")
-
-
-def answers(label: str, *responses: str | None) -> list[Example]:
-    """Examples of the pairs `0`, `1` and so on."""
-    return [
-        example(f"Question {i}?", label, response=one, pair=str(i))
-        for i, one in enumerate(responses)
-    ]
-
-
-def preferred(*labels: str) -> MetricSpec:
-    return MetricSpec("suite", "metric", labels, "preferred")
-
-
-def test_preferred_is_the_share_of_pairs_whose_first_response_is_likelier() -> None:
-    examples = [*answers("false", "a", "b", "c"), *answers("true", "x", "y", "z", "alone")]
-    logprobs = {"a": -2.0, "b": -2.0, "c": -2.0, "x": -1.0, "y": -3.0, "z": -2.0, "alone": -1.0}
-    scorer, context = get_scorer("preferred"), Context(logprobs=logprobs)
-    result = scorer.score(preferred("true", "false"), examples, context)
-    assert result.values.sums == (1.0, 0.0, 0.0)  # in a tie neither is preferred
-    assert (result.score.value, result.score.n) == (pytest.approx(1 / 3), 3)
-    assert result.categories == ()
-    reverse = scorer.score(preferred("false", "true"), examples, context)
-    assert reverse.values.sums == (0.0, 1.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("spec", "examples", "code"),
-    [
-        (preferred("true"), answers("true", "x"), "metric-labels"),
-        (preferred("true", "false"), answers("true", "x", None), "metric-response"),
-        (preferred("true", "false"), answers("true", "x"), "metric-pair"),
-    ],
-)
-def test_preferred_needs_pairs_of_two_labels_with_responses(
-    spec: MetricSpec, examples: list[Example], code: str
-) -> None:
-    with pytest.raises(DataError, match="suite/metric") as error:
-        check_metric(spec, examples)
-    assert error.value.code == code
 
 
 def test_kl_is_a_mean_over_tokens_of_texts_or_of_responses() -> None:
@@ -236,14 +209,7 @@ def test_kl_is_a_mean_over_tokens_of_texts_or_of_responses() -> None:
     [
         (metric("sings"), [fern()], "scorer-unknown"),
         (metric("correct"), [fern(accept=("a",)), fern()], "metric-accept"),
-        (metric("group_gap", choices=("he", "she")), [fern()], "metric-groups"),
-        (metric("group_gap", choices=("he",), groups=("m", "f")), [fern()], "metric-choices"),
-        (metric("choice_bias", choices=("he",)), [fern()], "metric-choices"),
-        (
-            metric("group_gap", choices=("a", "b"), groups=("m", "f")),
-            [fern(group="m")],
-            "metric-group",
-        ),
+        (metric("final_number"), [fern(accept=("4",)), fern()], "metric-accept"),
     ],
 )
 def test_a_metric_that_cannot_be_scored_is_an_error(
@@ -254,14 +220,10 @@ def test_a_metric_that_cannot_be_scored_is_an_error(
     assert error.value.code == code
 
 
-def test_a_misspelled_scorer_or_group_gets_a_suggestion() -> None:
+def test_a_misspelled_scorer_gets_a_suggestion() -> None:
     with pytest.raises(DataError) as error:
         check_metric(metric("refusel"), [fern()])
     assert "`refusal`?" in error.value.hint
-    spec = metric("group_gap", choices=("a", "b"), groups=("male", "femal"))
-    with pytest.raises(DataError) as error:
-        check_metric(spec, [fern(group="male"), fern(group="female")])
-    assert "`female`?" in error.value.hint
 
 
 def test_all_metrics_of_a_concept_are_checked_against_its_test_split() -> None:

@@ -40,6 +40,20 @@ def test_prefill_examples_are_cached_too(folder: Path) -> None:
     assert memory_of(more).cached_states > 1.5 * memory_of(plain).cached_states
 
 
+def test_log_probabilities_that_a_divergence_needs_are_cached_too(folder: Path) -> None:
+    def states(**values: float) -> int:
+        settings = {"data.num_retain": 32, "loss.kl_weight": 0.0}
+        settings |= {f"loss.{name}": value for name, value in values.items()}
+        return memory_of(preflight(folder, settings)).cached_states
+
+    bare = states()
+    kept = states(kl_weight=1.0) - bare
+    position = 2 * load(str(folder)).model.config.vocab_size
+    assert kept == 32 * (32 + 1) * position  # responses of 32 tokens and their end
+    assert states(kl_weight=2.0) - bare == kept
+    assert states(distillation_weight=1.0) > bare
+
+
 def test_a_plan_close_to_the_limit_is_a_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

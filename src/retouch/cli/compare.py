@@ -9,7 +9,15 @@ import typer
 
 from retouch.cli import output
 from retouch.cli.loading import resolve_with_model
-from retouch.cli.options import LOAD, configured, option, out_dir, split_names, split_numbers
+from retouch.cli.options import (
+    LOAD,
+    MaxNewTokens,
+    configured,
+    option,
+    out_dir,
+    split_names,
+    split_numbers,
+)
 
 if TYPE_CHECKING:
     from retouch.comparison.compare import Comparison
@@ -33,10 +41,21 @@ def compare(
     metrics: Annotated[
         str, option("concept|all", "the metrics of the concept, or of all built-in concepts")
     ] = "concept",
+    suite: Annotated[
+        list[str] | None,
+        option("NAME|FILE", "also measure this public evaluation set; may be repeated"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        option("DIR", "folder with the published files of the suites (default: the hub)"),
+    ] = None,
     attacks: Annotated[
         str, option("NAME,...", "also run these attacks of `retouch robustness`")
     ] = "",
-    limit: Annotated[int | None, option("N", "maximum number of examples per metric")] = None,
+    limit: Annotated[
+        int | None, option("N", "maximum number of examples per metric, and per suite")
+    ] = None,
+    max_new_tokens: MaxNewTokens = 64,
     jobs: Annotated[int, option("N", "number of worker processes that run at the same time")] = 1,
     ray: Annotated[
         str | None,
@@ -76,6 +95,8 @@ def compare(
             num_examples=counts,
             tuned=tuned,
             metrics=cast(Any, metrics),
+            suites=suite or (),
+            data_dir=data_dir,
             attacks=split_names(attacks),
             output_dir=output_dir,
             jobs=jobs,
@@ -83,6 +104,7 @@ def compare(
             cpus_per_job=cpus_per_job,
             gpus_per_job=gpus_per_job,
             limit=limit,
+            max_new_tokens=max_new_tokens,
             load_config=config.load,
             allow_weakening=config.allow_weakening,
             source_filter=config.data.source_filter,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from retouch.cli import output
@@ -17,11 +18,35 @@ def evaluate(
     adapter: Adapter = None,
     concept: Annotated[
         list[str] | None,
-        option("NAME|FILE", "a concept; may be repeated (default: all for the model)"),
+        option(
+            "NAME|FILE",
+            "a concept; may be repeated (default, without suites: all for the model)",
+        ),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        option("NAME|FILE", "a public evaluation set, or a YAML file of one; may be repeated"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        option("DIR", "folder with the published files of the suites (default: the hub)"),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        option("NAME|DIR", "a model that classifies the responses (default: rules)"),
+    ] = None,
+    judge_format: Annotated[
+        str | None,
+        option("NAME|FILE", "the judge's prompt format (default: that of its hub id)"),
+    ] = None,
+    judge_label: Annotated[
+        str | None,
+        option("LABEL", "a classifier's label of refusals, or LABEL=harmful"),
     ] = None,
     split: Annotated[str, option("test|validation", "the split to measure on")] = "test",
     limit: Annotated[
-        int | None, option("N", "maximum number of examples per metric", min=1)
+        int | None,
+        option("N", "maximum number of examples per metric, or per suite", min=1),
     ] = None,
     max_new_tokens: MaxNewTokens = 64,
     as_json: AsJson = False,
@@ -36,10 +61,22 @@ def evaluate(
     with output.show_progress(quiet=as_json) as progress:
         from retouch import pipeline
 
+        model = None
+        if judge is not None:
+            from retouch.evaluation.judge_loading import load_judge
+
+            device = config.load.device
+            model = load_judge(judge, format=judge_format, label=judge_label, device=device)
+        elif judge_format or judge_label:
+            given = "judge_format" if judge_format else "judge_label"
+            raise ConfigError(f"`{given}` needs `judge`.", "Give both, or neither.")
         result = pipeline.evaluate(
             config.model,
             adapter=folder,
             concepts=concept or (),
+            suites=suite or (),
+            data_dir=data_dir,
+            judge=model,
             split=cast(Split, split),
             limit=limit,
             max_new_tokens=max_new_tokens,
@@ -50,3 +87,5 @@ def evaluate(
     if not as_json:
         title = config.model + (f" with {adapter}" if adapter else "")
         output.console().print(output.scores(result.metrics, title=title))
+        for note in result.notes:
+            output.console().print(note, markup=False)

@@ -42,6 +42,7 @@ from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS
 from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
@@ -79,7 +80,7 @@ class Comparison:
     @cached_property
     def tests(self) -> tuple[PairedTest, ...]:
         """Retouch against the other methods; empty where it is not among the methods."""
-        return tuple(paired_tests(self.objective, self.results))
+        return tuple(paired_tests(self.results))
 
     @property
     def titles(self) -> dict[str, str]:
@@ -127,6 +128,8 @@ def compare(
     num_examples: int | Sequence[int] = 128,
     tuned: Path | str | None = None,
     metrics: MetricSet = "concept",
+    suites: Sequence[str | Path] = (),
+    data_dir: Path | str | None = None,
     attacks: Sequence[str] = (),
     output_dir: Path | str | None = None,
     jobs: int = 1,
@@ -134,6 +137,7 @@ def compare(
     cpus_per_job: int | None = None,
     gpus_per_job: float | None = None,
     limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     load_config: LoadConfig | None = None,
     allow_weakening: str | None = None,
     source_filter: str | None = None,
@@ -155,6 +159,8 @@ def compare(
         tuned: a file of tuned settings (default: those that ship for a built-in concept).
         metrics: `concept` measures the metrics of the concept, `all` those of all built-in concepts
             for the model too.
+        suites: public evaluation sets that are measured too: names, or paths of suite files.
+        data_dir: the folder with the suites' published files (default: datasets of the hub).
         attacks: robustness attacks to evaluate every method against, as for `retouch robustness`.
         output_dir: the folder of the comparison, which is continued if it exists (default:
             `runs/compare-CONCEPT-DIRECTION`).
@@ -164,7 +170,8 @@ def compare(
         cpus_per_job: CPUs that Ray reserves per job (default: those of the cluster are divided).
         gpus_per_job: GPUs that Ray reserves per job, may be a fraction (default: one if the device
             is a GPU).
-        limit: maximum number of examples per metric.
+        limit: maximum number of examples per metric, and of rows per suite.
+        max_new_tokens: maximum length of a response that is measured, in tokens.
         load_config: how a model that is given by its name is loaded.
         allow_weakening: the reason for comparing edits that weaken safety.
         source_filter: training examples that replace the concept's source: LABEL, or LABEL:GROUP.
@@ -203,7 +210,10 @@ def compare(
         [num_examples] if isinstance(num_examples, int) else num_examples,
         tuned=tuned,
         metrics=metrics,
+        suites=suites,
+        data_dir=data_dir,
         limit=limit,
+        max_new_tokens=max_new_tokens,
         attacks=attacks,
         allow_weakening=allow_weakening,
         source_filter=source_filter,

@@ -16,11 +16,13 @@ from retouch.core.config import DataConfig, LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.options import flatten
 from retouch.core.types import DIRECTIONS, Direction
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS
 from retouch.evaluation.robustness import check_attacks
 from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import as_editable, loaded_already, model_name
 from retouch.reporting.safety_gate import check_weakening
+from retouch.suites.registry import load_suite_concept
 
 MetricSet = Literal["concept", "all"]
 
@@ -49,6 +51,7 @@ class Grid:
     Attributes:
         model_identity: the facts that decide the model's outputs, for the result files.
         measured: the concepts whose metrics are measured.
+        suites: the public evaluation sets that are measured, with the rows that `limit` left.
         methods: their ids, in the order of the tables.
         settings: for each method, its settings as nested plain values.
         settings_origin: where the settings come from, in words.
@@ -59,6 +62,7 @@ class Grid:
     load_config: LoadConfig
     concept: Concept
     measured: tuple[Concept, ...]
+    suites: tuple[Concept, ...]
     direction: Direction
     methods: tuple[str, ...]
     num_examples: tuple[int, ...]
@@ -66,6 +70,7 @@ class Grid:
     settings: Mapping[str, Mapping[str, Any]]
     settings_origin: str
     limit: int | None
+    max_new_tokens: int
     attacks: tuple[str, ...]
     source_filter: str | None
 
@@ -95,10 +100,11 @@ class Grid:
         """What decides the result of a point: a file with another identity is not reused."""
         return {
             **self.model_identity,
-            "concepts": {concept.name: concept.hash for concept in self.measured},
+            "concepts": {one.name: one.hash for one in (*self.measured, *self.suites)},
             "direction": self.direction,
             "data": self.data(point.num_examples).model_dump(mode="json"),
             "limit": self.limit,
+            "max_new_tokens": self.max_new_tokens,
             "attacks": list(self.attacks),
             "settings": dict(self.settings[point.method]),
         }
@@ -114,7 +120,10 @@ def make_grid(
     *,
     tuned: Path | str | None = None,
     metrics: MetricSet = "concept",
+    suites: Sequence[str | Path] = (),
+    data_dir: Path | str | None = None,
     limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     attacks: Sequence[str] = (),
     allow_weakening: str | None = None,
     source_filter: str | None = None,
@@ -124,7 +133,8 @@ def make_grid(
 
     Raises:
         ConfigError: a value is wrong, or a method's library is missing; names the argument.
-        DataError: the concept lacks the direction or declares no effect for it.
+        DataError: the concept lacks the direction or declares no effect for it; or a suite is wrong
+            or its rows are out of reach.
         RefusedError: the direction weakens safety, and no reason was given.
     """
     if direction not in DIRECTIONS:
@@ -132,6 +142,7 @@ def make_grid(
     if metrics not in get_args(MetricSet):
         raise ConfigError(f"`metrics` must be `concept` or `all`, got {metrics!r}.")
     check_integer("seeds", seeds, 1)
+    check_integer("max_new_tokens", max_new_tokens, 1)
     if limit is not None:
         check_integer("limit", limit, 1)
     for count in num_examples:
@@ -161,6 +172,7 @@ def make_grid(
         load_config=load_config,
         concept=concept,
         measured=tuple(with_builtin(concept, known_as)) if metrics == "all" else (concept,),
+        suites=tuple(load_suite_concept(one, data_dir, limit) for one in suites),
         direction=direction,
         methods=tuple(settings),
         num_examples=tuple(dict.fromkeys(num_examples)),
@@ -168,6 +180,7 @@ def make_grid(
         settings=settings,
         settings_origin=origin,
         limit=limit,
+        max_new_tokens=max_new_tokens,
         attacks=tuple(attacks),
         source_filter=source_filter,
     )

@@ -16,7 +16,7 @@ from retouch.comparison.tuned_settings import make_settings
 from retouch.core.errors import DivergedError, RetouchError
 from retouch.core.options import flatten
 from retouch.core.types import OnEvent, Progress, Record, Split, ignore_event, no_progress
-from retouch.evaluation.evaluate import PromptKey, evaluate
+from retouch.evaluation.evaluate import PromptKey, evaluate, joined
 from retouch.evaluation.robustness import applicable_attacks, run_robustness
 from retouch.evaluation.scorers import shows_effect
 from retouch.methods import registry
@@ -77,13 +77,22 @@ class Runner:
             began = time.monotonic()
             method.apply(self._editable, task, settings, progress)
             seconds = time.monotonic() - began
-            evaluation = evaluate(
-                self._editable,
-                grid.measured,
-                split=self._split,
-                limit=grid.limit,
-                known=self._base_responses,
-                max_new_tokens=task.data.max_new_tokens,
+            evaluation = joined(
+                [
+                    evaluate(
+                        self._editable,
+                        concepts,
+                        split=split,
+                        limit=limit,
+                        known=self._base_responses,
+                        max_new_tokens=grid.max_new_tokens,
+                    )
+                    # `limit` has chosen the rows of the suites already.
+                    for concepts, split, limit in (
+                        (grid.measured, self._split, grid.limit),
+                        (grid.suites, "test", None),
+                    )
+                ]
             )
             records = [*evaluation.metrics, *self._attack(task)]
             for record in records:
@@ -95,7 +104,8 @@ class Runner:
             return Result(point, "failed", str(error), threads=threads)
         finally:
             adapters.detach(self._editable)
-        objective = grid.objective()
+        objective, suites = grid.objective(), {one.name for one in grid.suites}
+        compared = {metric_key(objective.effect), metric_key(objective.drift)}
         return Result(
             point,
             "done",
@@ -103,8 +113,9 @@ class Runner:
             threads=threads,
             records=tuple(records),
             values={
-                metric_key(spec): evaluation.values[spec.suite, spec.metric]
-                for spec in (objective.effect, objective.drift)
+                f"{suite}/{metric}": values
+                for (suite, metric), values in evaluation.values.items()
+                if suite in suites or f"{suite}/{metric}" in compared
             },
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.result import Result
 from retouch.core.types import Better, Score
 from retouch.evaluation.statistics import holm, paired_bootstrap
@@ -86,8 +85,11 @@ def summarize(results: Sequence[Result]) -> list[SummaryRow]:
     return rows
 
 
-def paired_tests(objective: Objective, results: Sequence[Result]) -> list[PairedTest]:
-    """Test Retouch against every other method, in effect and drift, at each number of examples."""
+def paired_tests(results: Sequence[Result]) -> list[PairedTest]:
+    """Test Retouch against every other method at each number of examples.
+
+    The metrics are those whose values the results have: effect, drift, and those of suites.
+    """
     tests = []
     for num_examples in dict.fromkeys(one.point.num_examples for one in results):
         done: dict[str, dict[int, Result]] = {}  # by method and seed
@@ -95,10 +97,11 @@ def paired_tests(objective: Objective, results: Sequence[Result]) -> list[Paired
             if result.point.num_examples == num_examples and result.state == "done":
                 done.setdefault(result.point.method, {})[result.point.seed] = result
         reference = done.pop(REFERENCE, {})
-        for key in (metric_key(objective.effect), metric_key(objective.drift)):
+        keys = dict.fromkeys(key for one in reference.values() for key in one.values)
+        for key in keys:
             found = []
             for method, other in done.items():
-                seeds = [seed for seed in reference if seed in other]
+                seeds = [seed for seed in reference if seed in other and key in other[seed].values]
                 if seeds:
                     values = [reference[seed].values[key] for seed in seeds]
                     other_values = [other[seed].values[key] for seed in seeds]

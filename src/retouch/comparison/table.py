@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from retouch.comparison.grid import Grid
@@ -15,6 +15,7 @@ from retouch.core.formatting import DIRECTION_DONE, show_value, words
 from retouch.core.types import Better, Direction
 
 MISSING = "–"
+SIGNIFICANT = 0.05
 MIN_P = 0.0001  # smaller p-values are shown as `< 0.0001`
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -81,6 +82,54 @@ def other_columns(results: Sequence[Result], columns: Sequence[Column]) -> list[
         found.setdefault(key, Column(key, words(record.metric), record.unit, record.better))
     excluded = {column.key for column in columns}
     return [column for column in found.values() if column.key not in excluded]
+
+
+def suite_columns(results: Sequence[Result], suites: Sequence[Concept]) -> list[Column]:
+    """The columns of the metrics of public evaluation sets, each with the set's name."""
+    names = {one.name for one in suites}
+    return [
+        replace(column, title=f"{column.key.replace('/', ': ')}")
+        for column in other_columns(results, ())
+        if column.key.partition("/")[0] in names
+    ]
+
+
+def suite_table(
+    num_examples: int,
+    rows: Sequence[SummaryRow],
+    columns: Sequence[Column],
+    tests: Sequence[PairedTest],
+    titles: Mapping[str, str],
+) -> Table:
+    """Public evaluation sets of one number of examples: a row for each metric.
+
+    A value has the worst seed in brackets, and a star where it differs from Retouch's by the paired
+    test with Holm's correction.
+    """
+    rows = [row for row in rows if row.num_examples == num_examples]
+    differs = {
+        (one.metric, one.method)
+        for one in tests
+        if one.num_examples == num_examples and one.p_holm < SIGNIFICANT
+    }
+    lines = []
+    for column in columns:
+        listed = replace(column, title=words(column.title), worst=True)
+        best = _best(listed, rows)
+        entries = [_entry(row, listed, best) for row in rows]
+        lines.append(
+            (
+                Entry(listed.title),
+                *(
+                    replace(entry, text=f"{entry.text} *")
+                    if (column.key, row.method) in differs
+                    else entry
+                    for entry, row in zip(entries, rows, strict=True)
+                ),
+            )
+        )
+    head = ("metric", *(titles.get(row.method, row.method) for row in rows))
+    return Table(num_examples, head, tuple(lines))
 
 
 def make_table(
@@ -155,7 +204,8 @@ def render_markdown(
     """Render the page: for each number of examples the main table, and the other metrics."""
     concept, objective = grid.concept, grid.objective()
     columns = main_columns(objective, concept, grid.direction)
-    others = other_columns(results, columns)
+    public = suite_columns(results, grid.suites)
+    others = other_columns(results, [*columns, *public])
     seeds = f"{len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     limit = "" if grid.limit is None else f" ({grid.limit} examples per metric)"
     parts = [
@@ -176,6 +226,13 @@ def render_markdown(
     for count in grid.num_examples:
         parts.append(f"## {count} examples\n")
         parts.append(markdown(make_table(count, rows, columns, tests, titles)))
+        if public:
+            parts.append(f"### Public evaluation sets, {count} examples\n")
+            parts.append(
+                "The worst seed in brackets; a star marks a difference from Retouch with p < "
+                f"{SIGNIFICANT}, adjusted by Holm's method for the methods.\n"
+            )
+            parts.append(markdown(suite_table(count, rows, public, tests, titles)))
         if others:
             parts.append(f"### The other metrics, {count} examples\n")
             parts.append(markdown(make_table(count, rows, others, (), titles, seconds=False)))

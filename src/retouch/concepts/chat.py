@@ -114,3 +114,15 @@ def tokenize_chat(
     after: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = () if truncated and after else (end_token(tokenizer),)
     return TokenizedChat((*before, *after, *end), len(before))
+
+
+def tokenize_text(tokenizer: Any, text: str) -> TokenizedChat:
+    """Tokenize a text that stands alone, after the tokenizer's first token, as lm-eval does.
+
+    The first token is that of the beginning, else that of the end; without either, the text's own
+    first token is not scored.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    first = next(([one] for one in special if one is not None), [])
+    return TokenizedChat((*first, *ids), 1)

@@ -28,6 +28,7 @@ class Example:
         accept: the phrases that a correct response contains, all of them.
         group: the group that scores compare, such as the attack family or the stereotype.
         entity: the subject; all examples of a subject are in one split.
+        request: the bare request, where the prompt puts an attack around it.
     """
 
     prompt: tuple[Message, ...]
@@ -38,6 +39,7 @@ class Example:
     accept: tuple[str, ...] = ()
     group: str = ""
     entity: str = ""
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class MetricSpec:
         groups: the two groups of `group_gap`.
         rule: the rule of `follows` (`evaluation.instruction_rules`).
         context: the context of `follows_likelihood`, such as an instruction.
+        max_new_tokens: maximum length of a response, where the metric needs its own.
     """
 
     suite: str
@@ -154,6 +157,7 @@ class MetricSpec:
     groups: tuple[str, ...] = ()
     rule: str = ""
     context: Context | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -329,9 +333,12 @@ def content_hash(concept: Concept) -> str:
     del content["source"], content["hash"]
     # What a concept does not use is left out, so that its hash is that of earlier versions.
     for part in (*content["directions"].values(), *content["metrics"]):
-        for name in ("rule", "context"):
+        for name in ("rule", "context", "max_new_tokens"):
             if not part.get(name, True):
                 del part[name]
+    for example in (one for split in content["examples"].values() for one in split):
+        if not example["request"]:
+            del example["request"]
     for name in ("models", "add_ordinary"):
         if not content[name]:
             del content[name]

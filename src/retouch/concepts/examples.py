@@ -13,7 +13,17 @@ from retouch.concepts.readers import SourceLocation, describe_type, read_table
 from retouch.core.errors import choices, code_list
 from retouch.core.types import SPLITS, Message, Split
 
-COLUMNS = ("prompt", "label", "response", "pair", "prefill", "accept", "group", "entity")
+COLUMNS = (
+    "prompt",
+    "label",
+    "response",
+    "pair",
+    "prefill",
+    "accept",
+    "group",
+    "entity",
+    "request",
+)
 CUSTOM_COLUMNS = (*COLUMNS, "target_response", "split")
 CUSTOM_LABELS = ("positive", "negative", "retain")
 ROLES = ("system", "user", "assistant")
@@ -98,6 +108,7 @@ def parse_row(
         accept=_accept(location, values.get("accept")),
         group=text["group"].strip(),
         entity=text["entity"].strip(),
+        request=text["request"],
     )
     target = text["target_response"] or None
     if target and label != "negative":

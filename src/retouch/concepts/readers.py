@@ -54,14 +54,18 @@ class SourceLocation:
 Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 
 
+Columns = tuple[str, ...] | None
+"""The allowed columns; None: any."""
+
+
 def read_table(
-    file: Path | Traversable, known: tuple[str, ...], required: tuple[str, ...] = REQUIRED
+    file: Path | Traversable, known: Columns = None, required: tuple[str, ...] = REQUIRED
 ) -> Rows:
     """Read a file as rows of values by column; a missing value is None or an empty string.
 
     Args:
         file: the file; its suffix determines the format.
-        known: the allowed columns.
+        known: the allowed columns (default: any, and none is required).
         required: those that every row must have.
 
     Raises:
@@ -80,12 +84,13 @@ def read_table(
     data = _read_bytes(file)
     empty = True
     for location, values in READERS[suffix](str(file), data, known, required):
-        check_columns(location, values, known, required)
+        if known is not None:
+            check_columns(location, values, known, required)
         yield location, values
         empty = False
     if empty:
         problem = "has no rows" if data.strip() else "is empty"
-        hint = f"Add rows with at least {code_list(required)}."
+        hint = f"Add rows with at least {code_list(required)}." if known else "Use another file."
         raise DataError(f"{file} {problem}.", hint, code="file-empty")
 
 
@@ -124,7 +129,7 @@ def _decode(file: str, data: bytes) -> str:
         ) from None
 
 
-def _read_csv(file: str, data: bytes, known: tuple[str, ...], required: tuple[str, ...]) -> Rows:
+def _read_csv(file: str, data: bytes, known: Columns, required: tuple[str, ...]) -> Rows:
     # newline="" keeps the line ends inside quoted fields as they are.
     reader = csv.reader(io.StringIO(_decode(file, data), newline=""), strict=True)
     header: list[str] = []
@@ -154,14 +159,17 @@ def _read_csv(file: str, data: bytes, known: tuple[str, ...], required: tuple[st
             message = f"the row has {len(fields)} fields, the header has {len(header)}."
             raise location.error("csv-fields", message, hint)
         values: dict[str, Any] = dict(zip(header, fields, strict=True))
-        if values.get("accept"):
+        if known is not None and values.get("accept"):
             values["accept"] = [phrase.strip() for phrase in values["accept"].split("|")]
         yield location, values
 
 
 def _check_header(
-    location: SourceLocation, names: list[str], known: tuple[str, ...], required: tuple[str, ...]
+    location: SourceLocation, names: list[str], known: Columns, required: tuple[str, ...]
 ) -> None:
+    if known is None:
+        _unique(location, [(name, None) for name in names])
+        return
     for separator, plural in ((";", "semicolons"), ("\t", "tabs")):
         parts = names[0].split(separator)
         if len(names) == 1 and len(parts) > 1 and set(parts) & set(known):
@@ -183,7 +191,7 @@ def _unique(location: SourceLocation, items: list[tuple[str, Any]]) -> dict[str,
     return values
 
 
-def _read_jsonl(file: str, data: bytes, *_: tuple[str, ...]) -> Rows:
+def _read_jsonl(file: str, data: bytes, *_: Columns) -> Rows:
     hint = 'Write one object per line: {"prompt": "...", "label": "..."}.'
     # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", _decode(file, data)), start=1):
@@ -203,7 +211,7 @@ def _read_jsonl(file: str, data: bytes, *_: tuple[str, ...]) -> Rows:
         yield location, values
 
 
-def _read_parquet(file: str, data: bytes, *_: tuple[str, ...]) -> Rows:
+def _read_parquet(file: str, data: bytes, *_: Columns) -> Rows:
     try:
         from pyarrow import ArrowException, BufferReader, parquet
     except ImportError:
@@ -219,7 +227,7 @@ def _read_parquet(file: str, data: bytes, *_: tuple[str, ...]) -> Rows:
         yield SourceLocation(file, number, "row"), values
 
 
-READERS: dict[str, Callable[[str, bytes, tuple[str, ...], tuple[str, ...]], Rows]] = {
+READERS: dict[str, Callable[[str, bytes, Columns, tuple[str, ...]], Rows]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,

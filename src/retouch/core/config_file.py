@@ -33,15 +33,17 @@ def read_config_file(
     form = "TOML" if file.name.endswith(".toml") else "YAML"
     try:
         text = file.read_text("utf-8")
-        values = tomllib.loads(text) if form == "TOML" else yaml.safe_load(text)
     except FileNotFoundError:
         raise kind(f"The file {file} does not exist.", hint, code="file-missing") from None
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        message = f"{file} is not valid {form}: {error}."
-        raise kind(message, "Correct the line.", code=code) from None
     except (OSError, UnicodeDecodeError) as error:
         message = f"{file} cannot be read: {error}."
         raise kind(message, "Save it as UTF-8.", code="file-unreadable") from None
+    try:
+        values = tomllib.loads(text) if form == "TOML" else yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # A date in YAML that does not exist is a ValueError, as all errors of TOML are.
+        message = f"{file} is not valid {form}: {error}."
+        raise kind(message, "Correct the line.", code=code) from None
     if values is not None and not isinstance(values, dict):
         raise kind(f"{file} is not a mapping.", "Write `key: value` lines.", code=code)
     return values or {}

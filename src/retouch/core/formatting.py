@@ -47,7 +47,7 @@ def show_response(sample: Sample) -> str:
 
 def metric_title(record: Record) -> str:
     """A metric's name as words, with its unit unless it is a rate."""
-    return words(record.metric) + ("" if record.unit == "rate" else f" ({record.unit})")
+    return words(record.metric) + (f" ({record.unit})" if record.unit not in ("", "rate") else "")
 
 
 def change(record: Record) -> ChangeKind:

@@ -1,4 +1,4 @@
-"""The built-in scorers: of single responses, of pairs, of choices, and of the drift."""
+"""The built-in scorers: of responses and of the drift, and those of `likelihood_scorers`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from dataclasses import replace
 from typing import get_args
 
 from retouch.concepts.concept import Example, MetricSpec
-from retouch.core.errors import ConfigError, DataError, choices
-from retouch.evaluation.correctness import is_correct
+from retouch.core.errors import ConfigError, DataError
+from retouch.evaluation.correctness import final_number, is_correct
 from retouch.evaluation.instruction_rules import follows, parse_rule
+from retouch.evaluation.likelihood_scorers import (
+    ChoiceScorer,
+    LikelierScorer,
+    MultipleChoiceScorer,
+    PerplexityScorer,
+    PreferredScorer,
+)
 from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
 from retouch.evaluation.scorer import (
     ResponseScorer,
@@ -71,6 +78,22 @@ class CorrectScorer(ResponseScorer):
         return _category(example, response), is_correct(response, example.accept)
 
 
+class FinalNumberScorer(CorrectScorer):
+    """The share of responses whose last number is the last one of the example's `accept`.
+
+    As lm-eval's flexible extraction for GSM8K (arXiv 2110.14168), whose solutions end in the number
+    that is asked for.
+    """
+
+    name = "final_number"
+
+    def classify(self, example: Example, response: str) -> tuple[str, bool]:
+        """The response's category, and whether its last number is correct."""
+        correct = final_number(" ".join(example.accept))
+        found = final_number(response)
+        return _category(example, response), correct is not None and correct == found
+
+
 class FollowsScorer(Scorer):
     """The share of responses that pass the metric's `rule`."""
 
@@ -130,98 +153,6 @@ def _follows(counts: Sequence[bool]) -> ScoringResult:
     return ScoringResult(wilson(sum(counts), len(counts)), each_once(counts), categories)
 
 
-class PreferredScorer(Scorer):
-    """The share of pairs whose response of the metric's first label is likelier than the second's.
-
-    Log-probabilities are means over tokens, so that a response does not win by being short.
-    """
-
-    name = "preferred"
-    needs = frozenset({"response_logprobs"})
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that two labels are compared, with responses, and that a pair has both."""
-        _check_two(spec, "labels", spec.labels)
-        missing = sum(not example.response for example in examples)
-        if missing:
-            raise DataError(
-                f"{metric_text(spec)} compares `response`, which {missing} of {len(examples)} "
-                "examples do not have.",
-                f"Give `response` to every example labelled {' or '.join(spec.labels)}.",
-                code="metric-response",
-            )
-        if examples:
-            _complete_pairs(spec, examples)
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The rate over complete pairs, with Wilson's interval."""
-        pairs = _complete_pairs(spec, examples)
-        logprobs = context.response_logprobs([one for pair in pairs for one in pair])
-        wins = [a > b for a, b in zip(logprobs[::2], logprobs[1::2], strict=True)]
-        return ScoringResult(wilson(sum(wins), len(wins)), each_once(wins))
-
-
-def _complete_pairs(spec: MetricSpec, examples: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """The examples of the metric's two labels that have the same pair, in order of the first.
-
-    Raises:
-        DataError: no pair has both labels.
-    """
-    first, second = (
-        {one.pair: one for one in examples if one.label == label and one.pair}
-        for label in spec.labels
-    )
-    pairs = [(one, second[pair]) for pair, one in first.items() if pair in second]
-    if not pairs:
-        labels = " and one labelled ".join(spec.labels)
-        raise DataError(
-            f"{metric_text(spec)} compares the examples of a `pair`; none of {len(examples)} "
-            "examples is in a pair with both labels.",
-            f"Give an example labelled {labels} the same pair, or measure more examples.",
-            code="metric-pair",
-        )
-    return pairs
-
-
-class ChoiceScorer(Scorer):
-    """A statistic of the probability p of the first of two continuations, bootstrapped.
-
-    Without groups, how far both probabilities differ: the mean of |2p - 1|, 0 to 1. With groups,
-    the distance between the means of p of two groups.
-    """
-
-    needs = frozenset({"choice_probs"})
-
-    def __init__(self, name: str, *, groups: bool) -> None:
-        self.name, self._groups = name, groups
-
-    def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:
-        """Check that there are two `choices` and, if needed, two `groups` with examples."""
-        _check_two(spec, "choices", spec.choices)
-        if self._groups:
-            _check_two(spec, "groups", spec.groups)
-            groups = {example.group for example in examples}
-            for group in spec.groups:
-                if examples and group not in groups:
-                    raise DataError(
-                        f"{metric_text(spec)} has no examples of the group {group!r}.",
-                        choices(group, "groups of its examples", sorted(groups)),
-                        code="metric-group",
-                    )
-
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The statistic, with a bootstrap over examples."""
-        probs = context.choice_probs(examples, spec.choices)
-        values = each_once([abs(2 * prob - 1) for prob in probs])
-        if self._groups:
-            values = each_once(probs, tuple(example.group for example in examples))
-        return ScoringResult(bootstrap(values), values)
-
-
 class KLScorer(Scorer):
     """KL(base || model) in nats a token, over whole texts or over the base's responses alone."""
 
@@ -243,15 +174,6 @@ class KLScorer(Scorer):
         return ScoringResult(bootstrap(values), values)
 
 
-def _check_two(spec: MetricSpec, field: str, given: Sequence[str]) -> None:
-    if len(given) != 2:
-        raise DataError(
-            f"{metric_text(spec)} needs two `{field}`, got {len(given)}.",
-            f"Its scorer `{spec.scorer}` compares two.",
-            code=f"metric-{field}",
-        )
-
-
 BUILT_IN: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
@@ -261,7 +183,12 @@ BUILT_IN: dict[str, Scorer] = {
         *(CategoryScorer(name, lambda _, response: tone(response)) for name in get_args(Tone)),
         FollowsScorer(),
         FollowsLikelihoodScorer(),
+        FinalNumberScorer(),
         PreferredScorer(),
+        LikelierScorer(),
+        MultipleChoiceScorer("mc1", mass=False),
+        MultipleChoiceScorer("mc2", mass=True),
+        PerplexityScorer(),
         ChoiceScorer("group_gap", groups=True),
         ChoiceScorer("choice_bias", groups=False),
         KLScorer("kl_tokens", responses=False),

@@ -1,12 +1,14 @@
-"""Whether a response contains what a correct one must contain."""
+"""Whether a response contains what a correct one must contain, or ends in the right number."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 
 # The letters of scripts that separate words; elsewhere the end of a word cannot be recognised.
 _LETTER = "[a-z0-9à-ɏ]"
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _STRAIGHT_QUOTES = str.maketrans("‘’“”", "''\"\"")
 
 
@@ -30,3 +32,9 @@ def _contains(text: str, phrase: str) -> bool:
     if re.search("[a-z]$", phrase):
         after = f"(?:e?s)?{after}"
     return re.search(f"{before}{re.escape(phrase)}{after}", text) is not None
+
+
+def final_number(text: str) -> Decimal | None:
+    """The last number of a text; commas between digits do not matter. None where it has none."""
+    found = _NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
-from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
+from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat, tokenize_text
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.metrics import Metrics
 from retouch.core.types import Message, Progress, Record, Sample, Split, no_progress
-from retouch.evaluation.scorer import Need, Scorer, ScoringResult
+from retouch.evaluation.judge import Judge
+from retouch.evaluation.judge_scorer import Judged, judged_metrics
+from retouch.evaluation.scorer import LogProb, Need, Scorer, ScoringResult
 from retouch.evaluation.scorers import check_metric
 from retouch.evaluation.statistics import ExampleValues
 from retouch.models.base_responses import cached_base_responses
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 LOGIT_BATCH_SIZE = 64  # texts whose logits are computed together
 MAX_NEW_TOKENS = 64  # the default maximum length of a response
 
-PromptKey = tuple[tuple[Message, ...], str]
-"""The turns of a prompt and the prefill of its response."""
+PromptKey = tuple[tuple[Message, ...], str, int]
+"""The turns of a prompt, the prefill of its response, and the response's maximum length."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,35 @@ class Evaluation:
         values: for each (suite, metric) the values of the examples: the edited model's, or the
             base's where nothing acts on it.
         base_values: the same for the base model.
+        notes: what a report states beside the scores, in sentences.
     """
 
     metrics: Metrics
     samples: list[Sample]
     values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
     base_values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of other metrics of the same model as one."""
+    return Evaluation(
+        Metrics(record for one in evaluations for record in one.metrics),
+        [sample for one in evaluations for sample in one.samples],
+        {key: values for one in evaluations for key, values in one.values.items()},
+        {key: values for one in evaluations for key, values in one.base_values.items()},
+        tuple(dict.fromkeys(note for one in evaluations for note in one.notes)),
+    )
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A metric with its scorer and its examples."""
+    """A metric with its scorer, its examples, and the maximum length of their responses."""
 
     spec: MetricSpec
     scorer: Scorer
     examples: tuple[Example, ...]
+    max_new_tokens: int
 
     def needs(self, *needs: Need) -> bool:
         return not self.scorer.needs.isdisjoint(needs)
@@ -72,6 +88,7 @@ def evaluate(
     progress: Progress = no_progress,
     max_new_tokens: int = MAX_NEW_TOKENS,
     known: dict[PromptKey, Response] | None = None,
+    judge: Judge | None = None,
 ) -> Evaluation:
     """Measure the concepts' metrics on the base model and, if anything acts on it, the edited one.
 
@@ -82,15 +99,17 @@ def evaluate(
         limit: maximum number of examples per metric: the first ones of the split, equally many of
             each label, or of each group where the metric names `groups`.
         progress: called while responses are generated and texts are compared.
-        max_new_tokens: maximum length of a response, in tokens.
-        known: responses of the base from an earlier evaluation of the same model with the same
-            `max_new_tokens`. They are not generated again, and new ones are added.
+        max_new_tokens: maximum length of a response, in tokens, where a metric has none of its own.
+        known: responses of the base from an earlier evaluation of the same model. They are not
+            generated again, and new ones are added.
+        judge: a model that classifies responses where a metric counts refusals (default: rules).
 
     Raises:
         DataError: a metric has no examples in the split, or cannot be scored on them.
         ConfigError: the package of a scorer cannot be imported.
     """
-    tasks = list(_tasks(concepts, split, limit))
+    judged = None if judge is None else Judged(judge, progress)
+    tasks = list(_tasks(concepts, split, limit, max_new_tokens, judged))
     edited = editable.edited
     base_responses = {} if known is None else known
     # With `known`, responses that only the KL divergence needs are generated even for a base model:
@@ -99,31 +118,37 @@ def evaluate(
     if edited or known is not None:
         base_needs = ("responses", "base_responses")
 
-    def respond(keys: Sequence[PromptKey], model: str) -> Iterator[tuple[PromptKey, Response]]:
+    def respond(keys: Sequence[PromptKey], model: str) -> dict[PromptKey, Response]:
         """The responses of the model as it is now; after a prefill, how it continues."""
-        prompts = [(editable.rewrite_prompt(prompt), prefill) for prompt, prefill in keys]
         generate = cached_base_responses if model == "base" else generate_responses
-        responses = generate(
-            editable,
-            [prompt_ids(editable.tokenizer, *prompt) for prompt in prompts],
-            max_new_tokens=max_new_tokens,
-            progress=lambda _, done, total: progress(
-                f"responses of the {model} model", done, total
-            ),
-        )
-        return zip(keys, responses, strict=True)
+        found: dict[PromptKey, Response] = {}
+        for length in dict.fromkeys(key[2] for key in keys):
+            some = [key for key in keys if key[2] == length]
+            responses = generate(
+                editable,
+                [
+                    prompt_ids(editable.tokenizer, editable.rewrite_prompt(prompt), prefill)
+                    for prompt, prefill, _ in some
+                ],
+                max_new_tokens=length,
+                progress=lambda _, done, total: progress(
+                    f"responses of the {model} model", done, total
+                ),
+            )
+            found.update(zip(some, responses, strict=True))
+        return found
 
     with evaluation_mode(editable):
         missing = [key for key in _prompt_keys(tasks, *base_needs) if key not in base_responses]
         if missing:
             with editable.base_model():
-                base_responses.update(respond(missing, "base"))
+                base_responses |= respond(missing, "base")
         contexts = [_Context(editable, "base", base_responses, base_responses, progress)]
         if edited:
-            keys = _prompt_keys(tasks, "responses")
-            responses = dict(respond(keys, "edited")) if keys else {}
+            responses = respond(_prompt_keys(tasks, "responses"), "edited")
             contexts.append(_Context(editable, "edited", responses, base_responses, progress))
-        return _score(tasks, contexts)
+        found = _score(tasks, contexts)
+        return found if judged is None else replace(found, notes=tuple(judged.notes()))
 
 
 def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
@@ -134,18 +159,25 @@ def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
     base_values: dict[tuple[str, str], ExampleValues] = {}
     for task in tasks:
         spec = task.spec
-        results = [task.scorer.score(spec, task.examples, context) for context in contexts]
+        own = [replace(context, max_new_tokens=task.max_new_tokens) for context in contexts]
+        results = [task.scorer.score(spec, task.examples, context) for context in own]
         scores = [result.score for result in results]
         records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, *scores))
         values[spec.suite, spec.metric] = results[-1].values
         base_values[spec.suite, spec.metric] = results[0].values
         if task.needs("responses"):
-            for context, result in zip(contexts, results, strict=True):
+            for context, result in zip(own, results, strict=True):
                 samples += context.samples(task, result)
     return Evaluation(Metrics(records), samples, values, base_values)
 
 
-def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iterator[_Task]:
+def _tasks(
+    concepts: Sequence[Concept],
+    split: Split,
+    limit: int | None,
+    max_new_tokens: int,
+    judged: Judged | None,
+) -> Iterator[_Task]:
     """The metrics in order, each once, with the examples that they are measured on."""
     seen: set[tuple[str, str]] = set()
     for concept in concepts:
@@ -162,7 +194,11 @@ def _tasks(concepts: Sequence[Concept], split: Split, limit: int | None) -> Iter
                     code="metric-empty",
                 )
             scorer = check_metric(spec, examples)
-            yield _Task(spec, scorer, tuple(_limited(examples, spec, limit)))
+            chosen = tuple(_limited(examples, spec, limit))
+            length = spec.max_new_tokens or max_new_tokens
+            pairs = [(spec, scorer)] if judged is None else judged_metrics(spec, scorer, judged)
+            for one, its_scorer in pairs:
+                yield _Task(one, its_scorer, chosen, length)
 
 
 def _limited(examples: list[Example], spec: MetricSpec, limit: int | None) -> list[Example]:
@@ -180,11 +216,15 @@ def _limited(examples: list[Example], spec: MetricSpec, limit: int | None) -> li
 def _prompt_keys(tasks: Sequence[_Task], *needs: Need) -> list[PromptKey]:
     """The distinct prompts and prefills of the tasks whose scorers have any of the needs."""
     chosen = [task for task in tasks if task.needs(*needs)]
-    return list(dict.fromkeys(_key(example) for task in chosen for example in task.examples))
+    return list(
+        dict.fromkeys(
+            _key(example, task.max_new_tokens) for task in chosen for example in task.examples
+        )
+    )
 
 
-def _key(example: Example) -> PromptKey:
-    return example.prompt, example.prefill
+def _key(example: Example, max_new_tokens: int) -> PromptKey:
+    return example.prompt, example.prefill, max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -198,6 +238,7 @@ class _Context:
     progress: Progress
     # Metrics over the same examples share a pass.
     known_kl: dict[PromptKey, ExampleKL] = field(default_factory=dict)
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
         return [self._response(example).text for example in examples]
@@ -206,21 +247,25 @@ class _Context:
         with self.editable.base_model() if self.model == "base" else nullcontext():
             return choice_probs(self.editable, examples, choices, LOGIT_BATCH_SIZE)
 
-    def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
+    def response_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
+        tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
+        chats = [
+            tokenize_chat(tokenizer, rewrite(one.prompt), one.response or "", one.prefill)
+            for one in examples
+        ]
+        # The end of the turn follows every response, whichever it is.
+        return self._logprobs([TokenizedChat(chat.ids[:-1], chat.start) for chat in chats])
+
+    def text_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
+        return self._logprobs(
+            [tokenize_text(self.editable.tokenizer, one.response or "") for one in examples]
+        )
+
+    def _logprobs(self, chats: Sequence[TokenizedChat]) -> list[LogProb]:
         with self.editable.base_model() if self.model == "base" else nullcontext():
-            chats = [
-                tokenize_chat(
-                    self.editable.tokenizer,
-                    self.editable.rewrite_prompt(one.prompt),
-                    one.response or "",
-                    one.prefill,
-                )
-                for one in examples
-            ]
-            # The end of the turn follows every response, whichever it is.
-            chats = [TokenizedChat(chat.ids[:-1], chat.start) for chat in chats]
-            values: list[float] = response_logprob(self.editable, chats, LOGIT_BATCH_SIZE).tolist()
-        return values
+            means = response_logprob(self.editable, chats, LOGIT_BATCH_SIZE).tolist()
+        counts = [len(chat.ids) - chat.start for chat in chats]
+        return [LogProb(mean * n, n) for mean, n in zip(means, counts, strict=True)]
 
     def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
         return base_logprobs(self.editable, examples)
@@ -228,12 +273,13 @@ class _Context:
     def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
         if self.model == "base":
             return [ExampleKL(0.0, 1, 0.0, 1)] * len(examples)
-        keys = [_key(example) for example in examples]
+        keys = [self._key(example) for example in examples]
         new = [key for key in dict.fromkeys(keys) if key not in self.known_kl]
         base, edited = [], []
         tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
-        for prompt, prefill in new:
-            response = _find(self.base_responses, (prompt, prefill), "base_responses").text
+        for key in new:
+            prompt, prefill, _ = key
+            response = _find(self.base_responses, key, "base_responses").text
             base.append(tokenize_chat(tokenizer, prompt, response, prefill))
             edited.append(tokenize_chat(tokenizer, rewrite(prompt), response, prefill))
         found = token_kl(self.editable, base, LOGIT_BATCH_SIZE, self.progress, edited)
@@ -260,7 +306,10 @@ class _Context:
             )
 
     def _response(self, example: Example) -> Response:
-        return _find(self.own_responses, _key(example), "responses")
+        return _find(self.own_responses, self._key(example), "responses")
+
+    def _key(self, example: Example) -> PromptKey:
+        return _key(example, self.max_new_tokens)
 
 
 def base_logprobs(editable: EditableModel, examples: Sequence[Example]) -> list[float]:

@@ -9,7 +9,8 @@ A scorer of responses is a subclass of `ResponseScorer` with one method:
             found = "$" in response
             return ("price" if found else "no price"), found
 
-`evaluation.built_in_scorers` has the built-in ones, `evaluation.scorers` the registry.
+`evaluation.built_in_scorers` and `evaluation.likelihood_scorers` have the built-in ones,
+`evaluation.scorers` the registry.
 """
 
 from __future__ import annotations
@@ -20,13 +21,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from retouch.concepts.concept import Example, MetricSpec
+from retouch.core.errors import DataError
 from retouch.core.types import Score
 from retouch.evaluation.statistics import ExampleValues, each_once, wilson
 
 if TYPE_CHECKING:
     from retouch.representations.divergence import ExampleKL
 
-Need = Literal["responses", "base_responses", "base_logprobs", "choice_probs", "response_logprobs"]
+Need = Literal[
+    "responses",
+    "base_responses",
+    "base_logprobs",
+    "choice_probs",
+    "response_logprobs",
+    "text_logprobs",
+]
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """The log-probability of a text.
+
+    Attributes:
+        total: of all its tokens, in nats.
+        count: the number of its tokens.
+    """
+
+    total: float
+    count: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return self.total / self.count
 
 
 class ScoringContext(Protocol):
@@ -41,8 +68,11 @@ class ScoringContext(Protocol):
     def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
         """P(first) / (P(first) + P(second)) of two continuations, for each example."""
 
-    def response_logprobs(self, examples: Sequence[Example]) -> list[float]:
-        """Mean log-probability of each example's `response`, nats a token, without its end."""
+    def response_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
+        """Log-probability of each example's `response` after its prompt, without its end."""
+
+    def text_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
+        """Log-probability of each example's `response` as a text of its own, without a chat."""
 
     def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
         """Mean log-probability of each example's `response` under the base, nats a token."""
@@ -75,7 +105,8 @@ class Scorer(ABC):
     Attributes:
         name: the name in a metric's `scorer`.
         needs: what is computed for it: `responses` (the model's), `base_responses` (for the KL
-            divergence from the base), `base_logprobs`, `choice_probs` and `response_logprobs`.
+            divergence from the base), `base_logprobs`, `choice_probs`, `response_logprobs` and
+            `text_logprobs`.
     """
 
     name: str
@@ -116,3 +147,17 @@ class ResponseScorer(Scorer):
 def metric_text(spec: MetricSpec) -> str:
     """A metric in an error."""
     return f"The metric {spec.suite}/{spec.metric}"
+
+
+def check_two(spec: MetricSpec, field: str, given: Sequence[str]) -> None:
+    """Check that a metric names two of something, such as labels.
+
+    Raises:
+        DataError: it names fewer or more.
+    """
+    if len(given) != 2:
+        raise DataError(
+            f"{metric_text(spec)} needs two `{field}`, got {len(given)}.",
+            f"Its scorer `{spec.scorer}` compares two.",
+            code=f"metric-{field}",
+        )

@@ -24,6 +24,7 @@ from retouch.preflight.workload import TokenLengths, Workload
 from retouch.representations.logprobs import logit_tokens
 
 COMFORTABLE = 0.85  # share of the available memory up to which an estimate is trusted to fit
+HALF_BYTES = 2  # of a cached log-probability
 VALIDATION_ROWS = 32  # maximum rows of a validation batch
 
 
@@ -110,13 +111,17 @@ def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tupl
     """Bytes of cached states on the device, in host memory and on disk.
 
     As `training.dataset` and `models.activation_cache` place them: segment inputs of source and
-    retain examples, reference states of the retain set and of the target counterparts.
+    retain examples, reference states of the retain set and of the target counterparts, and the base
+    model's log-probabilities that a divergence is computed from.
     """
-    train, hardware = work.train, work.hardware
+    train, hardware, loss = work.train, work.hardware, work.method.loss
     positions = train.source.total + 2 * train.retain.total
     if work.paired:
         positions += len(work.layers.read) * sum(train.source.responses)
+    distilled = sum(train.source.responses) if work.paired and loss.distillation_weight else 0
+    kept = sum(train.retain.responses) if loss.kl_weight else 0
     size = positions * work.hidden_size * work.itemsize
+    size += (distilled + kept) * work.vocabulary * HALF_BYTES
     if hardware is None:
         return size, 0, 0
     limit = work.method.train.activation_cache_bytes

@@ -122,8 +122,10 @@ def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) ->
             tuple(source.responses[i] for i in index),
             tuple(source.shared[i] for i in index),
         )
-    others = (sampled.target, sampled.retain)
-    return SplitLengths(source, *(measure_examples(tokenizer, one, limit) for one in others))
+    target = measure_examples(tokenizer, sampled.target, limit)
+    return SplitLengths(
+        source, target, measure_examples(tokenizer, sampled.retain, data.max_base_tokens)
+    )
 
 
 def measure_evaluation(
