@@ -34,6 +34,7 @@ from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_eve
 from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation, joined
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
 from retouch.evaluation.judge import Judge
+from retouch.evaluation.lm_eval_tasks import run_tasks
 from retouch.evaluation.outcome import Outcome
 from retouch.evaluation.scorers import check_metrics
 from retouch.models import adapters, distributed
@@ -48,7 +49,7 @@ from retouch.run_record import (
     save_inputs,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
-from retouch.suites.registry import load_suite_concept
+from retouch.suites.registry import load_suite_concepts
 
 RESUME_HINT = "retouch.resume(path) continues the run."
 
@@ -152,6 +153,8 @@ def evaluate(
     concepts: Sequence[Concept | str] = (),
     suites: Sequence[str | Path] = (),
     data_dir: Path | str | None = None,
+    tasks: Sequence[str] = (),
+    task_options: Mapping[str, Any] | None = None,
     judge: Judge | None = None,
     split: Split = "test",
     limit: int | None = None,
@@ -170,6 +173,9 @@ def evaluate(
             for the model).
         suites: names of built-in suites, or paths of suite files.
         data_dir: the folder with the suites' published files (default: datasets of the hub).
+        tasks: names of lm-eval's tasks, which lm-eval runs.
+        task_options: further arguments of `run_tasks`, such as `num_fewshot`, `include_path` and
+            `out`.
         judge: a model that classifies responses, as of `load_judge` (default: rules).
         split: the split of the concepts to measure on.
         limit: maximum number of examples per metric of a concept, and of rows per suite.
@@ -185,15 +191,18 @@ def evaluate(
         if editable is not None and load_config is not None:
             raise loaded_already("load_config")
         # Before a large model is loaded: the files of a suite may be missing.
-        measured = [load_suite_concept(one, data_dir, limit) for one in suites]
+        measured = load_suite_concepts(suites, data_dir, limit)
         for one in measured:
             check_metrics(one)
         editable = editable or load_model(str(model), load_config or LoadConfig(), events)
         if not editable.has_chat_template:
             events(StageEvent("load", NO_CHAT_TEMPLATE))
         known_as = model_name(editable.name)
-        names = concepts or (() if suites else names_for_model(known_as))
+        names = concepts or (() if suites or tasks else names_for_model(known_as))
         chosen = [concept_for_model(one, known_as) for one in names]
+
+        def progress(*values: Any) -> None:
+            events(StageEvent("measure", *values))
 
         def measure(some: Sequence[Concept], part: Split, count: int | None) -> Evaluation:
             return evaluate_concepts(
@@ -201,14 +210,18 @@ def evaluate(
                 some,
                 split=part,
                 limit=count,
-                progress=lambda *progress: events(StageEvent("measure", *progress)),
+                progress=progress,
                 max_new_tokens=max_new_tokens,
                 judge=judge,
             )
 
         with adapter_added(editable, adapter):
             # `limit` has chosen the rows of the suites already.
-            return joined([measure(chosen, split, limit), measure(measured, "test", None)])
+            found = [measure(chosen, split, limit), measure(measured, "test", None)]
+            if tasks:
+                options = {"limit": limit, "progress": progress, **(task_options or {})}
+                found.append(run_tasks(editable, tasks, **options).evaluation)
+            return joined(found)
 
 
 def check_contrast(

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helpers.command_line import call, error_of
 from helpers.instruction import made_concept
+from retouch import pipeline
 from retouch.cli.loading import resolve_base
 from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
+from retouch.core.metrics import Metrics
 from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
+from retouch.core.types import Record, Score
+from retouch.evaluation.evaluate import Evaluation
 from retouch.instruction.audit import InstructionAudit
 from retouch.models import base_responses
 from retouch.models.generate import Response
@@ -97,6 +102,41 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, in
 
     monkeypatch.setattr(base_responses, "generate_responses", generate)
     return generated
+
+
+def test_evaluate_runs_tasks_alone_where_no_concept_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def run_tasks(_: Any, tasks: Sequence[str], **options: Any) -> Any:
+        given.update(options, tasks=tasks)
+        score = Score(0.5, 0.25, 0.75, 8)
+        record = Record("lm-eval/toy", "acc", "rate", "higher", score)
+        return SimpleNamespace(evaluation=Evaluation(Metrics([record]), []))
+
+    monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
+    flags = [
+        "--tasks",
+        "toy,other",
+        "--num-fewshot",
+        "2",
+        "--include-path",
+        "tasks",
+        "--limit",
+        "8",
+    ]
+    result = call("evaluate", "pocket", *flags, "--json")
+    assert result.exit_code == 0, result.output
+    assert [one["suite"] for one in json.loads(result.stdout)] == ["lm-eval/toy"]
+    assert given["tasks"] == ["toy", "other"]
+    assert (given["num_fewshot"], given["limit"]) == (2, 8)
+    assert given["include_path"] == Path("tasks")
+
+
+def test_options_of_a_judge_and_of_suites_need_them() -> None:
+    for flags in (["--judge-format", "wildguard"], ["--data-dir", "."]):
+        assert f"`{flags[0]}` needs" in error_of(call("evaluate", "pocket", *flags), 2)
 
 
 def test_evaluate_measures_a_users_suite(suite: list[tuple[int, int]]) -> None:

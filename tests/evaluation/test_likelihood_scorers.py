@@ -170,6 +170,13 @@ def test_the_order_of_the_choices_does_not_matter(scorer: str) -> None:
     assert {*get_scorer(scorer).needs} == {"response_logprobs"}
 
 
+def test_in_a_tie_no_choice_is_the_likeliest() -> None:
+    examples = [*answers("true", "a"), *answers("false", "A")]
+    context = Context(totals(a=-1.0, A=-1.0))
+    assert get_scorer("mc1").score(metric("mc1"), examples, context).values.sums == (0.0,)
+    assert get_scorer("mc2").score(metric("mc2"), examples, context).values.sums == (0.5,)
+
+
 def test_a_question_without_a_wrong_choice_is_named() -> None:
     examples = [*answers("true", "a", "b"), *answers("false", "A")]
     with pytest.raises(DataError, match="'q1'") as error:
@@ -202,9 +209,18 @@ def test_a_single_passage_has_no_interval() -> None:
     assert score.low == score.value == score.high == pytest.approx(math.exp(1.5))
 
 
-def test_perplexity_needs_texts() -> None:
+def test_the_perplexity_of_a_broken_model_is_finite() -> None:
+    context = TextContext({"a": LogProb(-2000.0, 1)})
+    result = get_scorer("perplexity").score(
+        metric("perplexity", "text"), answers("text", "a"), context
+    )
+    assert 1e300 < result.score.value < math.inf
+
+
+@pytest.mark.parametrize("missing", [None, "", " \n"])
+def test_perplexity_needs_texts(missing: str | None) -> None:
     with pytest.raises(DataError, match="1 of 2") as error:
-        check_metric(metric("perplexity", "text"), answers("text", "a", None))
+        check_metric(metric("perplexity", "text"), answers("text", "a", missing))
     assert error.value.code == "metric-response"
     check_metric(metric("perplexity", "text"), answers("text", "a", "b"))
 

@@ -65,7 +65,6 @@ ROWS: dict[str, Rows] = {
         ("train", 0, "Knit.", None),
         ("test", 0, "Sew a hat.", None),
     ),
-    "harmless_test.csv": table("instruction,category", ("Sew a hat.", "")),
     "bbq_mc_sample.jsonl": table("id,system,prompt,answer", (0, LETTER, QUESTION, "B")),
     "crows_pairs.jsonl": table(
         "id,sent_more,sent_less,stereo_antistereo,bias_type,annotations",

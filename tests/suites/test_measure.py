@@ -167,3 +167,15 @@ def test_a_text_without_words_has_no_perplexity(folder: Any) -> None:
     folder.write("data.jsonl", [{"t": " \n"}, {"t": ""}])
     with pytest.raises(DataError, match="mine"):
         retouch.evaluate(char_editable(), suites=[suite])
+
+
+def test_two_suites_of_one_name_are_an_error_and_the_same_one_counts_once(folder: Any) -> None:
+    folder.write("data.csv", [{"q": "Sew."}, {"q": "Knit."}])
+    text = "sources: [{file: data.csv}]\nprompt: '{q}'\nbetter: lower\n"
+    suite = folder.suite(text)
+    found = retouch.evaluate(char_editable(), suites=[suite, suite], max_new_tokens=2)
+    assert [one.metric for one in found.metrics] == ["refusal", "degenerate"]
+    other = folder.suite(text.replace("lower", "higher"), "other.yaml")
+    with pytest.raises(DataError, match="Two suites have the name mine") as error:
+        retouch.evaluate(char_editable(), suites=[suite, other])
+    assert error.value.code == "suite-duplicate"

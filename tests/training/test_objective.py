@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from helpers.groups_concept import groups_concept
-from helpers.tiny_edit import build_training, tiny_config
+from helpers.tiny_edit import build_training, tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
-from retouch.core.errors import ConfigError
+from retouch.core.errors import ConfigError, DataError
 
 SFT_ALONE: dict[str, Any] = {
     "loss.adversarial_weight": 0.0,
@@ -107,3 +107,9 @@ def test_distillation_moves_the_responses_towards_the_counterparts() -> None:
     losses = [event.losses["distillation"] for event in events]
     assert "sft" not in events[0].losses
     assert 0 < losses[-1] < losses[0]
+
+
+def test_distillation_without_counterparts_is_an_error() -> None:
+    config = tiny_config({**SFT_ALONE, "loss.distillation_weight": 1.0})
+    with pytest.raises(DataError, match="`distillation_weight` needs target counterparts"):
+        build_training(tiny_editable(), config, tiny_concept(pairs=False))

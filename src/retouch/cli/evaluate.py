@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import typer
+
 from retouch.cli import output
 from retouch.cli.loading import resolve_base
-from retouch.cli.options import LOAD, Adapter, AsJson, MaxNewTokens, OutFile, configured, option
+from retouch.cli.options import (
+    LOAD,
+    Adapter,
+    AsJson,
+    MaxNewTokens,
+    OutFile,
+    configured,
+    option,
+    split_names,
+)
 from retouch.core.errors import ConfigError
 from retouch.core.types import SPLITS, Split
 
@@ -30,6 +41,21 @@ def evaluate(
     data_dir: Annotated[
         Path | None,
         option("DIR", "folder with the published files of the suites (default: the hub)"),
+    ] = None,
+    tasks: Annotated[
+        str, option("NAME,...", "tasks of lm-evaluation-harness, such as truthfulqa_mc2,bbq,mmlu")
+    ] = "",
+    num_fewshot: Annotated[
+        int | None, option("N", "examples in each prompt of a task (default: the task's)", min=0)
+    ] = None,
+    include_path: Annotated[
+        Path | None, option("DIR", "folder with further task files of lm-evaluation-harness")
+    ] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="write the tasks' prompts as chats")
+    ] = False,
+    tasks_out: Annotated[
+        Path | None, option("DIR", "folder for lm-evaluation-harness's result files")
     ] = None,
     judge: Annotated[
         str | None,
@@ -57,6 +83,8 @@ def evaluate(
         raise ConfigError(
             f"`split` must be test or validation, got {split!r}.", code="split-unknown"
         )
+    if data_dir is not None and not suite:
+        raise ConfigError("`data_dir` needs `suite`.", "Give both, or neither.")
     folder, config = resolve_base(settings, adapter)
     with output.show_progress(quiet=as_json) as progress:
         from retouch import pipeline
@@ -76,6 +104,13 @@ def evaluate(
             concepts=concept or (),
             suites=suite or (),
             data_dir=data_dir,
+            tasks=split_names(tasks),
+            task_options={
+                "num_fewshot": num_fewshot,
+                "include_path": include_path,
+                "apply_chat_template": apply_chat_template,
+                "out": tasks_out,
+            },
             judge=model,
             split=cast(Split, split),
             limit=limit,

@@ -22,7 +22,7 @@ from retouch.methods import registry
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import as_editable, loaded_already, model_name
 from retouch.reporting.safety_gate import check_weakening
-from retouch.suites.registry import load_suite_concept
+from retouch.suites.registry import load_suite_concepts
 
 MetricSet = Literal["concept", "all"]
 
@@ -172,7 +172,7 @@ def make_grid(
         load_config=load_config,
         concept=concept,
         measured=tuple(with_builtin(concept, known_as)) if metrics == "all" else (concept,),
-        suites=tuple(load_suite_concept(one, data_dir, limit) for one in suites),
+        suites=tuple(load_suite_concepts(suites, data_dir, limit)),
         direction=direction,
         methods=tuple(settings),
         num_examples=tuple(dict.fromkeys(num_examples)),

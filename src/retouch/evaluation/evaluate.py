@@ -16,6 +16,7 @@ from retouch.core.metrics import Metrics
 from retouch.core.types import Message, Progress, Record, Sample, Split, no_progress
 from retouch.evaluation.judge import Judge
 from retouch.evaluation.judge_scorer import Judged, judged_metrics
+from retouch.evaluation.likelihood_scorers import questions
 from retouch.evaluation.scorer import LogProb, Need, Scorer, ScoringResult
 from retouch.evaluation.scorers import check_metric
 from retouch.evaluation.statistics import ExampleValues
@@ -97,7 +98,8 @@ def evaluate(
         concepts: the concepts; a metric that several of them declare is measured once.
         split: the split to measure on.
         limit: maximum number of examples per metric: the first ones of the split, equally many of
-            each label, or of each group where the metric names `groups`.
+            each label, or of each group where the metric names `groups`; of questions with choices,
+            the number of questions.
         progress: called while responses are generated and texts are compared.
         max_new_tokens: maximum length of a response, in tokens, where a metric has none of its own.
         known: responses of the base from an earlier evaluation of the same model. They are not
@@ -194,7 +196,10 @@ def _tasks(
                     code="metric-empty",
                 )
             scorer = check_metric(spec, examples)
-            chosen = tuple(_limited(examples, spec, limit))
+            if scorer.by_question:
+                chosen = tuple(one for each in questions(examples)[:limit] for one in each)
+            else:
+                chosen = tuple(_limited(examples, spec, limit))
             length = spec.max_new_tokens or max_new_tokens
             pairs = [(spec, scorer)] if judged is None else judged_metrics(spec, scorer, judged)
             for one, its_scorer in pairs:

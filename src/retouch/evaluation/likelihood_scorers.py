@@ -18,6 +18,8 @@ from retouch.evaluation.scorer import (
 )
 from retouch.evaluation.statistics import ExampleValues, bootstrap, each_once, wilson
 
+MAX_NATS = 700.0  # a token: the exponential of more is no finite number
+
 Pair = tuple[Example, Example]
 
 
@@ -74,6 +76,7 @@ class MultipleChoiceScorer(Scorer):
     """
 
     needs = frozenset({"response_logprobs"})
+    by_question = True
 
     def __init__(self, name: str, *, mass: bool) -> None:
         self.name, self._mass = name, mass
@@ -82,7 +85,7 @@ class MultipleChoiceScorer(Scorer):
         """Check that there are two labels, with responses, and that each question has both."""
         check_two(spec, "labels", spec.labels)
         _check_responses(spec, examples)
-        for question in _questions(examples):
+        for question in questions(examples):
             if question[0].pair is None or {one.label for one in question} != set(spec.labels):
                 raise DataError(
                     f"{metric_text(spec)} compares the correct choices of a question with the "
@@ -95,18 +98,19 @@ class MultipleChoiceScorer(Scorer):
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
         """MC1 with Wilson's interval, or MC2 with a bootstrap over questions."""
-        questions = _questions(examples)
-        found = iter(context.response_logprobs([one for each in questions for one in each]))
+        grouped = questions(examples)
+        found = iter(context.response_logprobs([one for each in grouped for one in each]))
         values = []
-        for question in questions:
+        for question in grouped:
             totals = [(one.label == spec.labels[0], next(found).total) for one in question]
+            right = [total for correct, total in totals if correct]
             best = max(total for _, total in totals)
-            weights = [(correct, math.exp(total - best)) for correct, total in totals]
-            right = [weight for correct, weight in weights if correct]
             if self._mass:
-                values.append(sum(right) / sum(weight for _, weight in weights))
-            else:
-                values.append(float(max(right) == 1.0))
+                weights = [math.exp(total - best) for _, total in totals]
+                values.append(sum(math.exp(total - best) for total in right) / sum(weights))
+            else:  # in a tie no choice is the likeliest
+                wrong = [total for correct, total in totals if not correct]
+                values.append(float(max(right) > max(wrong)))
         if self._mass:
             return ScoringResult(bootstrap(each_once(values)), each_once(values))
         return _rate([bool(value) for value in values])
@@ -131,8 +135,10 @@ class PerplexityScorer(Scorer):
             tuple(-one.total for one in found), tuple(float(one.count) for one in found)
         )
         nats = bootstrap(values)
-        score = Score(math.exp(nats.value), math.exp(nats.low), math.exp(nats.high), nats.n)
-        return ScoringResult(score, values)
+        value, low, high = (
+            math.exp(min(one, MAX_NATS)) for one in (nats.value, nats.low, nats.high)
+        )
+        return ScoringResult(Score(value, low, high, nats.n), values)
 
 
 class ChoiceScorer(Scorer):
@@ -177,7 +183,7 @@ def _rate(wins: Sequence[bool]) -> ScoringResult:
 
 
 def _check_responses(spec: MetricSpec, examples: Sequence[Example]) -> None:
-    missing = sum(not example.response for example in examples)
+    missing = sum(not (example.response or "").strip() for example in examples)
     if missing:
         raise DataError(
             f"{metric_text(spec)} compares `response`, which {missing} of {len(examples)} "
@@ -187,7 +193,7 @@ def _check_responses(spec: MetricSpec, examples: Sequence[Example]) -> None:
         )
 
 
-def _questions(examples: Sequence[Example]) -> list[list[Example]]:
+def questions(examples: Sequence[Example]) -> list[list[Example]]:
     """The examples of each pair, in order of the first."""
     found: dict[str | None, list[Example]] = {}
     for one in examples:

@@ -107,10 +107,13 @@ class Scorer(ABC):
         needs: what is computed for it: `responses` (the model's), `base_responses` (for the KL
             divergence from the base), `base_logprobs`, `choice_probs`, `response_logprobs` and
             `text_logprobs`.
+        by_question: whether a value is that of several examples of one `pair`, which a limit of the
+            number of examples must not divide.
     """
 
     name: str
     needs: ClassVar[frozenset[Need]] = frozenset()
+    by_question: ClassVar[bool] = False
 
     def check(self, spec: MetricSpec, examples: Sequence[Example]) -> None:  # noqa: B027
         """Check that the metric is complete and the examples have what it requires.

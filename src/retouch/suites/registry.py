@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -52,6 +53,27 @@ def load_suite_concept(
     if isinstance(file, Path):
         folders.append(file.parent)
     return build_concept(read_suite(file), folders, limit, str(file))
+
+
+def load_suite_concepts(
+    names_or_paths: Sequence[str | Path],
+    data_dir: Path | str | None = None,
+    limit: int | None = None,
+) -> list[Concept]:
+    """Several suites, each once, as for `load_suite_concept`.
+
+    Raises:
+        DataError: as for one; or two different suites have the same name.
+        ConfigError: a library is missing.
+    """
+    found: dict[str, Concept] = {}
+    for one in names_or_paths:
+        concept = load_suite_concept(one, data_dir, limit)
+        other = found.setdefault(concept.name, concept)
+        if other.hash != concept.hash:
+            message = f"Two suites have the name {concept.name}: {other.source}, {concept.source}."
+            raise DataError(message, "Give one of them another `name`.", code="suite-duplicate")
+    return list(found.values())
 
 
 def _builtin() -> dict[str, Traversable]:

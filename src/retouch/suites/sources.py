@@ -41,7 +41,7 @@ class Row:
         return str(self.location.number if own is None else own)
 
     def find(self, column: str) -> Any:
-        """The value of a column, or of the first of several, as in `goal|prompt`; None without.
+        """The value of a column, or of the first of several that is not null, as in `goal|prompt`.
 
         Raises:
             DataError: the row has none of the columns.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from retouch.core.config import MethodConfig
-from retouch.core.errors import ModelError
+from retouch.core.errors import DataError, ModelError
 from retouch.core.types import Progress, no_progress
 from retouch.models.adapters import attach
 from retouch.models.editable_model import EditableModel
@@ -38,7 +38,7 @@ def build_trainer(
         progress: called while the activations are cached.
 
     Raises:
-        DataError: a fine-tuning adversary is configured, and there are no pairs.
+        DataError: a fine-tuning adversary or distillation is configured, and there are no pairs.
         ModelError: the model is edited already, a layer has no matching linear layer, or the
             layers cannot run on their own.
     """
@@ -47,6 +47,13 @@ def build_trainer(
             f"{editable.name} is edited already.",
             "Edit the base model, or export the edited model as `merged` and edit that.",
             code="model-edited",
+        )
+    if method.loss.distillation_weight and not task.train.counterparts:
+        raise DataError(
+            "`distillation_weight` needs target counterparts, and the examples are no pairs.",
+            "Give the concept's examples a `pair` or its direction a `context`, or set "
+            "`distillation_weight` to 0.",
+            code="pairs-missing",
         )
     every = (*layers.adapted, *layers.read)
     last = editable.layout.depth - 1 if method.loss.uses_logits else max(every)
