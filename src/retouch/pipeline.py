@@ -220,7 +220,8 @@ def evaluate(
             found = [measure(chosen, split, limit), measure(measured, "test", None)]
             if tasks:
                 options = {"limit": limit, "progress": progress, **(task_options or {})}
-                found.append(run_tasks(editable, tasks, **options).evaluation)
+                results = run_tasks(editable, tasks, **options)
+                found.append(replace(results.evaluation, notes=results.warnings))
             return joined(found)
 
 

@@ -113,7 +113,8 @@ def test_evaluate_runs_tasks_alone_where_no_concept_is_given(
         given.update(options, tasks=tasks)
         score = Score(0.5, 0.25, 0.75, 8)
         record = Record("lm-eval/toy", "acc", "rate", "higher", score)
-        return SimpleNamespace(evaluation=Evaluation(Metrics([record]), []))
+        evaluation = Evaluation(Metrics([record]), [])
+        return SimpleNamespace(evaluation=evaluation, warnings=("A prompt was cut.",))
 
     monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
     flags = [

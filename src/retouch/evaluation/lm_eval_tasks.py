@@ -19,62 +19,50 @@ is allowed with `trust_remote_code=True`. Tasks that run code which the model wr
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import json
 import logging
-import math
 import random
 import re
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import (
-    AbstractContextManager,
     ExitStack,
     contextmanager,
     nullcontext,
     redirect_stderr,
     redirect_stdout,
 )
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from retouch.core.atomic import atomic_write
-from retouch.core.errors import ConfigError, DataError, RunError, code_list
-from retouch.core.metrics import Metrics
+from retouch.core.errors import ConfigError, RunError
 from retouch.core.plugins import import_library
-from retouch.core.types import Better, Progress, Record, Score, no_progress
+from retouch.core.types import Progress, no_progress
 from retouch.evaluation.evaluate import Evaluation, evaluation_mode
-from retouch.evaluation.statistics import (
-    ExampleValues,
-    bootstrap,
-    mcnemar,
-    paired_bootstrap,
-    wilson,
+from retouch.evaluation.lm_eval_files import (
+    attribute,
+    check_code,
+    files_of_users,
+    find_tasks,
+    first_line,
+    load_tasks,
+    sandboxed_templates,
 )
+from retouch.evaluation.lm_eval_scores import MetricKey, Results, TaskScores
 from retouch.models import distributed
 from retouch.models.editable_model import EditableModel
 from retouch.models.interventions import Intervention
 from retouch.models.oom import is_out_of_memory
 
 BATCH_SIZE = 8
-SUITE = "lm-eval"
 BASE_FILE, EDITED_FILE = "lm-eval-base.json", "lm-eval-edited.json"
-
-# Resamples of a metric that is not a mean; lm-eval draws 100 for BLEU, whose corpus score is slow.
-DRAWS = 200
-
-Results = dict[str, Any]
-"""What lm-eval returns: `results`, `samples`, `configs`, `n-shot` and more."""
-
-MetricKey = tuple[str, str]
-"""The suite and the metric of a record."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +154,12 @@ def run_tasks(
     with ExitStack() as stack:
         bars = stack.enter_context(_contained(editable, warnings, progress))
         progress("lm-eval: reading task files", 0, 0)
-        manager, names = _find_tasks(tasks, folder, source)
-        own_files = _files_of_users(manager.task_index, names)
+        manager, names = find_tasks(tasks, folder, source)
+        own_files = files_of_users(manager.task_index, names)
         if own_files and not trust_remote_code:
-            _check_code(own_files)
-            stack.enter_context(_sandboxed_templates())
-        items = _load_tasks(manager, names, progress)
+            check_code(own_files)
+            stack.enter_context(sandboxed_templates())
+        items = load_tasks(manager, names, progress)
         stack.enter_context(evaluation_mode(editable))
         results: list[Results] = []
         for name, file in (("base", BASE_FILE), ("edited", EDITED_FILE)):
@@ -182,7 +170,7 @@ def run_tasks(
                 results.append(_run(editable, items, manager, options))
             if out is not None and distributed.rank() == 0:
                 atomic_write(out / file, _to_json(results[-1]))
-        scoring = _Scoring(results, seed or 0, warnings)
+        scoring = TaskScores(results, seed or 0, warnings)
         evaluation = scoring.evaluation(items)
     edited = results[1] if len(results) > 1 else None
     return TaskResults(evaluation, scoring.p_values, results[0], edited, tuple(warnings))
@@ -219,208 +207,6 @@ def _check_arguments(
             raise ConfigError(message, hint, code="tasks-prompting")
 
 
-# --- the tasks ------------------------------------------------------------------------------------
-
-
-def _find_tasks(
-    tasks: Sequence[str], include_path: Path | None, source: str
-) -> tuple[Any, list[str]]:
-    """lm-eval's task manager, and the names of the tasks in its index; no data is loaded.
-
-    Raises:
-        ConfigError: a task does not exist.
-        DataError: a task does not exist, and a file of the folder is no YAML.
-    """
-    manager_type = import_module("lm_eval.tasks").TaskManager
-    options: dict[str, Any] = {"metadata": {"pretrained": source}}
-    manager = None
-    if include_path is not None:
-        options["include_path"] = str(include_path)
-        manager = manager_type(**options, include_defaults=False)
-    if manager is None or _reachable(manager.task_index, tasks)[1]:
-        manager = manager_type(**options)  # reads the thousands of files of the package
-    matches = {name: manager.match_tasks([name]) for name in tasks}
-    unknown = [name for name, found in matches.items() if not found]
-    if not unknown:
-        return manager, list(dict.fromkeys(name for found in matches.values() for name in found))
-    for file in sorted(include_path.rglob("*.yaml")) if include_path else ():
-        _compose(file)  # lm-eval skips files with errors, and the task may be in one
-    known = manager.all_tasks
-    close = [near for name in unknown for near in difflib.get_close_matches(name, known, n=3)]
-    hint = f"Did you mean {code_list(close)}? " if close else ""
-    raise ConfigError(
-        f"lm-eval has no task {code_list(unknown)}.",
-        f"{hint}`lm-eval ls tasks` lists its tasks; `include_path` adds a folder of others.",
-        code="task-unknown",
-    )
-
-
-def _files_of_users(index: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
-    """The files of tasks and their members that are not of the package."""
-    files = (Path(one.yaml_path) for one in _reachable(index, names)[0] if one.yaml_path)
-    return sorted(file for file in files if not _is_shipped(file))
-
-
-def _reachable(index: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Any], list[str]]:
-    """The entries of names and of all their members, and the names that are not in the index."""
-    queue, found = list(names), {}
-    missing: list[str] = []
-    while queue:
-        name = queue.pop()
-        if name in found:
-            continue
-        if name not in index:
-            missing.append(name)
-            continue
-        entry = found[name] = index[name]
-        if entry.kind.name == "TAG":
-            queue += entry.tags
-        elif entry.kind.name == "GROUP":
-            queue += _members((entry.cfg or {}).get("task"), index)
-    return list(found.values()), missing
-
-
-def _members(items: Any, index: Container[str]) -> Iterator[str]:
-    """The names in the `task` list of a group, those of groups within it included."""
-    for item in [items] if isinstance(items, str) else items or ():
-        if isinstance(item, str):
-            yield item
-        elif "group" in item and item["group"] not in index:
-            yield from _members(item.get("task"), index)
-        else:
-            yield item.get("group", item.get("task"))
-
-
-def _is_shipped(file: Path) -> bool:
-    """Whether a task file belongs to the package lm-eval."""
-    tasks = Path(import_module("lm_eval.tasks.manager").__file__ or "").parent
-    return file.resolve().is_relative_to(tasks.resolve())
-
-
-def _compose(file: Path) -> Any:
-    """The nodes of a YAML file, of which nothing is constructed.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return yaml.compose(file.read_text("utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise DataError(f"{file} cannot be read: {problem}.", code="task-unreadable") from None
-
-
-def _check_code(files: Iterable[Path]) -> None:
-    """Check that task files run no code.
-
-    Raises:
-        ConfigError: one does.
-        DataError: a file that one includes cannot be read.
-    """
-    import_module("lm_eval.api.metrics")  # registers lm-eval's own metrics
-    metrics = import_module("lm_eval.api.registry").metric_registry
-    seen: set[Path] = set()
-    if code := next((one for file in files for one in _code_in(file, metrics, seen)), None):
-        message = f"A task file would run code: {code}."
-        hint = "Read the code, and pass `trust_remote_code=True` if you trust it."
-        raise ConfigError(message, hint, code="task-code")
-
-
-def _code_in(file: Path, metrics: Container[str], seen: set[Path]) -> Iterator[str]:
-    """What a task file, and the files that it includes, would run as code."""
-    file = file.resolve()
-    if file in seen or _is_shipped(file):
-        return
-    seen.add(file)
-    root = _compose(file)
-    for node in _nodes(root, set()):
-        line = f"{file}:{node.start_mark.line + 1}"
-        tag = node.tag.removeprefix("tag:yaml.org,2002:")
-        if tag == node.tag or tag.startswith("python"):
-            yield f"`{node.tag}` in {line}"
-        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-        for key, value in ((key.value, value) for key, value in pairs):
-            scalar = str(value.value) if isinstance(value, yaml.ScalarNode) else ""
-            if key in ("custom_generate", "hf_evaluate", "trust_remote_code"):
-                if scalar.lower() not in ("false", "no", "off", "null", "~"):
-                    yield f"`{key}` in {line}"
-            elif key == "dataset_path" and scalar == "pandas":
-                yield f"pickled data in {line}"
-            elif key == "metric_list" and isinstance(value, yaml.SequenceNode):
-                for name in _scalars(value, "metric"):
-                    if name not in metrics:
-                        yield f"the metric {name}, which lm-eval would load as a script, in {line}"
-            elif key == "include" and node is root:
-                included = value.value if isinstance(value, yaml.SequenceNode) else [value]
-                for one in included:
-                    yield from _code_in(file.parent / str(one.value), metrics, seen)
-
-
-def _nodes(node: Any, seen: set[int]) -> Iterator[Any]:
-    """A YAML node and all nodes in it, each once."""
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))
-    yield node
-    for child in node.value if isinstance(node.value, list) else ():
-        for one in child if isinstance(child, tuple) else (child,):
-            yield from _nodes(one, seen)
-
-
-def _scalars(sequence: Any, key: str) -> Iterator[str]:
-    """The values of a key in a sequence of mappings."""
-    for item in sequence.value:
-        for name, value in item.value if isinstance(item, yaml.MappingNode) else ():
-            if name.value == key and isinstance(value, yaml.ScalarNode):
-                yield value.value
-
-
-def _load_tasks(manager: Any, names: Sequence[str], progress: Progress) -> list[Any]:
-    """lm-eval's tasks and groups with their data.
-
-    Raises:
-        DataError: the data cannot be loaded, or a file is wrong.
-        ConfigError: a task needs images or sound, or runs code that the model writes.
-    """
-    items: list[Any] = []
-    for done, name in enumerate(names):
-        progress("lm-eval: loading tasks", done, len(names))
-        try:
-            found = manager.load([name])
-        except Exception as error:  # a task's own functions can raise anything
-            problem = _first_line(error)
-            raise DataError(
-                f"The task `{name}` cannot be loaded: {problem}.",
-                "Its data is downloaded on first use; the documentation of lm-eval describes its "
-                "file.",
-                code="task-unloadable",
-            ) from error
-        group = found["groups"].get(name)
-        items += [group] if group is not None else found["tasks"].values()
-    for task in _leaf_tasks(items).values():
-        if getattr(task, "UNSAFE_CODE", False):
-            message = f"The task `{task.task_name}` runs code that the model writes."
-            hint = "Run it with lm-eval's own command, in a sandbox."
-            raise ConfigError(message, hint, code="task-unsafe")
-        if getattr(task, "MULTIMODAL", False):
-            message = f"The task `{task.task_name}` needs images or sound."
-            raise ConfigError(message, "Only text is supported.", code="task-multimodal")
-    return items
-
-
-def _leaf_tasks(items: Iterable[Any]) -> dict[str, Any]:
-    """The tasks by name, those in groups included."""
-    leaves = (
-        task
-        for item in items
-        for task in (item.get_all_tasks() if hasattr(item, "get_all_tasks") else (item,))
-    )
-    return {task.task_name: task for task in leaves}
-
-
-# --- running --------------------------------------------------------------------------------------
-
-
 def _run(editable: EditableModel, items: list[Any], manager: Any, options: Any) -> Results:
     """Evaluate the model as it is now.
 
@@ -443,18 +229,13 @@ def _run(editable: EditableModel, items: list[Any], manager: Any, options: Any) 
     except Exception as error:  # a task's own functions can raise anything
         if is_out_of_memory(error):
             raise
-        message = f"lm-eval stopped: {_first_line(error)}."
+        message = f"lm-eval stopped: {first_line(error)}."
         raise RunError(message, "Check the task and its options.", code="tasks-failed") from error
     # With a launcher, lm-eval returns its results in the first process alone.
     results: Results = distributed.broadcast(found)
     # What lm-eval's command adds to its file, such as the chat template.
     tracker.general_config_tracker.log_end_time()
     return results | asdict(tracker.general_config_tracker)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _to_json(results: Results) -> bytes:
@@ -519,10 +300,10 @@ def _contained(editable: EditableModel, warnings: list[str], progress: Progress)
     metrics, datasets = import_module("lm_eval.api.metrics"), import_module("datasets")
     with ExitStack() as stack:
         for name in ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface"):
-            stack.enter_context(_attribute(import_module(name), "tqdm", bars))
+            stack.enter_context(attribute(import_module(name), "tqdm", bars))
         quiet = _without_output(metrics.bootstrap_stderr)
-        stack.enter_context(_attribute(metrics, "bootstrap_stderr", quiet))
-        stack.enter_context(_attribute(logger, "propagate", False))
+        stack.enter_context(attribute(metrics, "bootstrap_stderr", quiet))
+        stack.enter_context(attribute(logger, "propagate", False))
         logger.addHandler(handler)
         stack.callback(logger.removeHandler, handler)
         if not datasets.are_progress_bars_disabled():
@@ -536,17 +317,6 @@ def _contained(editable: EditableModel, warnings: list[str], progress: Progress)
         yield bars
 
 
-@contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute inside the context."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
 def _without_output(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function without what it prints."""
 
@@ -555,211 +325,3 @@ def _without_output(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **options)
 
     return call
-
-
-def _sandboxed_templates() -> AbstractContextManager[None]:
-    """Evaluate the templates of tasks in Jinja's sandbox, which denies access to Python's types."""
-    from jinja2.sandbox import SandboxedEnvironment
-
-    utils = import_module("lm_eval.utils")
-    sandbox = SandboxedEnvironment(
-        loader=utils.env.loader,
-        undefined=utils.env.undefined,
-        keep_trailing_newline=utils.env.keep_trailing_newline,
-    )
-    sandbox.filters |= utils.env.filters
-    return _attribute(utils, "env", sandbox)
-
-
-# --- scores ---------------------------------------------------------------------------------------
-
-# lm-eval's aggregations that are a ratio of sums, or its exponential: a document's numerator and
-# denominator. Where its value is a log-likelihood, those are nats and the number of units.
-_RATIOS: dict[str, Callable[[Any], tuple[float, float]]] = {
-    "mean": lambda value: (float(value), 1.0),
-    "nanmean": lambda value: (0.0, 0.0) if math.isnan(value) else (float(value), 1.0),
-    "perplexity": lambda value: (-float(value), 1.0),
-    "weighted_perplexity": lambda value: (-float(value[0]), float(value[1])),
-    "bits_per_byte": lambda value: (-float(value[0]) / math.log(2), float(value[1])),
-}
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """A metric of a task or group.
-
-    Attributes:
-        key: the suite and the metric of its record.
-        better: which way is better.
-        figures: lm-eval's figure for each model.
-    """
-
-    key: MetricKey
-    better: Better
-    figures: tuple[float, ...]
-
-
-class _Scoring:
-    """Computes records, document values and paired tests from the results of one or two models."""
-
-    def __init__(self, results: Sequence[Results], seed: int, warnings: list[str]) -> None:
-        self._results, self._seed, self._warnings = results, seed, warnings
-        self._records: dict[MetricKey, Record] = {}
-        self._values: list[dict[MetricKey, ExampleValues]] = [{} for _ in results]
-        self.p_values: dict[MetricKey, float] = {}
-
-    def evaluation(self, items: Sequence[Any]) -> Evaluation:
-        """Score tasks and groups; the records of groups come first.
-
-        Raises:
-            RunError: base and edited model got different prompts.
-        """
-        for name, task in _leaf_tasks(items).items():
-            self._score_task(name, task)
-        tasks, self._records = self._records, {}
-        parents = [item for item in items if hasattr(item, "get_all_groups")]
-        for group in (one for parent in parents for one in (parent, *parent.get_all_groups())):
-            self._score_group(group)
-        records = [*self._records.values(), *tasks.values()]
-        return Evaluation(Metrics(records), [], self._values[-1], self._values[0])
-
-    def _metric(self, table: str, name: str, metric: str, filter_name: str) -> _Metric:
-        higher = self._results[0]["higher_is_better"].get(name, {}).get(metric)
-        figures = [float(one[table][name][f"{metric},{filter_name}"]) for one in self._results]
-        return _Metric(
-            _key(name, metric, filter_name),
-            "none" if higher is None else "higher" if higher else "lower",
-            tuple(figures),
-        )
-
-    def _score_task(self, name: str, task: Any) -> None:
-        """Score every metric of a task, for each of its filters."""
-        library = import_module("lm_eval.api.metrics")
-        known = {getattr(library, one): one for one in _RATIOS}
-        samples = [one["samples"][name] for one in self._results]
-        hashes = [[(row["doc_hash"], row["prompt_hash"]) for row in rows] for rows in samples]
-        if hashes[-1] != hashes[0]:
-            message = f"The task `{name}` gave base and edited model different prompts."
-            raise RunError(message, "Its functions must not be random.", code="tasks-unpaired")
-        names = dict.fromkeys(
-            (metric, row["filter"]) for row in samples[0] for metric in row["metrics"]
-        )
-        for metric, filter_name in names:
-            aggregate = task.aggregation().get(metric, library.mean)
-            values = [
-                [row.get(metric) for row in rows if row["filter"] == filter_name]
-                for rows in samples
-            ]
-            try:  # a task's own values and functions can be of any kind
-                one = self._metric("results", name, metric, filter_name)
-                if kind := known.get(aggregate):
-                    self._add_ratios(one, [_as_ratio(_RATIOS[kind], rows) for rows in values], kind)
-                else:
-                    self._add(one, *_resample(one, values, aggregate, self._seed))
-            except Exception as error:
-                text = f"{name}: {metric} has no record: {_first_line(error)}."
-                self._warnings.append(text)
-
-    def _score_group(self, group: Any) -> None:
-        """Score the metrics of a group: means over its documents, or over its tasks."""
-        for column in self._results[0].get("groups", {}).get(group.name, ()):
-            metric, comma, filter_name = column.partition(",")
-            if not comma or metric.endswith("_stderr"):
-                continue
-            one = self._metric("groups", group.name, metric, filter_name)
-            keys = [_key(task.task_name, metric, filter_name) for task in group.get_all_tasks()]
-            parts = [[values[key] for key in keys if key in values] for values in self._values]
-            for by_size in (True, False):
-                ratios = [_joined(part, by_size) for part in parts]
-                # Not where the figure is no such mean, as for perplexities.
-                if all(map(_agrees, ratios, one.figures)):
-                    self._add_ratios(one, ratios, "mean")
-                    break
-
-    def _add_ratios(self, one: _Metric, ratios: Sequence[ExampleValues], kind: str) -> None:
-        """Add a metric that is a ratio of sums, or the exponential of one."""
-        share = (
-            all(top in (0.0, n) for part in ratios for top, n in _pairs(part)) and kind == "mean"
-        )
-        binary = share and all({*part.counts} == {1.0} for part in ratios)
-        scores, p = [], None
-        for figure, part in zip(one.figures, ratios, strict=True):
-            if binary:
-                score = wilson(int(sum(part.sums)), len(part.sums))
-            else:
-                score = bootstrap(part, self._seed)
-            if "perplexity" in kind:
-                score = replace(score, low=float(np.exp(score.low)), high=float(np.exp(score.high)))
-            # lm-eval's figure itself, which may differ from ours in its last digit.
-            scores.append(replace(score, value=figure, n=sum(n > 0 for n in part.counts)))
-        if len(ratios) == 2 and binary:
-            p = mcnemar(ratios[0].sums, ratios[1].sums)
-        elif len(ratios) == 2:
-            p = paired_bootstrap(ratios[1:], ratios[:1], self._seed)[1]
-        self._add(one, scores, p, "rate" if share else "")
-        for values, part in zip(self._values, ratios, strict=True):
-            values[one.key] = part
-
-    def _add(self, one: _Metric, scores: Sequence[Score], p: float | None, unit: str = "") -> None:
-        if not all(math.isfinite(x) for s in scores for x in (s.value, s.low, s.high)):
-            raise ValueError("it is not finite")
-        self._records[one.key] = Record(*one.key, unit, one.better, *scores)
-        if p is not None:
-            self.p_values[one.key] = p
-
-
-def _key(name: str, metric: str, filter_name: str) -> MetricKey:
-    """The key of a task's metric, with its filter if the task has any."""
-    return f"{SUITE}/{name}", metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
-def _pairs(values: ExampleValues) -> Iterator[tuple[float, float]]:
-    return zip(values.sums, values.counts, strict=True)
-
-
-def _as_ratio(parts: Callable[[Any], tuple[float, float]], values: Sequence[Any]) -> ExampleValues:
-    """The numerators and denominators of a metric; 0 of 0 where a document has no value."""
-    pairs = [(0.0, 0.0) if value is None else parts(value) for value in values]
-    return ExampleValues(tuple(top for top, _ in pairs), tuple(bottom for _, bottom in pairs))
-
-
-def _joined(parts: Sequence[ExampleValues], by_size: bool) -> ExampleValues:
-    """The values of several tasks as one metric: the mean over documents, or over tasks."""
-    scales = [1.0 if by_size else 1 / (math.fsum(part.counts) or 1.0) for part in parts]
-    pairs = [
-        (scale * top, scale * bottom)
-        for part, scale in zip(parts, scales, strict=True)
-        for top, bottom in _pairs(part)
-    ]
-    return ExampleValues(tuple(top for top, _ in pairs), tuple(bottom for _, bottom in pairs))
-
-
-def _agrees(values: ExampleValues, figure: float) -> bool:
-    """Whether the values give lm-eval's figure."""
-    total = math.fsum(values.counts)
-    return total > 0 and math.isclose(math.fsum(values.sums) / total, figure, rel_tol=1e-9)
-
-
-def _resample(
-    metric: _Metric,
-    values: Sequence[Sequence[Any]],
-    aggregate: Callable[[list[Any]], float],
-    seed: int,
-) -> tuple[list[Score], float | None]:
-    """Intervals and paired p of any metric, by its own function of resampled documents.
-
-    Both models get the same documents in each draw.
-    """
-    present = [row for row in zip(*values, strict=True) if all(one is not None for one in row)]
-    rng, n, draws = np.random.default_rng(seed), len(present), []
-    for _ in range(DRAWS):
-        rows = [present[i] for i in rng.integers(0, n, n)]
-        draws.append([float(aggregate(list(part))) for part in zip(*rows, strict=True)])
-    sampled = np.array(draws)
-    low, high = np.percentile(sampled, [2.5, 97.5], axis=0).tolist()
-    scores = [Score(*one, n) for one in zip(metric.figures, low, high, strict=True)]
-    if len(scores) == 1:
-        return scores, None
-    change = sampled[:, 1] - sampled[:, 0]
-    tail = min(int((change <= 0).sum()), int((change >= 0).sum()))
-    return scores, min(1.0, 2 * (tail + 1) / (DRAWS + 1))
