@@ -66,6 +66,8 @@ def quiet_libraries() -> None:
     # bitsandbytes warns at every call of every layer that it computes in 16 bits, and once, when
     # PEFT imports it, that an optional package is missing.
     getLogger("bitsandbytes").setLevel(ERROR)
+    # It warns of a CUDA compiler on a machine without a GPU.
+    getLogger("torch.utils.cpp_extension").setLevel(ERROR)
     for library in ("transformers", "peft", "torch"):
         for category in (FutureWarning, UserWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=rf"{library}\b")

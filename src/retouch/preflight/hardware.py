@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch.utils.benchmark import Timer
 
 from retouch.core.errors import ModelError
 
@@ -99,6 +98,9 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+    # Imported when needed: a CUDA build warns where there is a compiler and no GPU.
+    from torch.utils.benchmark import Timer
 
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     return max(min(timer.blocked_autorange(min_run_time=SECONDS).times), 1e-9)
