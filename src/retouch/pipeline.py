@@ -204,25 +204,22 @@ def evaluate(
         def progress(*values: Any) -> None:
             events(StageEvent("measure", *values))
 
-        def measure(some: Sequence[Concept], part: Split, count: int | None) -> Evaluation:
-            return evaluate_concepts(
+        with adapter_added(editable, adapter):
+            found = evaluate_concepts(
                 editable,
-                some,
-                split=part,
-                limit=count,
+                chosen,
+                suites=measured,
+                split=split,
+                limit=limit,
                 progress=progress,
                 max_new_tokens=max_new_tokens,
                 judge=judge,
             )
-
-        with adapter_added(editable, adapter):
-            # `limit` has chosen the rows of the suites already.
-            found = [measure(chosen, split, limit), measure(measured, "test", None)]
-            if tasks:
-                options = {"limit": limit, "progress": progress, **(task_options or {})}
-                results = run_tasks(editable, tasks, **options)
-                found.append(replace(results.evaluation, notes=results.warnings))
-            return joined(found)
+            if not tasks:
+                return found
+            options = {"limit": limit, "progress": progress, **(task_options or {})}
+            results = run_tasks(editable, tasks, **options)
+            return joined([found, replace(results.evaluation, notes=results.warnings)])
 
 
 def check_contrast(

@@ -11,7 +11,9 @@ from retouch.cli import output
 from retouch.cli.loading import resolve_with_model
 from retouch.cli.options import (
     LOAD,
+    DataDir,
     MaxNewTokens,
+    Suites,
     configured,
     option,
     out_dir,
@@ -41,14 +43,8 @@ def compare(
     metrics: Annotated[
         str, option("concept|all", "the metrics of the concept, or of all built-in concepts")
     ] = "concept",
-    suite: Annotated[
-        list[str] | None,
-        option("NAME|FILE", "also measure this public evaluation set; may be repeated"),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        option("DIR", "folder with the published files of the suites (default: the hub)"),
-    ] = None,
+    suite: Suites = None,
+    data_dir: DataDir = None,
     attacks: Annotated[
         str, option("NAME,...", "also run these attacks of `retouch robustness`")
     ] = "",

@@ -13,8 +13,10 @@ from retouch.cli.options import (
     LOAD,
     Adapter,
     AsJson,
+    DataDir,
     MaxNewTokens,
     OutFile,
+    Suites,
     configured,
     option,
     split_names,
@@ -34,14 +36,8 @@ def evaluate(
             "a concept; may be repeated (default, without suites: all for the model)",
         ),
     ] = None,
-    suite: Annotated[
-        list[str] | None,
-        option("NAME|FILE", "a public evaluation set, or a YAML file of one; may be repeated"),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        option("DIR", "folder with the published files of the suites (default: the hub)"),
-    ] = None,
+    suite: Suites = None,
+    data_dir: DataDir = None,
     tasks: Annotated[
         str, option("NAME,...", "tasks of lm-evaluation-harness, such as truthfulqa_mc2,bbq,mmlu")
     ] = "",
@@ -85,6 +81,9 @@ def evaluate(
         )
     if data_dir is not None and not suite:
         raise ConfigError("`data_dir` needs `suite`.", "Give both, or neither.")
+    if judge is None and (judge_format or judge_label):
+        given = "judge_format" if judge_format else "judge_label"
+        raise ConfigError(f"`{given}` needs `judge`.", "Give both, or neither.")
     folder, config = resolve_base(settings, adapter)
     with output.show_progress(quiet=as_json) as progress:
         from retouch import pipeline
@@ -95,9 +94,6 @@ def evaluate(
 
             device = config.load.device
             model = load_judge(judge, format=judge_format, label=judge_label, device=device)
-        elif judge_format or judge_label:
-            given = "judge_format" if judge_format else "judge_label"
-            raise ConfigError(f"`{given}` needs `judge`.", "Give both, or neither.")
         result = pipeline.evaluate(
             config.model,
             adapter=folder,

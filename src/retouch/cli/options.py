@@ -37,6 +37,13 @@ ConfigFile = Annotated[Path | None, option("FILE", "settings from a YAML or TOML
 Adapter = Annotated[
     Path | None, option("RUN|DIR", "the edit: a run directory or a PEFT adapter folder")
 ]
+Suites = Annotated[
+    list[str] | None,
+    option("NAME|FILE", "a public evaluation set, or a YAML file of one; may be repeated"),
+]
+DataDir = Annotated[
+    Path | None, option("DIR", "folder with the published files of the suites (default: the hub)")
+]
 MaxNewTokens = Annotated[int, option("N", "maximum length of a response, in tokens", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON in place of the tables")]
 OutFile = Annotated[

@@ -16,7 +16,7 @@ from retouch.comparison.tuned_settings import make_settings
 from retouch.core.errors import DivergedError, RetouchError
 from retouch.core.options import flatten
 from retouch.core.types import OnEvent, Progress, Record, Split, ignore_event, no_progress
-from retouch.evaluation.evaluate import PromptKey, evaluate, joined
+from retouch.evaluation.evaluate import PromptKey, evaluate
 from retouch.evaluation.robustness import applicable_attacks, run_robustness
 from retouch.evaluation.scorers import shows_effect
 from retouch.methods import registry
@@ -77,22 +77,14 @@ class Runner:
             began = time.monotonic()
             method.apply(self._editable, task, settings, progress)
             seconds = time.monotonic() - began
-            evaluation = joined(
-                [
-                    evaluate(
-                        self._editable,
-                        concepts,
-                        split=split,
-                        limit=limit,
-                        known=self._base_responses,
-                        max_new_tokens=grid.max_new_tokens,
-                    )
-                    # `limit` has chosen the rows of the suites already.
-                    for concepts, split, limit in (
-                        (grid.measured, self._split, grid.limit),
-                        (grid.suites, "test", None),
-                    )
-                ]
+            evaluation = evaluate(
+                self._editable,
+                grid.measured,
+                suites=grid.suites,
+                split=self._split,
+                limit=grid.limit,
+                known=self._base_responses,
+                max_new_tokens=grid.max_new_tokens,
             )
             records = [*evaluation.metrics, *self._attack(task)]
             for record in records:

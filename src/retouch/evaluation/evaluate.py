@@ -84,6 +84,7 @@ def evaluate(
     editable: EditableModel,
     concepts: Sequence[Concept],
     *,
+    suites: Sequence[Concept] = (),
     split: Split = "test",
     limit: int | None = None,
     progress: Progress = no_progress,
@@ -96,7 +97,8 @@ def evaluate(
     Args:
         editable: the model.
         concepts: the concepts; a metric that several of them declare is measured once.
-        split: the split to measure on.
+        suites: public evaluation sets, whose test splits are measured whole.
+        split: the split of the concepts to measure on.
         limit: maximum number of examples per metric: the first ones of the split, equally many of
             each label, or of each group where the metric names `groups`; of questions with choices,
             the number of questions.
@@ -111,7 +113,10 @@ def evaluate(
         ConfigError: the package of a scorer cannot be imported.
     """
     judged = None if judge is None else Judged(judge, progress)
-    tasks = list(_tasks(concepts, split, limit, max_new_tokens, judged))
+    tasks = [
+        *_tasks(concepts, split, limit, max_new_tokens, judged),
+        *_tasks(suites, "test", None, max_new_tokens, judged),
+    ]
     edited = editable.edited
     base_responses = {} if known is None else known
     # With `known`, responses that only the KL divergence needs are generated even for a base model:

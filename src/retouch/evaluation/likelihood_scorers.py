@@ -9,7 +9,6 @@ from retouch.concepts.concept import Example, MetricSpec
 from retouch.core.errors import DataError, choices
 from retouch.core.types import Score
 from retouch.evaluation.scorer import (
-    LogProb,
     Scorer,
     ScoringContext,
     ScoringResult,
@@ -43,9 +42,13 @@ class PreferredScorer(Scorer):
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
         """The rate over complete pairs, with Wilson's interval."""
-        pairs = _complete_pairs(spec, examples)
-        found = context.response_logprobs(_flat(pairs))
-        return _rate([a.mean > b.mean for a, b in _by_two(found)])
+        pairs = [one for pair in _complete_pairs(spec, examples) for one in pair]
+        values = self._values(pairs, context)
+        return _rate([a > b for a, b in zip(values[::2], values[1::2], strict=True)])
+
+    def _values(self, examples: Sequence[Example], context: ScoringContext) -> list[float]:
+        """What is compared of each example."""
+        return [one.mean for one in context.response_logprobs(examples)]
 
 
 class LikelierScorer(PreferredScorer):
@@ -58,13 +61,8 @@ class LikelierScorer(PreferredScorer):
     name = "likelier"
     needs = frozenset({"text_logprobs"})
 
-    def score(
-        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
-    ) -> ScoringResult:
-        """The rate over complete pairs, with Wilson's interval."""
-        pairs = _complete_pairs(spec, examples)
-        found = context.text_logprobs(_flat(pairs))
-        return _rate([a.total > b.total for a, b in _by_two(found)])
+    def _values(self, examples: Sequence[Example], context: ScoringContext) -> list[float]:
+        return [one.total for one in context.text_logprobs(examples)]
 
 
 class MultipleChoiceScorer(Scorer):
@@ -221,11 +219,3 @@ def _complete_pairs(spec: MetricSpec, examples: Sequence[Example]) -> list[Pair]
             code="metric-pair",
         )
     return pairs
-
-
-def _flat(pairs: Sequence[Pair]) -> list[Example]:
-    return [one for pair in pairs for one in pair]
-
-
-def _by_two(found: Sequence[LogProb]) -> list[tuple[LogProb, LogProb]]:
-    return list(zip(found[::2], found[1::2], strict=True))

@@ -54,10 +54,10 @@ def build_concept(
     rows = explode(read_rows(suite.sources, suite.name, folders), suite.explode)
     examples: Iterable[Example]
     if isinstance(suite, RequestSuite):
-        examples = _requests(suite, _sampled(rows, suite, limit), folders)
+        examples = _requests(suite, sample(rows, suite.sample, limit), folders)
         metrics = _request_metrics(suite)
     elif isinstance(suite, ChoiceSuite):
-        examples = _choices(suite, _sampled(rows, suite, limit))
+        examples = _choices(suite, sample(rows, suite.sample, limit))
         metrics = [
             MetricSpec(suite.name, name, _labels(name), one.scorer, better="higher")
             for name, one in suite.metrics.items()
@@ -77,10 +77,6 @@ def build_concept(
         metrics=tuple(metrics),
         source=origin,
     )
-
-
-def _sampled(rows: list[Row], suite: Suite, limit: int | None) -> list[Row]:
-    return sample(rows, suite.sample, limit)
 
 
 def _turns(row: Row, prompt: str, system: str) -> tuple[Message, ...]:

@@ -167,6 +167,7 @@ def explode(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
             raise row.location.error("column-list", message, "Correct `explode`.")
         for elements in zip(*lists, strict=True):
             own = dict(zip(columns, elements, strict=True))
+            # First, since another spelling of the name would find the list.
             made.append(Row({**own, **row.values, **own}, row.location, row.source))
     return made
 
