@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from helpers.method_task import ARE, apply_method, method_settings, method_task
@@ -12,7 +13,7 @@ from retouch.core.config import LoraConfig
 from retouch.core.errors import ModelError
 from retouch.methods import are_original
 from retouch.models import adapters
-from retouch.models.editable_model import EditableModel
+from retouch.models.segment import Segment
 from retouch.task.validation import ValidationResult
 
 
@@ -27,12 +28,18 @@ def test_the_generator_lowers_its_loss() -> None:
     )
     lora = LoraConfig(r=8, lora_alpha=8.0, target_modules=settings.target_modules)
     adapters.attach(editable, (1, 2), lora, 0)
-    states = are_original.last_states(editable, prompts, (1, 2))
+    segment = Segment(editable, 1, 2)
+    inputs = [segment.capture_inputs(ids) for ids in prompts]
+    states = are_original.last_states(segment, inputs, (1, 2))
     assert states.shape == (16, 64)
     discriminator = are_original.fit_discriminator(states, labels, settings, 0)
     assert are_original.accuracy(discriminator, states, labels) > 0.9
+    whole = editable.model(input_ids=prompts[3], output_hidden_states=True).hidden_states
+    expected = torch.cat([whole[layer + 1][:, -1] for layer in (1, 2)], -1)
+    assert torch.allclose(states[3:4], expected, atol=1e-5)
+    weights = list(adapters.parameters(editable).values())
     losses = [
-        are_original.train_generator(editable, prompts, discriminator, (1, 2), settings)
+        are_original.train_generator(weights, segment, inputs, discriminator, (1, 2), settings)
         for _ in range(3)
     ]
     assert losses[2] < 0.7 * losses[0]
@@ -55,11 +62,11 @@ def test_every_round_has_a_new_discriminator_and_the_rule_ends_the_loop(
         return discriminators[-1]
 
     def record_train(
-        editable: EditableModel, prompts: Any, discriminator: Any, *given: Any
+        weights: Any, segment: Segment, prompts: Any, discriminator: Any, *given: Any
     ) -> float:
         counts.append(len(prompts))
         assert discriminator is discriminators[-1]
-        return train(editable, prompts, discriminator, *given)
+        return train(weights, segment, prompts, discriminator, *given)
 
     accuracies = iter([0.9, 0.7, 0.45, last, 0.9])
     monkeypatch.setattr(are_original, "fit_discriminator", record_fit)

@@ -10,9 +10,9 @@ from helpers.method_task import apply_method, method_settings, method_task
 from helpers.tiny_models import tiny_editable
 from retouch.core.config import LoraConfig
 from retouch.methods import dpo
-from retouch.methods.lora import response_loss
 from retouch.models import adapters
 from retouch.representations.batch import make_batches
+from retouch.representations.logprobs import response_logprob, response_logprobs
 
 
 @pytest.mark.parametrize("sft_weight", [0.0, 0.5])
@@ -37,7 +37,8 @@ def test_trl_trains_on_the_given_ids_from_a_loss_of_log_2(
     assert selected("attention_mask") == {chat.ids for chat in chats}
     assert selected("completion_mask") == {chat.ids[chat.start :] for chat in chats}
     (chosen,) = make_batches(examples.chosen, 8, 0)
-    sft = float(response_loss(editable, chosen))
+    logits = editable.model(input_ids=chosen.ids).logits.detach()
+    sft = -float(response_logprobs(logits, chosen).mean())
     assert loss == pytest.approx(math.log(2) + sft_weight * sft, rel=1e-4)
 
 
@@ -58,9 +59,9 @@ def test_dpo_increases_the_margin_over_the_base() -> None:
     apply_method(editable, "dpo", task, beta=0.5)
 
     def margin() -> float:
-        (chosen,) = make_batches(task.train.chosen, 8, 0)
-        (rejected,) = make_batches(task.train.rejected, 8, 0)
-        return float(response_loss(editable, rejected) - response_loss(editable, chosen))
+        chosen, rejected = task.train.chosen, task.train.rejected
+        more, less = (response_logprob(editable, chats).mean() for chats in (chosen, rejected))
+        return float(more - less)
 
     with torch.no_grad(), editable.base_model():
         before = margin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,10 +19,14 @@ from helpers.method_task import (
 from helpers.tiny_models import tiny_editable
 from retouch.core.config import LoraConfig
 from retouch.core.errors import ConfigError, DivergedError
+from retouch.methods.cached_batches import CachedBatches
 from retouch.methods.lora import PeriodicValidation, base_kl, response_loss
 from retouch.models import adapters
-from retouch.representations.batch import make_batches
+from retouch.models.segment import Segment
+from retouch.representations.batch import pad_right
+from retouch.representations.packing import Packer
 
+LAST = 3  # layer of the tiny model
 LORA = (
     "lora-sft",
     "lora-sft-replay",
@@ -83,24 +88,33 @@ def test_retain_losses_need_no_retain_set(id: str) -> None:
     assert editable.adapted
 
 
-def test_the_response_loss_equals_that_of_transformers() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_response_loss_equals_that_of_transformers(packed: bool) -> None:
     editable = tiny_editable()
-    (batch,) = make_batches(method_task(editable).train.chosen, 8, 0)
+    task = method_task(editable)
+    task = replace(task, packer=Packer(editable, packed=packed))
+    batch = pad_right(range(len(task.train.chosen)), task.train.chosen, 0)
     labels = torch.full_like(batch.ids, -100)
     for row, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
         labels[row, start:length] = batch.ids[row, start:length]
     expected = editable.model(
         input_ids=batch.ids, attention_mask=batch.token_mask().long(), labels=labels
     ).loss
-    assert float(response_loss(editable, batch)) == pytest.approx(float(expected), rel=1e-5)
+    segment = Segment(editable, 0, LAST)
+    (cached,) = CachedBatches(editable, task, segment).cache(task.train.chosen, 8)
+    assert cached.batch.packed is packed
+    assert float(response_loss(segment, cached)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_kl_loss_is_0_at_first_and_then_matches_float64() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kl_loss_is_0_at_first_and_then_matches_float64(packed: bool) -> None:
     editable = tiny_editable()
-    chats = method_task(editable).train.retain
-    (batch,) = make_batches(chats, 8, 0)
+    task = method_task(editable)
+    task, chats = replace(task, packer=Packer(editable, packed=packed)), task.train.retain
+    segment = Segment(editable, 0, LAST)
+    (cached,) = CachedBatches(editable, task, segment).cache(chats, len(chats), (LAST,))
     adapters.attach(editable, (1, 2), LoraConfig(r=4, lora_alpha=8.0), 0)
-    assert float(base_kl(editable, batch).detach()) == 0
+    assert float(base_kl(segment, cached).detach()) == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
         for parameter in adapters.parameters(editable).values():
             parameter.add_(0.1)
@@ -110,10 +124,12 @@ def test_the_kl_loss_is_0_at_first_and_then_matches_float64() -> None:
         edited = editable.model(input_ids=ids).logits[0].double().log_softmax(-1)
         with editable.base_model():
             base = editable.model(input_ids=ids).logits[0].double().log_softmax(-1)
-        total += float(F.kl_div(edited.detach(), base.detach(), log_target=True, reduction="sum"))
-        tokens += len(chat.ids)
+        response = slice(chat.start - 1, len(chat.ids) - 1)
+        kl = F.kl_div(edited[response], base[response], log_target=True, reduction="sum")
+        total += float(kl.detach())
+        tokens += len(chat.ids) - chat.start
     assert total > 0
-    assert float(base_kl(editable, batch).detach()) == pytest.approx(total / tokens, rel=1e-4)
+    assert float(base_kl(segment, cached).detach()) == pytest.approx(total / tokens, rel=1e-4)
 
 
 def test_validation_is_periodic_and_includes_the_last_step() -> None:

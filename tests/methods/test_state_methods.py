@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from torch.nn import functional as F
 
 from helpers.method_task import apply_method, method_task
 from helpers.tiny_models import tiny_editable
+from retouch.methods.cached_batches import CachedBatches
 from retouch.methods.circuit_breaker import reroute_loss, retain_loss, schedule
 from retouch.methods.state_matching import (
-    StateBatches,
     cache_source,
     reading_vectors,
     reference_loss,
@@ -24,26 +25,26 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
 from retouch.representations.batch import ChatBatch
 from retouch.representations.cached_states import CachedStates
+from retouch.representations.packing import Packer
 from retouch.task.task import EditTask
 
+LAYERS = (1, 2)
 
-def prepare(
-    pairs: bool = True,
-) -> tuple[EditableModel, EditTask, Segment, StateBatches]:
+
+def prepare(pairs: bool = True) -> tuple[EditableModel, EditTask, Segment, CachedBatches]:
     editable = tiny_editable()
-    segment = Segment(editable, 0, 2)
-    batches = StateBatches(editable, segment, (1, 2), 8)
-    return editable, method_task(editable, pairs), segment, batches
+    task, segment = method_task(editable, pairs), Segment(editable, 0, 2)
+    return editable, task, segment, CachedBatches(editable, task, segment)
 
 
-def offsets(cached: CachedStates) -> torch.Tensor:
-    return cached.batch.response_offsets(cached.positions)
+def offsets(cached: CachedStates, limit: int | None = None) -> torch.Tensor:
+    return cached.batch.response_offsets(limit)
 
 
 def test_lorra_shifts_states_along_the_reading_vector() -> None:
     editable, task, segment, batches = prepare()
-    (source,) = batches.cache(task.train.source)
-    (target,) = batches.cache(task.train.counterparts)
+    (source,) = batches.cache(task.train.source, 8, LAYERS)
+    (target,) = batches.cache(task.train.counterparts, 8, LAYERS)
     vectors = reading_vectors(response_means([target]), response_means([source]))
     first = offsets(source) == 0
     expected = target.states[2][offsets(target) == 0].mean(0) - source.states[2][first].mean(0)
@@ -68,8 +69,8 @@ def test_reading_vectors_end_where_one_of_the_means_ends() -> None:
 
 def test_circuit_breaking_reroutes_source_states_and_keeps_the_others() -> None:
     editable, task, segment, batches = prepare()
-    (source,) = batches.cache(task.train.rejected)
-    (retain,) = batches.cache(task.train.retain, positions=ChatBatch.token_positions)
+    (source,) = batches.cache(task.train.rejected, 8, LAYERS)
+    (retain,) = batches.cache(task.train.retain, 8, LAYERS, positions=ChatBatch.token_positions)
     assert float(reference_loss(segment, source, reroute_loss)) == pytest.approx(1, abs=1e-5)
     assert float(reference_loss(segment, retain, retain_loss)) == pytest.approx(0, abs=1e-6)
     apply_method(
@@ -96,15 +97,17 @@ def test_the_schedule_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize("pairs", [True, False])
 def test_paired_matching_brings_states_closer_to_the_target(pairs: bool) -> None:
     editable, task, segment, batches = prepare(pairs)
-    source = cache_source(batches, task.train)[0]
-    (target,) = batches.cache(task.train.target)
-    first, target_first = offsets(source) == 0, offsets(target) == 0
+    source = cache_source(batches, task.train, 8, LAYERS)[0]
+    (target,) = batches.cache(task.train.target, 8, LAYERS)
+    # Without pairs, the source's responses are longer than any of the target's.
+    reach = int(offsets(target).max()) + 1
+    first, target_first = offsets(source, reach) == 0, offsets(target) == 0
+    assert len(source.states[2]) == len(first)
     if pairs:
         expected = target.states[2][target_first]
     else:
         expected = target.states[2][target_first].mean(0).expand(int(first.sum()), -1)
-        # The source's responses are longer than any of the target's.
-        assert int(offsets(source).max()) == int(offsets(target).max())
+        assert len(offsets(source)) > len(first)
     assert torch.allclose(source.states[2][first], expected, atol=1e-5)
     apply_method(
         editable, "paired-matching", task, max_steps=40, num_validations=1, retain_weight=3.0
@@ -125,8 +128,10 @@ def test_shifted_layers_stay_within_the_model() -> None:
 
 
 def test_batches_are_halved_while_they_exceed_the_memory() -> None:
-    editable, task, _, batches = prepare()
-    (whole,) = batches.cache(task.train.source)
+    editable, task, segment, _ = prepare()
+    padded = replace(task, packer=Packer(editable, packed=False))
+    batches = CachedBatches(editable, padded, segment)
+    (whole,) = batches.cache(task.train.source, 8, LAYERS)
     means = response_means([whole])
 
     def limited(_: Any, args: tuple[torch.Tensor, ...]) -> None:
@@ -134,7 +139,7 @@ def test_batches_are_halved_while_they_exceed_the_memory() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with_limit = editable.blocks[1].register_forward_pre_hook(limited)
-    parts = batches.cache(task.train.source)
+    parts = batches.cache(task.train.source, 8, LAYERS)
     with_limit.remove()
     part_means = response_means(parts)
     assert [len(part.batch.index) for part in parts] == [2, 2, 2, 2]

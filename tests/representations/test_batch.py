@@ -23,7 +23,7 @@ def test_positions_offsets_and_tokens_of_a_response() -> None:
     assert batch.lengths == (3, 5)
     rows, positions = batch.response_positions()
     assert (rows.tolist(), positions.tolist()) == ([0, 1, 1, 1], [1, 1, 2, 3])
-    assert batch.response_offsets((rows, positions)).tolist() == [0, 0, 1, 2]
+    assert batch.response_offsets().tolist() == [0, 0, 1, 2]
     assert batch.response_tokens().tolist() == [7, 7, 8, 9]
     assert batch.position_weights((rows, positions), 4.0).tolist() == [4, 4, 1, 1]
     assert len(batch.token_positions()[0]) == 8

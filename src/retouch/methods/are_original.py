@@ -20,6 +20,7 @@ from retouch.methods.lora import check_finite
 from retouch.methods.method import Method, MethodSettings
 from retouch.models.adapters import attach, parameters
 from retouch.models.editable_model import EditableModel
+from retouch.models.segment import Segment, SegmentInputs
 from retouch.task.examples import EditExamples
 from retouch.task.task import EditTask
 
@@ -84,18 +85,24 @@ class AreOriginal(Method):
         prompts, labels = labelled_prompts(task.train)
         # The repository uses its test split here; this package's is reserved for the evaluation.
         test_prompts, test_labels = labelled_prompts(task.validation)
+        # Nothing changes below the first adapter, and the loss reads nothing above the last layer.
+        segment = Segment(editable, min(*task.layers.adapted, *layers), max(layers))
+        inputs, test_inputs = (
+            [segment.capture_inputs(ids) for ids in some] for some in (prompts, test_prompts)
+        )
         lora = settings.model_dump(include={"r", "lora_alpha", "target_modules"})
         attach(editable, task.layers.adapted, LoraConfig(**lora), seed)
-        trained = [prompts[i] for i, label in enumerate(labels) if int(label) in self.trained]
+        weights = list(parameters(editable).values())
+        trained = [inputs[i] for i, label in enumerate(labels) if int(label) in self.trained]
         # main.py reports the first discriminator's accuracy, but does not stop on it.
-        states = last_states(editable, prompts, layers)
+        states = last_states(segment, inputs, layers)
         discriminator = fit_discriminator(states, labels, settings, seed * 7919)
         for number in range(1, settings.rounds + 1):
-            train_generator(editable, trained, discriminator, layers, settings)
-            states = last_states(editable, prompts, layers)
+            train_generator(weights, segment, trained, discriminator, layers, settings)
+            states = last_states(segment, inputs, layers)
             discriminator = fit_discriminator(states, labels, settings, seed * 7919 + number)
             progress("rounds", number, settings.rounds)
-            test_states = last_states(editable, test_prompts, layers)
+            test_states = last_states(segment, test_inputs, layers)
             if STOP_RANGE[0] < accuracy(discriminator, test_states, test_labels) < STOP_RANGE[1]:
                 return
 
@@ -118,24 +125,21 @@ def labelled_prompts(examples: EditExamples) -> tuple[list[torch.Tensor], torch.
     return prompts, torch.tensor([label for label, _ in found])
 
 
-def last_state(editable: EditableModel, ids: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+def last_state(segment: Segment, inputs: SegmentInputs, layers: Sequence[int]) -> torch.Tensor:
     """The last token's states after layers, concatenated, in float32: `[1, layers * hidden]`.
 
-    model.py: `CombinedModel.forward`. The first of transformers' hidden states is the embedding,
-    and the last is after the final norm.
+    model.py: `CombinedModel.forward`, which runs the whole model.
     """
-    states = editable.model(
-        input_ids=ids.to(editable.device), output_hidden_states=True, use_cache=False
-    ).hidden_states
-    return torch.cat([states[layer + 1][:, -1] for layer in layers], -1).float()
+    states = segment.forward(inputs, layers)
+    return torch.cat([states[layer][:, -1] for layer in layers], -1).float()
 
 
 @torch.no_grad()
 def last_states(
-    editable: EditableModel, prompts: Sequence[torch.Tensor], layers: Sequence[int]
+    segment: Segment, inputs: Sequence[SegmentInputs], layers: Sequence[int]
 ) -> torch.Tensor:
     """`last_state` of prompts, one at a time: `[n, layers * hidden]`."""
-    return torch.cat([last_state(editable, ids, layers) for ids in prompts])
+    return torch.cat([last_state(segment, one, layers) for one in inputs])
 
 
 def fit_discriminator(
@@ -170,8 +174,9 @@ def fit_discriminator(
 
 
 def train_generator(
-    editable: EditableModel,
-    prompts: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    segment: Segment,
+    prompts: Sequence[SegmentInputs],
     discriminator: nn.Module,
     layers: Sequence[int],
     settings: AreOriginalSettings,
@@ -184,12 +189,10 @@ def train_generator(
     Raises:
         DivergedError: a loss is not finite.
     """
-    optimizer = torch.optim.Adam(
-        parameters(editable).values(), lr=settings.learning_rate, eps=settings.eps
-    )
+    optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, eps=settings.eps)
     losses = []
-    for ids in [ids for _ in range(settings.epochs) for ids in prompts]:
-        logits = discriminator(last_state(editable, ids, layers))
+    for inputs in [one for _ in range(settings.epochs) for one in prompts]:
+        logits = discriminator(last_state(segment, inputs, layers))
         loss = F.cross_entropy(logits, torch.tensor([TARGET], device=logits.device))
         check_finite(loss, "The loss of the original ARE loop")
         loss.backward()  # type: ignore[no-untyped-call]

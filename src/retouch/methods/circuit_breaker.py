@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from retouch.core.config import option
 from retouch.core.types import Progress
+from retouch.methods.cached_batches import CachedBatches
 from retouch.methods.lora import LoraSettings, attach_adapter, check_pairs, train
 from retouch.methods.method import Method
-from retouch.methods.state_matching import StateBatches, reference_loss
+from retouch.methods.state_matching import reference_loss
 from retouch.models.adapters import parameters
 from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment
@@ -67,10 +68,13 @@ class CircuitBreaker(Method):
         check_pairs(task, self.title)
         examples, layers = task.train, task.layers.read
         segment = Segment(editable, 0, max(layers))
-        batches = StateBatches(editable, segment, layers, settings.batch_size)
-        source = batches.cache(examples.rejected)
+        batches = CachedBatches(editable, task, segment)
+        source = batches.cache(examples.rejected, settings.batch_size, layers)
         retain = batches.cache(
-            [*examples.retain, *examples.target], positions=ChatBatch.token_positions
+            [*examples.retain, *examples.target],
+            settings.retain_batch_size,
+            layers,
+            positions=ChatBatch.token_positions,
         )
         sources = shuffled_forever(source, random.Random(f"{task.seed}:unwanted"))
         retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))

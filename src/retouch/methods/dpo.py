@@ -109,7 +109,8 @@ def build_dpo_trainer(
         def compute_loss(self, model: Any, *args: Any, **named: Any) -> Any:
             # No dropout, as in the other methods; TRL would remove it from the base permanently.
             model.eval()
-            return super().compute_loss(model, *args, **named)  # type: ignore[no-untyped-call]
+            with editable.compute_precision():
+                return super().compute_loss(model, *args, **named)  # type: ignore[no-untyped-call]
 
     with_sft = settings.sft_weight > 0
     on_cpu = editable.device.type == "cpu"

@@ -15,12 +15,15 @@ import torch
 from retouch.core.config import LoraConfig, option
 from retouch.core.errors import ConfigError, DivergedError
 from retouch.core.types import Progress
+from retouch.methods.cached_batches import CachedBatches
 from retouch.methods.method import Method, MethodSettings
 from retouch.models.adapters import attach, parameters
 from retouch.models.editable_model import EditableModel
-from retouch.representations.batch import ChatBatch, make_batches, shuffled_forever
+from retouch.models.segment import Segment
+from retouch.representations.batch import shuffled_forever
+from retouch.representations.cached_states import CachedStates
 from retouch.representations.divergence import kl_divergence
-from retouch.representations.logprobs import response_logprobs
+from retouch.representations.losses import sft_loss
 from retouch.task.best_checkpoint import BestCheckpoint
 from retouch.task.task import EditTask
 
@@ -34,7 +37,8 @@ class LoraSettings(MethodSettings):
     max_steps: int = option(96, "training steps", search=(24, 200), log=True, ge=1)
     r: int = option(8, "LoRA rank", ge=1)
     lora_alpha: float = option(16.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
-    batch_size: int = option(24, "examples per training step", ge=1)
+    batch_size: int = option(8, "source examples per training step", ge=1)
+    retain_batch_size: int = option(16, "retain examples per training step", ge=1)
     num_validations: int = option(8, "validations during the training", ge=1)
     max_drift: float = option(
         0.02, "maximum drift (KL to the base, nats a token)", search=(0.002, 0.1), log=True
@@ -119,20 +123,18 @@ def train(
     validation.restore_best()
 
 
-def response_loss(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
+def response_loss(segment: Segment, cached: CachedStates) -> torch.Tensor:
     r"""Cross-entropy of the responses: $-\frac1T \sum_t \log p(y_t | x, y_{<t})$, nats a token."""
-    logits = editable.model(input_ids=batch.ids.to(editable.device), use_cache=False).logits
-    return -response_logprobs(logits, batch).mean()
+    states = cached.current(segment, (segment.last,))[segment.last]
+    return sft_loss(segment.logits(states), cached.batch.response_tokens())
 
 
-def base_kl(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
-    r"""$\frac1T \sum_t KL(p_{base} || p)$ over every token of the batch, nats a token."""
-    ids, mask = batch.ids.to(editable.device), batch.token_mask()
-    with torch.no_grad(), editable.base_model():
-        base = editable.model(input_ids=ids, use_cache=False).logits
-    edited = editable.model(input_ids=ids, use_cache=False).logits
-    mask = mask.to(edited.device)
-    return kl_divergence(base[mask], edited[mask]).mean()
+def base_kl(segment: Segment, cached: CachedStates) -> torch.Tensor:
+    r"""$\frac1T \sum_t KL(p_{base} || p)$ over the response tokens of the batch, nats a token."""
+    with torch.no_grad():
+        base = segment.logits(cached.states[segment.last])
+    states = cached.current(segment, (segment.last,))[segment.last]
+    return kl_divergence(base, segment.logits(states)).mean()
 
 
 class LoraSft(Method):
@@ -143,23 +145,27 @@ class LoraSft(Method):
     source = "Hu et al. 2021, arXiv 2106.09685"
     settings = LoraSettings
     # By the setting with the weight of each.
-    retain_losses: ClassVar[dict[str, Callable[[EditableModel, ChatBatch], torch.Tensor]]] = {}
+    retain_losses: ClassVar[dict[str, Callable[[Segment, CachedStates], torch.Tensor]]] = {}
 
     def apply(
         self, editable: EditableModel, task: EditTask, settings: Any, progress: Progress
     ) -> None:
         """Train adapters on all layers with the response loss and the weighted `retain_losses`."""
-        size, pad = settings.batch_size, int(editable.tokenizer.pad_token_id)
-        chosen, retain = (
-            shuffled_forever(make_batches(chats, size, pad), random.Random(f"{task.seed}:{name}"))
-            for name, chats in (("wanted", task.train.chosen), ("hold", task.train.retain))
-        )
+        last = editable.layout.depth - 1
+        segment = Segment(editable, 0, last)
+        batches = CachedBatches(editable, task, segment)
+        chosen = batches.cache(task.train.chosen, settings.batch_size)
+        retain = []
+        if self.retain_losses:
+            retain = batches.cache(task.train.retain, settings.retain_batch_size, (last,))
+        targets = shuffled_forever(chosen, random.Random(f"{task.seed}:wanted"))
+        retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))
 
         def loss(_: int) -> torch.Tensor:
-            total = response_loss(editable, next(chosen))
-            if (batch := next(retain, None)) is not None:
+            total = response_loss(segment, next(targets))
+            if (batch := next(retains, None)) is not None:
                 for weight, retain_loss in self.retain_losses.items():
-                    total = total + getattr(settings, weight) * retain_loss(editable, batch)
+                    total = total + getattr(settings, weight) * retain_loss(segment, batch)
             return total
 
         attach_adapter(editable, range(editable.layout.depth), settings, task.seed)

@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 
-from retouch.concepts.chat import TokenizedChat
 from retouch.core.config import option
 from retouch.core.types import Progress
+from retouch.methods.cached_batches import CachedBatches
 from retouch.methods.lora import LoraSettings, attach_adapter, train
 from retouch.methods.method import Method
-from retouch.models.activation_cache import ActivationCache
 from retouch.models.editable_model import EditableModel
-from retouch.models.oom import split_on_oom
 from retouch.models.segment import Segment
-from retouch.representations.batch import ChatBatch, Positions, make_batches, shuffled_forever
-from retouch.representations.cached_states import CachedStates, cache_states
+from retouch.representations.batch import ChatBatch, Positions, shuffled_forever
+from retouch.representations.cached_states import CachedStates
 from retouch.representations.discriminator import States
 from retouch.representations.losses import normalized_mse_loss
 from retouch.task.examples import EditExamples
@@ -26,73 +24,9 @@ from retouch.task.layers import NUM_BELOW
 from retouch.task.task import EditTask
 
 
-class StateBatches:
-    """Divides chats into batches and caches their segment inputs and reference states.
-
-    A batch that exceeds the memory is split into smaller ones. The base model's states are
-    references, so no adapter may be attached yet.
-    """
-
-    def __init__(
-        self, editable: EditableModel, segment: Segment, layers: Sequence[int], batch_size: int
-    ) -> None:
-        """Create an empty cache for the outputs of `layers` of a segment."""
-        self._segment, self._layers, self._batch_size = segment, tuple(layers), batch_size
-        self._pad = int(editable.tokenizer.pad_token_id)
-        # With a device memory limit, half of what the weights leave is for training steps.
-        limit = None if editable.free_bytes is None else editable.free_bytes // 2
-        self._cache = ActivationCache(editable.device, limit)
-
-    def cache(
-        self,
-        chats: Sequence[TokenizedChat],
-        *,
-        positions: Callable[[ChatBatch], Positions] = ChatBatch.response_positions,
-        layers: Sequence[int] = (),
-        reference: Callable[[ChatBatch, Positions], States] | None = None,
-    ) -> list[CachedStates]:
-        """Cache chats in batches.
-
-        Args:
-            chats: tokenized chats with responses.
-            positions: the positions that are trained on (default: those that predict the response).
-            layers: the layers that are trained on (default: the instance's).
-            reference: the reference states `[n, hidden]` by layer at `n` positions of a batch
-                (default: the base model's).
-        """
-
-        def run(batch: ChatBatch) -> CachedStates:
-            at, inputs = positions(batch), self._segment.capture_inputs(batch.ids)
-            if reference is not None:
-                found = reference(batch, at)
-            else:
-                with torch.no_grad():
-                    states = self._segment.forward(inputs, layers or self._layers)
-                found = {layer: states[layer][at] for layer in states}
-            return cache_states(batch, inputs, self._cache, positions=at, reference=found)
-
-        def run_split(batch: ChatBatch) -> list[CachedStates]:
-            return split_on_oom(lambda rows: [run(batch.select(rows))], range(len(batch.index)))
-
-        batches = make_batches(chats, self._batch_size, self._pad)
-        return [cached for batch in batches for cached in run_split(batch)]
-
-    def cache_pairs(
-        self, chats: Sequence[TokenizedChat], counterparts: Sequence[TokenizedChat]
-    ) -> list[CachedStates]:
-        """Cache chats with their counterparts' states along the response as the reference."""
-
-        def reference(batch: ChatBatch, _: Positions) -> States:
-            other = batch.counterpart(counterparts, self._pad)
-            states = self._segment.forward_states(other.ids, self._layers)
-            return {layer: states[layer][other.response_positions()] for layer in self._layers}
-
-        return self.cache(chats, reference=reference)
-
-
 def response_means(batches: Sequence[CachedStates]) -> States:
     """The mean reference state at each response offset, `[offsets, hidden]` by layer."""
-    found = [one.batch.response_offsets(one.positions).cpu() for one in batches]
+    found = [one.batch.response_offsets() for one in batches]
     counts, means = torch.bincount(torch.cat(found)), dict[int, torch.Tensor]()
     for cached, offsets in zip(batches, found, strict=True):
         for layer, states in cached.states.items():
@@ -147,11 +81,16 @@ class Lorra(Method):
     ) -> None:
         """Train adapters from the first layer to the last that is read."""
         layers, examples = task.layers.read, task.train
-        segment = Segment(editable, 0, max(layers))
-        batches = StateBatches(editable, segment, layers, settings.batch_size)
-        source = batches.cache(examples.source)
-        retain = batches.cache(examples.retain, positions=ChatBatch.token_positions)
-        target = batches.cache(examples.counterparts or examples.target)
+        segment, size = Segment(editable, 0, max(layers)), settings.batch_size
+        batches = CachedBatches(editable, task, segment)
+        source = batches.cache(examples.source, size, layers)
+        retain = batches.cache(
+            examples.retain,
+            settings.retain_batch_size,
+            layers,
+            positions=ChatBatch.token_positions,
+        )
+        target = batches.cache(examples.counterparts or examples.target, size, layers)
         vectors = reading_vectors(response_means(target), response_means(source))
         sources = shuffled_forever(source, random.Random(f"{task.seed}:source"))
         retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))
@@ -181,7 +120,7 @@ def shift_loss(
 
     Positions beyond the offsets that the vectors reach are left out.
     """
-    offsets, base = cached.batch.response_offsets(cached.positions), cached.states
+    offsets, base = cached.batch.response_offsets().to(cached.positions[0].device), cached.states
     current = cached.current(segment, tuple(base))
     losses = []
     for layer, states in base.items():
@@ -230,10 +169,13 @@ class PairedMatching(Method):
         """Train adapters on the read layers and those just below."""
         layers = shifted_layers(task, settings.offset, editable.layout.depth)
         segment = Segment(editable, max(0, layers[0] - NUM_BELOW), layers[-1])
-        batches = StateBatches(editable, segment, layers, settings.batch_size)
-        source = cache_source(batches, task.train)
+        batches = CachedBatches(editable, task, segment)
+        source = cache_source(batches, task.train, settings.batch_size, layers)
         retain = batches.cache(
-            task.train.retain, positions=ChatBatch.token_positions, layers=layers[-1:]
+            task.train.retain,
+            settings.retain_batch_size,
+            layers[-1:],
+            positions=ChatBatch.token_positions,
         )
         sources = shuffled_forever(source, random.Random(f"{task.seed}:source"))
         retains = shuffled_forever(retain, random.Random(f"{task.seed}:hold"))
@@ -254,19 +196,22 @@ def shifted_layers(task: EditTask, offset: int, depth: int) -> tuple[int, ...]:
     return tuple(sorted({min(max(layer + offset, 0), depth - 1) for layer in task.layers.read}))
 
 
-def cache_source(batches: StateBatches, examples: EditExamples) -> list[CachedStates]:
+def cache_source(
+    batches: CachedBatches, examples: EditExamples, batch_size: int, layers: Sequence[int]
+) -> list[CachedStates]:
     """The source examples in batches, with the states that they are matched to as the reference."""
     if examples.counterparts:
-        return batches.cache_pairs(examples.source, examples.counterparts)
-    means = response_means(batches.cache(examples.target))
+        return batches.cache_pairs(examples.source, examples.counterparts, batch_size, layers)
+    means = response_means(batches.cache(examples.target, batch_size, layers))
     length = len(next(iter(means.values())))
 
-    def reference(batch: ChatBatch, at: Positions) -> States:
-        offsets = batch.response_offsets(at)
+    def reference(batch: ChatBatch, _: Positions) -> States:
+        offsets = batch.response_offsets(length)
         return {layer: mean[offsets.to(mean.device)] for layer, mean in means.items()}
 
     return batches.cache(
         examples.source,
+        batch_size,
         positions=lambda batch: batch.response_positions(length),
         reference=reference,
     )

@@ -63,7 +63,6 @@ class Segment:
         """Whether the segment ends at the model's last block."""
         return self.last == self._editable.layout.depth - 1
 
-    @torch.no_grad()
     def capture_inputs(
         self, ids: torch.Tensor, packing: Mapping[str, Any] | None = None
     ) -> SegmentInputs:
@@ -73,6 +72,16 @@ class Segment:
             ids: padded on the right, or packed.
             packing: the model's further arguments for packed chats (`ChatBatch.packing`).
         """
+        return self.capture(ids, (), packing)[0]
+
+    @torch.no_grad()
+    def capture(
+        self,
+        ids: torch.Tensor,
+        layers: Sequence[int],
+        packing: Mapping[str, Any] | None = None,
+    ) -> tuple[SegmentInputs, dict[int, torch.Tensor]]:
+        """`inputs = capture_inputs(ids)` and `forward(inputs, layers)` in one pass."""
         hidden: list[torch.Tensor] = []
         args: list[BlockArgs] = []
 
@@ -82,18 +91,19 @@ class Segment:
             if not args:
                 hidden.append(given.detach().clone())
             args.append(BlockArgs(positional[1:], keyword))
-            if len(args) == self.last - self.first + 1:
+            if len(args) == self.last - self.first + 1 and self.last not in layers:
                 raise _EndOfSegment
 
         blocks = self._editable.blocks[self.first : self.last + 1]
-        # Before other hooks, such as those that gather a sharded block's weights: the exception
-        # would leave their work undone.
-        handles = [
-            block.register_forward_pre_hook(capture, with_kwargs=True, prepend=True)
-            for block in blocks
-        ]
-        self._forward_model(ids, handles, packing)
-        return SegmentInputs(hidden[0], tuple(args))
+        with record_activations(self._editable, layers) as states:
+            # Before other hooks, such as those that gather a sharded block's weights: the exception
+            # would leave their work undone.
+            handles = [
+                block.register_forward_pre_hook(capture, with_kwargs=True, prepend=True)
+                for block in blocks
+            ]
+            self._forward_model(ids, [*handles, *self._end_hooks()], packing)
+        return SegmentInputs(hidden[0], tuple(args)), states
 
     @torch.no_grad()
     def forward_states(
@@ -103,18 +113,20 @@ class Segment:
         packing: Mapping[str, Any] | None = None,
     ) -> dict[int, torch.Tensor]:
         """The outputs of layers: `forward(capture_inputs(ids), layers)` in one pass."""
+        with record_activations(self._editable, layers) as states:
+            self._forward_model(ids, self._end_hooks(), packing)
+        return states
 
-        def stop(*_: Any) -> None:
+    def _end_hooks(self) -> list[RemovableHandle]:
+        """Hooks that end a pass behind the last block."""
+
+        def end(*_: Any) -> None:
             raise _EndOfSegment
 
-        last = self._editable.blocks[self.last]
         above = self._editable.blocks[self.last + 1 : self.last + 2]
-        with record_activations(self._editable, layers) as states:
-            handles = [block.register_forward_pre_hook(stop, prepend=True) for block in above]
-            # The vocabulary at every token would take longer than the blocks.
-            handles = handles or [last.register_forward_hook(stop)]
-            self._forward_model(ids, handles, packing)
-        return states
+        handles = [block.register_forward_pre_hook(end, prepend=True) for block in above]
+        # The vocabulary at every token would take longer than the blocks.
+        return handles or [self._editable.blocks[self.last].register_forward_hook(end)]
 
     def _forward_model(
         self,

@@ -9,6 +9,7 @@ import torch
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.editable_model import EditableModel
 from retouch.models.hooks import record_activations
+from retouch.models.segment import Segment
 from retouch.representations.batch import ChatBatch, make_batches
 
 BATCH_SIZE = 32
@@ -42,8 +43,9 @@ def response_states(
     Yields:
         The batch, the row `[n]` of each state, and the states `[n, hidden]` by layer.
     """
+    last = max(layers)
+    segment = Segment(editable, last, last)
     for batch in make_batches(chats, BATCH_SIZE, int(editable.tokenizer.pad_token_id)):
-        with record_activations(editable, layers) as states:
-            editable.model(input_ids=batch.ids.to(editable.device), use_cache=False)
+        states = segment.forward_states(batch.ids, layers)
         at = batch.response_positions(positions)
         yield batch, at[0], {layer: states[layer][at] for layer in layers}

@@ -137,10 +137,10 @@ class ChatBatch:
         """Weights `[n]` of positions: `first_token_weight` at the last prompt token, else 1."""
         return torch.where(self.first_positions(positions), first_token_weight, 1.0)
 
-    def response_offsets(self, positions: Positions) -> torch.Tensor:
-        """Offsets `[n]` of a padded batch's positions in the responses; 0 predicts the first."""
-        rows, at = positions
-        return at - (torch.tensor(self.starts, device=at.device)[rows] - 1)
+    def response_offsets(self, limit: int | None = None) -> torch.Tensor:
+        """The offset `[n]` of each of `response_positions(limit)`; 0 predicts the first token."""
+        counts = torch.bincount(self.response_chats(limit), minlength=len(self.index))
+        return torch.cat([torch.arange(count) for count in counts.tolist()])
 
     def common_prompt_suffix(self, other: ChatBatch) -> list[int]:
         """For each chat, how many tokens before the last one the prompts of both batches share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,13 @@ class Packer:
         windows = (getattr(config, name, None) for name in WINDOWS)
         # The mask of packed chats replaces that of a window, which shorter chats do not notice.
         self._window = min((size for size in windows if size), default=None)
+
+    def divide(self, chats: Sequence[TokenizedChat], size: int, seed: int) -> list[list[int]]:
+        """The numbers of the chats of each batch: mixed where they are packed, else by length."""
+        order = sorted(range(len(chats)), key=lambda i: (len(chats[i].ids), i))
+        if self.packed:
+            random.Random(seed).shuffle(order)
+        return [order[begin : begin + size] for begin in range(0, len(order), size)]
 
     def batch(self, index: Sequence[int], chats: Sequence[TokenizedChat]) -> ChatBatch:
         """Some chats of a set as one batch; padded if one of them is longer than a window."""

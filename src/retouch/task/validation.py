@@ -138,13 +138,15 @@ class Validator:
         for begin in range(0, len(order), BATCH_SIZE):
             index = order[begin : begin + BATCH_SIZE]
             batch = self._packer.batch(index, chats)
-            inputs = segment.capture_inputs(batch.ids, self._packer.arguments(batch))
+            layers = (segment.last,) if base else ()
+            packing = self._packer.arguments(batch)
+            inputs, states = segment.capture(batch.ids, layers, packing)
             rows, positions = batch.response_positions()
             responses = (rows.to(editable.device), positions.to(editable.device))
             base_logprobs = None
             if base:
-                logprobs = _logits(segment, inputs, responses).float().log_softmax(-1)
-                base_logprobs = cache.put(logprobs.half())
+                logits = segment.logits(states[segment.last][responses])
+                base_logprobs = cache.put(logits.float().log_softmax(-1).half())
             batches.append(_CachedBatch(batch, cache.put(inputs), responses, base_logprobs))
         return batches
 

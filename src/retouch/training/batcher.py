@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -47,7 +46,7 @@ class Batcher:
             progress: called after every batch.
         """
         batches: list[Batch] = []
-        for index in self._divide_chats(chats, batch_size):
+        for index in self._context.packer.divide(chats, batch_size, self._context.seed):
             batches.append(self._batch(index, chats, micro_batch_size, counterparts, retain))
             name = "retain" if retain else "source"
             progress(f"base states of the {name} examples", len(batches) * batch_size, len(chats))
@@ -62,7 +61,7 @@ class Batcher:
     ) -> Iterator[ReadStates]:
         """The base model's states of chats, in micro-batches; nothing is cached."""
         context = self._context
-        for index in self._divide_chats(chats, batch_size):
+        for index in self._context.packer.divide(chats, batch_size, self._context.seed):
             for part, is_dummy in _divide(index, micro_batch_size):
                 batch = context.packer.batch(part, chats)
                 states = context.segment.forward_states(
@@ -88,14 +87,6 @@ class Batcher:
         spans = zip(batch.starts, batch.ends, strict=True)
         counts = tuple(min(end - start, self._positions) for start, end in spans)
         return ReadStates(batch.index, counts, is_dummy, states)
-
-    def _divide_chats(self, chats: Sequence[TokenizedChat], size: int) -> Iterator[list[int]]:
-        """The numbers of the chats of each batch: mixed where they are packed, else by length."""
-        order = sorted(range(len(chats)), key=lambda i: (len(chats[i].ids), i))
-        if self._context.packer.packed:
-            random.Random(self._context.seed).shuffle(order)
-        for begin in range(0, len(order), size):
-            yield order[begin : begin + size]
 
     def _batch(
         self,
@@ -135,13 +126,14 @@ class Batcher:
         responses = batch.response_positions()
         at_responses = (responses[0].to(device), responses[1].to(device))
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
-        inputs = segment.capture_inputs(batch.ids, context.packer.arguments(batch))
+        layers = (*context.read_layers, segment.last) if retain else ()
+        packing = context.packer.arguments(batch)
+        inputs, states = segment.capture(batch.ids, layers, packing)
         positions, weights = responses, None
         reference: States = {}
         reads: States = {}
         base_logprobs = None
         if retain:
-            states = segment.forward(inputs, (*context.read_layers, segment.last))
             reads = self._read(states, batch)
             if loss.retain_weight:
                 positions = batch.token_positions()
