@@ -68,6 +68,12 @@ class Study:
         return select_trial(self.trials, self.max_drift)
 
     @property
+    def best_settings(self) -> dict[str, Any]:
+        """The settings of `best_trial`, with those that every trial has, by dotted path."""
+        best = self.best_trial
+        return {**self.identity.get("fixed", {}), **(best.settings if best else {})}
+
+    @property
     def pareto_front(self) -> list[Trial]:
         """The completed trials on the Pareto front, in the order of their drift."""
         return pareto_front(_completed(self.trials), lambda trial: trial.point)

@@ -24,10 +24,11 @@ from retouch.comparison.objective import metric_key
 from retouch.comparison.result import read_saved
 from retouch.comparison.runner import Runner
 from retouch.comparison.study import FILE, MAX_DRIFT, Study, Trial
+from retouch.comparison.tuned_settings import make_settings
 from retouch.concepts.concept import Concept
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
-from retouch.core.options import flatten, list_options
+from retouch.core.options import flatten, list_options, nest
 from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
 from retouch.core.serialization import to_plain
@@ -52,6 +53,7 @@ def tune(
     seed: int = 0,
     max_drift: float = MAX_DRIFT,
     limit: int | None = None,
+    fixed: Mapping[str, Any] | None = None,
     output_dir: Path | str | None = None,
     load_config: LoadConfig | None = None,
     allow_weakening: str | None = None,
@@ -72,6 +74,7 @@ def tune(
         seed: the seed of the examples, the initial weights and the trials.
         max_drift: maximum drift of the selected trial, KL to the base in nats a token.
         limit: maximum number of validation examples per metric.
+        fixed: settings of the method by dotted path that every trial has, and none searches.
         output_dir: the folder of the study, which is continued if it exists (default:
             `runs/tune-CONCEPT-DIRECTION-METHOD`).
         load_config: how a model that is given by its name is loaded.
@@ -102,12 +105,15 @@ def tune(
         load_config=load_config,
     )
     objective, tuned_method = grid.objective(), registry.get_method(method)
-    fixed = tuned_method.defaults(grid.concept, direction)
-    space = build_search_space(tuned_method.settings, flatten(fixed))
+    fixed = dict(fixed or {})
+    common = flatten(tuned_method.defaults(grid.concept, direction)) | fixed
+    make_settings(tuned_method, common, "`fixed`")  # raises if one of them is wrong
+    space = build_search_space(tuned_method.settings, common)
+    space = [dimension for dimension in space if dimension.path not in fixed]
     grid = replace(
         grid,
         seeds=(seed,),
-        settings={method: fixed},
+        settings={method: nest(common)},
         settings_origin="the trial",
         measured=(replace(grid.concept, metrics=(objective.effect, objective.drift)),),
     )
@@ -120,6 +126,7 @@ def tune(
         "data": grid.data(num_examples).model_dump(mode="json"),
         "seed": seed,
         "limit": limit,
+        **({"fixed": to_plain(fixed)} if fixed else {}),
     }
     path = Path(output_dir or f"runs/tune-{grid.concept.name}-{direction}-{method}")
     saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
