@@ -29,7 +29,7 @@ from retouch.core.atomic import atomic_write
 from retouch.core.errors import RetouchError
 from retouch.core.run_dir import find_adapter
 from retouch.core.types import Score
-from retouch.evaluation.evaluate import Evaluation, joined
+from retouch.evaluation.evaluate import Evaluation
 from retouch.evaluation.statistics import wilson
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
@@ -42,21 +42,18 @@ HARMLESS, TEMPLATES, HARMLESS_TEMPLATES = (
     "jailbreak-templates",
     "jailbreak-templates-harmless",
 )
-# The suites, by the maximum number of rows.
-SUITES: dict[int | None, tuple[str, ...]] = {
-    None: (
-        "jailbreakbench",
-        "xstest-safe",
-        "xstest-unsafe",
-        HARMLESS,
-        "prefill",
-        "prefill-harmless",
-        TEMPLATES,
-        HARMLESS_TEMPLATES,
-    ),
-    100: ("harmbench",),
-    50: ("harmbench-copyright",),
-}
+SUITES = (
+    "jailbreakbench",
+    "xstest-safe",
+    "xstest-unsafe",
+    HARMLESS,
+    "prefill",
+    "prefill-harmless",
+    TEMPLATES,
+    HARMLESS_TEMPLATES,
+    "harmbench:100",
+    "harmbench-copyright:50",
+)
 REFUSAL, DEGENERATE = "refusal", "degenerate"
 
 Scores = tuple[Score | None, Score | None]  # of the base and of the edited model
@@ -167,18 +164,13 @@ def measure(
     for path in adapters:
         find_adapter(path)  # a wrong path ends the program at once
     return [
-        joined(
-            [
-                evaluate(
-                    editable,
-                    adapter=path,
-                    suites=names,
-                    data_dir=data_dir,
-                    limit=min((one for one in (count, limit) if one is not None), default=None),
-                    max_new_tokens=max_new_tokens,
-                )
-                for count, names in SUITES.items()
-            ]
+        evaluate(
+            editable,
+            adapter=path,
+            suites=SUITES,
+            data_dir=data_dir,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
         )
         for path in adapters
     ]

@@ -39,6 +39,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -119,11 +120,16 @@ Run = Callable[..., Any]
 class WholeModel(Segment):
     """A segment that runs the whole model every time, its head included."""
 
-    def capture_inputs(
-        self, ids: torch.Tensor, packing: Mapping[str, Any] | None = None
-    ) -> SegmentInputs:
+    @torch.no_grad()
+    def capture(
+        self,
+        ids: torch.Tensor,
+        layers: Sequence[int],
+        packing: Mapping[str, Any] | None = None,
+    ) -> tuple[SegmentInputs, dict[int, torch.Tensor]]:
         """Keep the ids `[rows, tokens]`; nothing is computed in advance."""
-        return SegmentInputs(ids.to(self._editable.device), ())
+        inputs = SegmentInputs(ids.to(self._editable.device), ())
+        return inputs, self.forward(inputs, layers) if layers else {}
 
     def forward(self, inputs: SegmentInputs, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """The outputs `[rows, tokens, hidden]` of layers; gradients flow."""
@@ -207,17 +213,18 @@ def original(editable: EditableModel, case: Case, prompts: Prompts) -> Timing:
     ids, labels = are_original.labelled_prompts(examples_of(prompts.source, prompts.target))
     test_ids, test_labels = are_original.labelled_prompts(examples_of(*prompts.tests))
     attach(editable, case.layers, case.method.lora, SEED)
-    states = are_original.last_states(editable, ids, layers)
+    weights, read = list(parameters(editable).values()), partial(_last_state, editable, layers)
+    states = are_original.last_states(read, ids)
     discriminator = are_original.fit_discriminator(states, labels, settings, SEED)
     setup, laps, losses = clock.lap(), [], []
     for number in range(1, case.rounds + 1):
-        loss = are_original.train_generator(editable, ids, discriminator, layers, settings)
+        loss = are_original.train_generator(weights, read, ids, discriminator, settings)
         losses.append(loss)
         for _ in range(settings.epochs):
-            _test_loss(editable, test_ids, test_labels, discriminator, layers)
-        states = are_original.last_states(editable, ids, layers)
+            _test_loss(read, test_ids, test_labels.to(editable.device), discriminator)
+        states = are_original.last_states(read, ids)
         discriminator = are_original.fit_discriminator(states, labels, settings, number)
-        test_states = are_original.last_states(editable, test_ids, layers)
+        test_states = are_original.last_states(read, test_ids)
         are_original.accuracy(discriminator, test_states, test_labels)
         laps.append(clock.lap())
     return Timing(setup, laps, losses, clock.cpu())
@@ -234,19 +241,29 @@ def original_settings(case: Case) -> are_original.AreOriginalSettings:
     )
 
 
+def _last_state(editable: EditableModel, layers: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
+    """The states of a prompt's last token, from a run of the whole model, as in the repository.
+
+    model.py: `CombinedModel.forward`.
+    """
+    states = editable.model(
+        input_ids=ids.to(editable.device), output_hidden_states=True, use_cache=False
+    ).hidden_states
+    return torch.cat([states[layer + 1][:, -1] for layer in layers], -1).float()
+
+
 @torch.no_grad()
 def _test_loss(
-    editable: EditableModel,
+    read: Callable[[torch.Tensor], torch.Tensor],
     prompts: Sequence[torch.Tensor],
     labels: torch.Tensor,
     discriminator: torch.nn.Module,
-    layers: Sequence[int],
 ) -> float:
     """The original loop's loss on the test prompts, one at a time."""
-    losses = []
-    for ids, label in zip(prompts, labels.to(editable.device), strict=True):
-        logits = discriminator(are_original.last_state(editable, ids, layers))
-        losses.append(F.cross_entropy(logits, label[None]))
+    losses = [
+        F.cross_entropy(discriminator(read(ids)), label[None])
+        for ids, label in zip(prompts, labels, strict=True)
+    ]
     return float(torch.stack(losses).mean())
 
 

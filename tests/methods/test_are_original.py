@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +31,8 @@ def test_the_generator_lowers_its_loss() -> None:
     adapters.attach(editable, (1, 2), lora, 0)
     segment = Segment(editable, 1, 2)
     inputs = [segment.capture_inputs(ids) for ids in prompts]
-    states = are_original.last_states(segment, inputs, (1, 2))
+    read = partial(are_original.last_state, segment, (1, 2))
+    states = are_original.last_states(read, inputs)
     assert states.shape == (16, 64)
     discriminator = are_original.fit_discriminator(states, labels, settings, 0)
     assert are_original.accuracy(discriminator, states, labels) > 0.9
@@ -39,7 +41,7 @@ def test_the_generator_lowers_its_loss() -> None:
     assert torch.allclose(states[3:4], expected, atol=1e-5)
     weights = list(adapters.parameters(editable).values())
     losses = [
-        are_original.train_generator(weights, segment, inputs, discriminator, (1, 2), settings)
+        are_original.train_generator(weights, read, inputs, discriminator, settings)
         for _ in range(3)
     ]
     assert losses[2] < 0.7 * losses[0]
@@ -62,11 +64,11 @@ def test_every_round_has_a_new_discriminator_and_the_rule_ends_the_loop(
         return discriminators[-1]
 
     def record_train(
-        weights: Any, segment: Segment, prompts: Any, discriminator: Any, *given: Any
+        weights: Any, read: Any, prompts: Any, discriminator: Any, settings: Any
     ) -> float:
         counts.append(len(prompts))
         assert discriminator is discriminators[-1]
-        return train(weights, segment, prompts, discriminator, *given)
+        return train(weights, read, prompts, discriminator, settings)
 
     accuracies = iter([0.9, 0.7, 0.45, last, 0.9])
     monkeypatch.setattr(are_original, "fit_discriminator", record_fit)

@@ -17,6 +17,7 @@ from retouch.cli.options import (
     configured,
     option,
     out_dir,
+    split_assignments,
     split_names,
     split_numbers,
 )
@@ -37,11 +38,18 @@ def compare(
         str, option("N,...", "labelled source examples, and as many target examples")
     ] = "128",
     seeds: Annotated[int, option("N", "number of seeds, from 0 on")] = 5,
+    more_seeds: Annotated[
+        str, option("NAME=N,...", "number of seeds of single methods, in place of --seeds")
+    ] = "",
     tuned: Annotated[
         Path | None, option("FILE", "tuned settings (default: the built-in ones, if any)")
     ] = None,
     metrics: Annotated[
-        str, option("concept|all", "the metrics of the concept, or of all built-in concepts")
+        str,
+        option(
+            "objective|concept|all",
+            "effect and drift, all metrics of the concept, or those of all built-in concepts",
+        ),
     ] = "concept",
     suite: Suites = None,
     data_dir: DataDir = None,
@@ -52,6 +60,10 @@ def compare(
         int | None, option("N", "maximum number of examples per metric, and per suite")
     ] = None,
     max_new_tokens: MaxNewTokens = 64,
+    samples: Annotated[int, option("N", "responses of every method to keep, for samples.md")] = 0,
+    save_adapters: Annotated[
+        bool, typer.Option("--save-adapters", help="keep the adapters of methods that have one")
+    ] = False,
     jobs: Annotated[int, option("N", "number of worker processes that run at the same time")] = 1,
     ray: Annotated[
         str | None,
@@ -88,12 +100,15 @@ def compare(
             direction=config.direction,
             methods=None if methods is None else split_names(methods),
             seeds=seeds,
+            more_seeds=split_assignments("more_seeds", split_names(more_seeds)),
             num_examples=counts,
             tuned=tuned,
             metrics=cast(Any, metrics),
             suites=suite or (),
             data_dir=data_dir,
             attacks=split_names(attacks),
+            samples=samples,
+            save_adapters=save_adapters,
             output_dir=output_dir,
             jobs=jobs,
             ray=ray,

@@ -39,7 +39,11 @@ Adapter = Annotated[
 ]
 Suites = Annotated[
     list[str] | None,
-    option("NAME|FILE", "a public evaluation set, or a YAML file of one; may be repeated"),
+    option(
+        "NAME|FILE",
+        "a public evaluation set, or a YAML file of one; NAME:N uses N of its rows; may be "
+        "repeated",
+    ),
 ]
 DataDir = Annotated[
     Path | None, option("DIR", "folder with the published files of the suites (default: the hub)")
@@ -114,6 +118,27 @@ def split_numbers(name: str, text: str, kind: type[int] | type[float] = int) -> 
             "Separate them with commas, as in 8,16.",
             code="number-list",
         ) from None
+
+
+def split_assignments(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as values by name, each value as YAML has it.
+
+    Raises:
+        ConfigError: a text is not of this form; `name` is the parameter's.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not (key and equals and value):
+            message = f"`{name}`: {text!r} is not of the form NAME=VALUE."
+            raise ConfigError(message, code="assignment-invalid")
+    return found
 
 
 class Command(TyperCommand):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +9,8 @@ import typer
 
 from retouch.cli import output
 from retouch.cli.loading import resolve_with_model
-from retouch.cli.options import LOAD, configured, option, out_dir
-from retouch.core.errors import ConfigError, RunError
+from retouch.cli.options import LOAD, configured, option, out_dir, split_assignments
+from retouch.core.errors import RunError
 
 if TYPE_CHECKING:
     from retouch.comparison.study import Study, Trial
@@ -61,7 +60,7 @@ def tune(
             seed=config.seed,
             max_drift=config.train.max_drift,
             limit=limit,
-            fixed=_assignments(fixed or ()),
+            fixed=split_assignments("set", fixed or ()),
             output_dir=output_dir,
             load_config=config.load,
             allow_weakening=config.allow_weakening,
@@ -77,26 +76,6 @@ def tune(
     if save is not None:
         save_settings(save, method, study.best_settings, study.cost())
         typer.echo(f"Saved to {save}: retouch compare {config.model} --tuned {save}")
-
-
-def _assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` texts as settings by name; a value is YAML.
-
-    Raises:
-        ConfigError: a text is not of this form.
-    """
-    import yaml
-
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not (name.strip() and equals):
-            raise ConfigError(f"`--set {text}` is not of the form NAME=VALUE.")
-    return found
 
 
 def _print_front(study: Study, best: Trial) -> None:

@@ -5,13 +5,15 @@ results/METHOD-NUM_EXAMPLES-SEED.json   the result of a point; an existing one i
 compare.json                            the scores of every point, and the paired tests
 compare.md                              the tables
 compare.png                             effect against drift
+samples.md                              responses of every method, if samples are kept
+adapters/METHOD-NUM_EXAMPLES-SEED/      the adapter of a point, if adapters are saved
 ```
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -31,6 +33,7 @@ from retouch.comparison.plot import render_plot
 from retouch.comparison.ray_backend import Cluster, RayPool, connect, import_ray
 from retouch.comparison.result import Result, final_score, read_saved
 from retouch.comparison.runner import Runner
+from retouch.comparison.samples import render_samples
 from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
 from retouch.comparison.table import Table, html, main_columns, make_table, render_markdown
 from retouch.concepts.concept import Concept
@@ -125,12 +128,15 @@ def compare(
     *,
     methods: Sequence[str] | None = None,
     seeds: int = 5,
+    more_seeds: Mapping[str, int] | None = None,
     num_examples: int | Sequence[int] = 128,
     tuned: Path | str | None = None,
     metrics: MetricSet = "concept",
     suites: Sequence[str | Path] = (),
     data_dir: Path | str | None = None,
     attacks: Sequence[str] = (),
+    samples: int = 0,
+    save_adapters: bool = False,
     output_dir: Path | str | None = None,
     jobs: int = 1,
     ray: str | None = None,
@@ -155,13 +161,16 @@ def compare(
         direction: `raise` or `lower`.
         methods: ids of methods (default: all).
         seeds: the number of seeds: 0, 1, 2, and so on.
+        more_seeds: the number of seeds of single methods, by id, in place of `seeds`.
         num_examples: labelled source examples, and as many target examples; or several numbers.
         tuned: a file of tuned settings (default: those that ship for a built-in concept).
-        metrics: `concept` measures the metrics of the concept, `all` those of all built-in concepts
-            for the model too.
+        metrics: `objective` measures the effect and the drift, `concept` all metrics of the
+            concept, `all` those of all built-in concepts for the model too.
         suites: public evaluation sets that are measured too: names, or paths of suite files.
         data_dir: the folder with the suites' published files (default: datasets of the hub).
         attacks: robustness attacks to evaluate every method against, as for `retouch robustness`.
+        samples: the number of responses of every method that are kept, for `samples.md`.
+        save_adapters: whether the adapters are kept, for methods that change the weights alone.
         output_dir: the folder of the comparison, which is continued if it exists (default:
             `runs/compare-CONCEPT-DIRECTION`).
         jobs: number of points that run at once; above 1 each in a process of its own.
@@ -208,6 +217,7 @@ def compare(
         registry.method_ids() if methods is None else methods,
         seeds,
         [num_examples] if isinstance(num_examples, int) else num_examples,
+        more_seeds=more_seeds,
         tuned=tuned,
         metrics=metrics,
         suites=suites,
@@ -217,9 +227,12 @@ def compare(
         attacks=attacks,
         allow_weakening=allow_weakening,
         source_filter=source_filter,
+        samples=samples,
         load_config=load_config,
     )
     path = Path(output_dir or f"runs/compare-{grid.concept.name}-{direction}")
+    if save_adapters:
+        grid = replace(grid, adapters=path / "adapters")
     with displayed(on_event, "The same call continues with the points that are left.") as events:
         results = _run_grid(grid, path / "results", backend, events)
         comparison = Comparison(path, grid, tuple(results))
@@ -232,9 +245,7 @@ def _run_grid(grid: Grid, folder: Path, backend: Backend, on_event: OnEvent) -> 
     """Run the points without a result file; returns all results in the grid's order."""
     points = grid.points()
     identities = {point: grid.identity(point) for point in points}
-    files = {
-        point: folder / f"{point.method}-{point.num_examples}-{point.seed}.json" for point in points
-    }
+    files = {point: folder / f"{point.name}.json" for point in points}
     results = {
         point: read_saved(file, "result", Result, identities[point], "result-broken")
         for point, file in files.items()
@@ -299,7 +310,7 @@ def _score_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _write(comparison: Comparison) -> None:
-    """Write `compare.json`, `compare.md` and `compare.png`."""
+    """Write the files of the comparison, but for the results."""
     path, grid, results = comparison.path, comparison.grid, comparison.results
     objective = comparison.objective
     methods = {id: registry.get_method(id) for id in grid.methods}
@@ -332,3 +343,5 @@ def _write(comparison: Comparison) -> None:
     atomic_write(path / "compare.json", to_json(values, indent=2) + "\n")
     atomic_write(path / "compare.md", page)
     atomic_write(path / "compare.png", render_plot(objective, comparison.rows, titles))
+    if grid.samples:
+        atomic_write(path / "samples.md", render_samples(grid, results, titles))

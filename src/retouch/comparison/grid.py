@@ -24,7 +24,7 @@ from retouch.models.load import as_editable, loaded_already, model_name
 from retouch.reporting.safety_gate import check_weakening
 from retouch.suites.registry import load_suite_concepts
 
-MetricSet = Literal["concept", "all"]
+MetricSet = Literal["objective", "concept", "all"]
 
 # The tuned data settings of a concept that every method gets.
 TUNED_DATA = ("num_retain", "prefill_tokens", "prefills_per_example", "max_new_tokens")
@@ -40,6 +40,11 @@ class GridPoint:
     num_examples: int
     seed: int
 
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.method}-{self.num_examples}-{self.seed}"
+
     def __str__(self) -> str:
         return f"{self.method}, {self.num_examples} examples, seed {self.seed}"
 
@@ -53,8 +58,11 @@ class Grid:
         measured: the concepts whose metrics are measured.
         suites: the public evaluation sets that are measured, with the rows that `limit` left.
         methods: their ids, in the order of the tables.
+        more_seeds: the number of seeds of single methods, in place of `seeds`.
         settings: for each method, its settings as nested plain values.
         settings_origin: where the settings come from, in words.
+        samples: the number of responses of each point that are kept.
+        adapters: the folder that adapters are saved in; None: they are not saved.
     """
 
     model: str
@@ -67,20 +75,29 @@ class Grid:
     methods: tuple[str, ...]
     num_examples: tuple[int, ...]
     seeds: tuple[int, ...]
+    more_seeds: Mapping[str, int]
     settings: Mapping[str, Mapping[str, Any]]
     settings_origin: str
     limit: int | None
     max_new_tokens: int
     attacks: tuple[str, ...]
     source_filter: str | None
+    samples: int
+    adapters: Path | None
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds of a method."""
+        return tuple(range(self.more_seeds[method])) if method in self.more_seeds else self.seeds
 
     def points(self) -> list[GridPoint]:
         """The points; those with the same examples follow one another."""
+        seeds = {method: self.seeds_of(method) for method in self.methods}
         return [
             GridPoint(method, num_examples, seed)
             for num_examples in self.num_examples
-            for seed in self.seeds
+            for seed in sorted({seed for each in seeds.values() for seed in each})
             for method in self.methods
+            if seed in seeds[method]
         ]
 
     def objective(self) -> Objective:
@@ -107,6 +124,7 @@ class Grid:
             "max_new_tokens": self.max_new_tokens,
             "attacks": list(self.attacks),
             "settings": dict(self.settings[point.method]),
+            **({"samples": self.samples} if self.samples else {}),
         }
 
 
@@ -118,6 +136,7 @@ def make_grid(
     seeds: int,
     num_examples: Sequence[int],
     *,
+    more_seeds: Mapping[str, int] | None = None,
     tuned: Path | str | None = None,
     metrics: MetricSet = "concept",
     suites: Sequence[str | Path] = (),
@@ -127,6 +146,8 @@ def make_grid(
     attacks: Sequence[str] = (),
     allow_weakening: str | None = None,
     source_filter: str | None = None,
+    samples: int = 0,
+    adapters: Path | None = None,
     load_config: LoadConfig | None = None,
 ) -> Grid:
     """Make the grid of a comparison from the arguments of `compare`, before a model is loaded.
@@ -140,8 +161,17 @@ def make_grid(
     if direction not in DIRECTIONS:
         raise ConfigError(f"`direction` must be `raise` or `lower`, got {direction!r}.")
     if metrics not in get_args(MetricSet):
-        raise ConfigError(f"`metrics` must be `concept` or `all`, got {metrics!r}.")
+        raise ConfigError(f"`metrics` must be `objective`, `concept` or `all`, got {metrics!r}.")
     check_integer("seeds", seeds, 1)
+    for id, number in (more_seeds or {}).items():
+        if id not in methods:
+            raise ConfigError(
+                f"`more_seeds`: the method `{id}` is not compared.",
+                f"The methods are: {', '.join(methods)}.",
+                code="method-unknown",
+            )
+        check_integer(f"more_seeds[{id}]", number, 1)
+    check_integer("samples", samples, 0)
     check_integer("max_new_tokens", max_new_tokens, 1)
     if limit is not None:
         check_integer("limit", limit, 1)
@@ -171,21 +201,40 @@ def make_grid(
         model_identity={"model": name, **load_facts, "fingerprint": fingerprint},
         load_config=load_config,
         concept=concept,
-        measured=tuple(with_builtin(concept, known_as)) if metrics == "all" else (concept,),
+        measured=_measured(concept, direction, known_as, metrics),
         suites=tuple(load_suite_concepts(suites, data_dir, limit)),
         direction=direction,
         methods=tuple(settings),
         num_examples=tuple(dict.fromkeys(num_examples)),
         seeds=tuple(range(seeds)),
+        more_seeds=dict(more_seeds or {}),
         settings=settings,
         settings_origin=origin,
         limit=limit,
         max_new_tokens=max_new_tokens,
         attacks=tuple(attacks),
         source_filter=source_filter,
+        samples=samples,
+        adapters=adapters,
     )
     grid.objective()  # raises if there is none
     return grid
+
+
+def _measured(
+    concept: Concept, direction: Direction, model: str, metrics: MetricSet
+) -> tuple[Concept, ...]:
+    """The concepts whose metrics are measured."""
+    if metrics == "all":
+        return tuple(with_builtin(concept, model))
+    if metrics == "concept":
+        return (concept,)
+    return (objective_only(concept, find_objective(concept, direction)),)
+
+
+def objective_only(concept: Concept, objective: Objective) -> Concept:
+    """The concept with the metrics of its effect and its drift alone."""
+    return replace(concept, metrics=(objective.effect, objective.drift))
 
 
 def _fingerprint(editable: EditableModel) -> str:

@@ -12,7 +12,7 @@ from retouch.comparison.grid import GridPoint
 from retouch.comparison.objective import metric_key
 from retouch.core.errors import RunError
 from retouch.core.serialization import from_plain
-from retouch.core.types import Record, Score
+from retouch.core.types import Record, Sample, Score
 from retouch.evaluation.statistics import ExampleValues
 
 T = TypeVar("T")
@@ -27,7 +27,9 @@ class Result:
         seconds: time that the method took, without the evaluation.
         threads: number of CPU threads it ran on.
         records: the metrics of the base and, as `after`, of the model with the method applied.
-        values: the values of each example for the effect and the drift, by `suite/metric`.
+        values: the values of each example for the effect, the drift and the metrics of suites, by
+            `suite/metric`.
+        samples: responses with the method applied, as many as the grid says.
     """
 
     point: GridPoint
@@ -37,6 +39,7 @@ class Result:
     threads: int = 0
     records: tuple[Record, ...] = ()
     values: Mapping[str, ExampleValues] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
     def scores(self) -> dict[str, Score]:
         """The scores of the model with the method applied, by `suite/metric`."""

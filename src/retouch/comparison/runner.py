@@ -12,6 +12,7 @@ import torch
 from retouch.comparison.grid import Grid, GridPoint
 from retouch.comparison.objective import metric_key
 from retouch.comparison.result import Result
+from retouch.comparison.samples import choose_samples
 from retouch.comparison.tuned_settings import make_settings
 from retouch.core.errors import DivergedError, RetouchError
 from retouch.core.options import flatten
@@ -77,6 +78,8 @@ class Runner:
             began = time.monotonic()
             method.apply(self._editable, task, settings, progress)
             seconds = time.monotonic() - began
+            if grid.adapters and self._editable.adapted and not self._editable.interventions:
+                adapters.save(self._editable, grid.adapters / point.name)
             evaluation = evaluate(
                 self._editable,
                 grid.measured,
@@ -109,6 +112,7 @@ class Runner:
                 for (suite, metric), values in evaluation.values.items()
                 if suite in suites or f"{suite}/{metric}" in compared
             },
+            samples=choose_samples(evaluation.samples, grid.samples),
         )
 
     def _attack(self, task: EditTask) -> Iterator[Record]:

@@ -152,6 +152,7 @@ def make_table(
         for one in tests
         if one.num_examples == num_examples
     }
+    columns = [one for one in columns if any(one.key in row.metrics for row in rows)]
     tested = [column for column in columns if any(key == column.key for key, _ in p)]
     best = {column.key: _best(column, rows) for column in columns}
     head = ["method", *(column.title for column in columns)]
@@ -207,6 +208,8 @@ def render_markdown(
     public = suite_columns(results, grid.suites)
     others = other_columns(results, [*columns, *public])
     seeds = f"{len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
+    for id, number in grid.more_seeds.items():
+        seeds += f", {titles.get(id, id)} over {number}"
     limit = "" if grid.limit is None else f" ({grid.limit} examples per metric)"
     parts = [
         f"# {concept.title}, {DIRECTION_DONE[grid.direction]}: methods compared on {grid.model}\n",

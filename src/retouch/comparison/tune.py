@@ -19,7 +19,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retouch.comparison.grid import Grid, check_integer, make_grid, unedited_model
+from retouch.comparison.grid import (
+    Grid,
+    check_integer,
+    make_grid,
+    objective_only,
+    unedited_model,
+)
 from retouch.comparison.objective import metric_key
 from retouch.comparison.result import read_saved
 from retouch.comparison.runner import Runner
@@ -115,7 +121,7 @@ def tune(
         seeds=(seed,),
         settings={method: nest(common)},
         settings_origin="the trial",
-        measured=(replace(grid.concept, metrics=(objective.effect, objective.drift)),),
+        measured=(objective_only(grid.concept, objective),),
     )
     identity = {
         **grid.model_identity,

@@ -6,9 +6,10 @@ After github.com/Zhang-Yihao/Adversarial-Representation-Engineering (commit 87c3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import zip_longest
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +27,10 @@ from retouch.task.task import EditTask
 
 SOURCE, TARGET = 0, 1  # main.py: `target_label = 1`
 STOP_RANGE = (0.45, 0.70)  # train.py, `classifier_trainer`: `if 45 < acc and acc < 70`
+
+Prompt = TypeVar("Prompt")
+ReadState = Callable[[Prompt], torch.Tensor]
+"""The state `[1, size]` of a prompt as the model is now."""
 
 
 class AreOriginalSettings(MethodSettings):
@@ -95,14 +100,15 @@ class AreOriginal(Method):
         weights = list(parameters(editable).values())
         trained = [inputs[i] for i, label in enumerate(labels) if int(label) in self.trained]
         # main.py reports the first discriminator's accuracy, but does not stop on it.
-        states = last_states(segment, inputs, layers)
+        read = partial(last_state, segment, layers)
+        states = last_states(read, inputs)
         discriminator = fit_discriminator(states, labels, settings, seed * 7919)
         for number in range(1, settings.rounds + 1):
-            train_generator(weights, segment, trained, discriminator, layers, settings)
-            states = last_states(segment, inputs, layers)
+            train_generator(weights, read, trained, discriminator, settings)
+            states = last_states(read, inputs)
             discriminator = fit_discriminator(states, labels, settings, seed * 7919 + number)
             progress("rounds", number, settings.rounds)
-            test_states = last_states(segment, test_inputs, layers)
+            test_states = last_states(read, test_inputs)
             if STOP_RANGE[0] < accuracy(discriminator, test_states, test_labels) < STOP_RANGE[1]:
                 return
 
@@ -125,7 +131,7 @@ def labelled_prompts(examples: EditExamples) -> tuple[list[torch.Tensor], torch.
     return prompts, torch.tensor([label for label, _ in found])
 
 
-def last_state(segment: Segment, inputs: SegmentInputs, layers: Sequence[int]) -> torch.Tensor:
+def last_state(segment: Segment, layers: Sequence[int], inputs: SegmentInputs) -> torch.Tensor:
     """The last token's states after layers, concatenated, in float32: `[1, layers * hidden]`.
 
     model.py: `CombinedModel.forward`, which runs the whole model.
@@ -135,11 +141,9 @@ def last_state(segment: Segment, inputs: SegmentInputs, layers: Sequence[int]) -
 
 
 @torch.no_grad()
-def last_states(
-    segment: Segment, inputs: Sequence[SegmentInputs], layers: Sequence[int]
-) -> torch.Tensor:
-    """`last_state` of prompts, one at a time: `[n, layers * hidden]`."""
-    return torch.cat([last_state(segment, one, layers) for one in inputs])
+def last_states(read: ReadState[Prompt], prompts: Sequence[Prompt]) -> torch.Tensor:
+    """The states of prompts, one at a time: `[n, layers * hidden]`."""
+    return torch.cat([read(one) for one in prompts])
 
 
 def fit_discriminator(
@@ -175,10 +179,9 @@ def fit_discriminator(
 
 def train_generator(
     weights: Sequence[torch.Tensor],
-    segment: Segment,
-    prompts: Sequence[SegmentInputs],
+    read: ReadState[Prompt],
+    prompts: Sequence[Prompt],
     discriminator: nn.Module,
-    layers: Sequence[int],
     settings: AreOriginalSettings,
 ) -> float:
     """Train the adapter so that prompts are classified as target prompts; the mean loss.
@@ -191,8 +194,8 @@ def train_generator(
     """
     optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, eps=settings.eps)
     losses = []
-    for inputs in [one for _ in range(settings.epochs) for one in prompts]:
-        logits = discriminator(last_state(segment, inputs, layers))
+    for prompt in [one for _ in range(settings.epochs) for one in prompts]:
+        logits = discriminator(read(prompt))
         loss = F.cross_entropy(logits, torch.tensor([TARGET], device=logits.device))
         check_finite(loss, "The loss of the original ARE loop")
         loss.backward()  # type: ignore[no-untyped-call]

@@ -62,13 +62,17 @@ def load_suite_concepts(
 ) -> list[Concept]:
     """Several suites, each once, as for `load_suite_concept`.
 
+    `NAME:N` has its own limit: `harmbench:100`.
+
     Raises:
         DataError: as for one; or two different suites have the same name.
         ConfigError: a library is missing.
     """
     found: dict[str, Concept] = {}
     for one in names_or_paths:
-        concept = load_suite_concept(one, data_dir, limit)
+        name, count = _with_limit(one)
+        limits = [number for number in (count, limit) if number is not None]
+        concept = load_suite_concept(name, data_dir, min(limits, default=None))
         other = found.setdefault(concept.name, concept)
         if other.hash != concept.hash:
             message = f"Two suites have the name {concept.name}: {other.source}, {concept.source}."
@@ -79,6 +83,17 @@ def load_suite_concepts(
 def _builtin() -> dict[str, Traversable]:
     folder = resources.files("retouch.suites") / "data"
     return {Path(one.name).stem: one for one in folder.iterdir() if one.name.endswith(SUFFIXES)}
+
+
+def _with_limit(name_or_path: str | Path) -> tuple[str, int | None]:
+    """A name or path, and the limit that follows its colon."""
+    name, colon, count = str(name_or_path).rpartition(":")
+    if colon and count.isdecimal():
+        if int(count) < 1:
+            message = f"The suite `{name_or_path}` has a limit below 1."
+            raise DataError(message, "Give 1 row or more.", code="suite-limit")
+        return name, int(count)
+    return str(name_or_path), None
 
 
 def _file(name_or_path: str | Path) -> Path | Traversable:

@@ -1,0 +1,324 @@
+"""Compare Retouch on a real model with what a user would do instead, on public data.
+
+    python -m benchmarks.alternatives --data-dir DIR [--only safety,gender-bias] [--results-only]
+
+Writes docs/results/smollm2/: for each study the tables and the plot of `retouch compare`, thirty
+responses of every method side by side, and for safety the picture of what it refuses beside what it
+costs, and the capability before and after. Every method has the same examples and the settings that
+`retouch tune` found on the validation split (`comparison/tuned/safety-raise.yaml`; the other
+studies use the same). All methods run with one seed, then Retouch and the two best others with
+three. What is finished under --runs is reused, so that the command can be stopped and repeated.
+
+DIR holds the published files that the built-in suites name (`retouch.suites`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks import public_truthfulness, unseen_occupations
+from benchmarks.common import (
+    add_load_options,
+    argument_parser,
+    describe_machine,
+    load_config,
+    machine_text,
+    parse_names,
+)
+from benchmarks.figures import table
+from benchmarks.front import render_front
+from retouch.comparison.compare import Comparison, compare
+from retouch.concepts.concept import Concept
+from retouch.concepts.registry import load_concept, load_concept_file
+from retouch.core.atomic import atomic_write
+from retouch.core.errors import RetouchError
+from retouch.core.formatting import show_score
+from retouch.core.types import Direction
+from retouch.instruction.build import concept_from_instruction
+from retouch.methods.registry import register_method
+from retouch.methods.retouch import Retouch
+from retouch.models.editable_model import EditableModel
+from retouch.models.load import load
+from retouch.pipeline import evaluate
+
+SENTENCE = "Answer in one short sentence."
+SAMPLES = 30
+MAX_NEW_TOKENS = 32  # a refusal shows in the first words
+BEST_OTHERS, SEEDS = 2, 3
+RETOUCH, BASE = "retouch", "none"
+
+HARMLESS = "alpaca-harmless:100"
+REFUSED = ("jailbreakbench", "harmbench", "jailbreak-templates")
+COST = "alpaca-harmless"
+FEW_SUITES = ("jailbreakbench", "harmbench:100", "jailbreak-templates:17", HARMLESS)
+SAFETY_SUITES = (*FEW_SUITES, "prefill", "jailbreak-templates-harmless:17", "wikitext:40")
+CAPABILITY = ("mmlu:200", "gsm8k:100", "wikitext:64")
+
+PROMPTED = ("self-reminder", "in-context-defense")
+TRAINED = ("lorra", "paired-matching", "lora-sft", "lora-sft-kl")
+ALL = (
+    BASE,
+    *PROMPTED,
+    "steering",
+    "lorra",
+    "circuit-breaker",
+    "paired-matching",
+    "lora-sft",
+    "lora-sft-kl",
+    "dpo",
+    "are-original",
+    RETOUCH,
+)
+
+
+class Variant(Retouch):
+    """Retouch with other settings than the concept's."""
+
+    changed: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def defaults(self, concept: Concept, direction: Direction) -> dict[str, Any]:
+        """The concept's settings, with the changed ones."""
+        found = super().defaults(concept, direction)
+        return found | {group: found.get(group, {}) | self.changed[group] for group in self.changed}
+
+
+def variant(id: str, title: str, **changed: Mapping[str, Any]) -> str:
+    """Register a variant; its id."""
+    register_method(type("Variant", (Variant,), {"id": id, "title": title, "changed": changed}))
+    return id
+
+
+ABLATIONS = (
+    variant("without-adversarial", "without adversarial", loss={"adversarial_weight": 0}),
+    variant("without-matching", "without matching", loss={"matching_weight": 0}),
+    variant(
+        "without-both",
+        "without both (SFT + KL)",
+        loss={"adversarial_weight": 0, "matching_weight": 0},
+    ),
+    variant(
+        "without-retain",
+        "without the retain loss",
+        loss={"kl_weight": 0, "retain_weight": 0},
+        train={"max_drift": 10.0, "max_retain_change": 1.0},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a study is made from: the loaded model, and the folders of data and of made files."""
+
+    editable: EditableModel
+    data_dir: Path
+    made: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """One comparison.
+
+    Attributes:
+        title: a heading.
+        concept: makes the concept.
+        methods: their ids.
+        suites: public evaluation sets.
+        direction: of the edit.
+        num_examples: labelled source examples.
+        metrics: as for `retouch compare`.
+        more_seeds: whether Retouch and the best others run with further seeds.
+    """
+
+    title: str
+    concept: Callable[[Inputs], Concept]
+    methods: tuple[str, ...]
+    suites: tuple[str, ...]
+    direction: Direction = "raise"
+    num_examples: int = 128
+    metrics: Any = "objective"
+    more_seeds: bool = False
+
+
+def truthfulness(control: bool) -> Callable[[Inputs], Concept]:
+    """The concept of TruthfulQA's training questions, or its control."""
+
+    def make(inputs: Inputs) -> Concept:
+        folder = inputs.made / "truthfulness"
+        if not folder.exists():
+            public_truthfulness.write(folder, inputs.data_dir)
+        return load_concept_file(folder / ("control" if control else "concept"))
+
+    return make
+
+
+def gender_bias(inputs: Inputs) -> Concept:
+    """The built-in pack; its held-out suites are written."""
+    unseen_occupations.write(inputs.made / "occupations", inputs.data_dir)
+    return load_concept("gender-bias")
+
+
+def sentence(inputs: Inputs) -> Concept:
+    """The concept of an instruction, with what the base model responds under it."""
+    concept, _ = concept_from_instruction(inputs.editable, SENTENCE, name="one-short-sentence")
+    return concept
+
+
+def safety(_: Inputs) -> Concept:
+    """The built-in pack."""
+    return load_concept("safety")
+
+
+TRUTH_SUITES = (
+    f"{{made}}/truthfulness/{public_truthfulness.UNSEEN}.yaml:150",
+    HARMLESS,
+    "wikitext:40",
+)
+STUDIES = {
+    "safety": Study(
+        "Safety, 128 labels", safety, (*ALL, *ABLATIONS), SAFETY_SUITES, more_seeds=True
+    ),
+    "safety-16": Study("Safety, 16 labels", safety, ALL, FEW_SUITES, num_examples=16),
+    "sentence": Study(
+        f'From a sentence: "{SENTENCE}"',
+        sentence,
+        (BASE, "self-reminder", "steering", *TRAINED, RETOUCH),
+        (),
+        num_examples=256,
+        metrics="concept",
+    ),
+    "truthfulness": Study(
+        "Truthfulness, 512 answers of TruthfulQA",
+        truthfulness(False),
+        (BASE, *PROMPTED, "steering", *TRAINED, "dpo", RETOUCH),
+        TRUTH_SUITES,
+        num_examples=512,
+    ),
+    "truthfulness-control": Study(
+        "Truthfulness, the control: answers of other questions",
+        truthfulness(True),
+        (BASE, "lora-sft-kl", RETOUCH),
+        TRUTH_SUITES,
+        num_examples=512,
+    ),
+    "gender-bias": Study(
+        "Gender bias lowered",
+        gender_bias,
+        (BASE, *PROMPTED, "steering", "lorra", "lora-sft", "lora-sft-kl", "dpo", RETOUCH),
+        (
+            f"{{made}}/occupations/{unseen_occupations.WINOBIAS}.yaml:200",
+            f"{{made}}/occupations/{unseen_occupations.CROWS}.yaml",
+            HARMLESS,
+            "wikitext:40",
+        ),
+        direction="lower",
+    ),
+}
+
+
+def run_study(name: str, inputs: Inputs, runs: Path) -> Comparison:
+    """Run what is missing of a study."""
+    study = STUDIES[name]
+    concept = study.concept(inputs)
+
+    def run(more_seeds: Mapping[str, int]) -> Comparison:
+        with resources.as_file(
+            resources.files("retouch.comparison") / "tuned" / "safety-raise.yaml"
+        ) as tuned:
+            return compare(
+                inputs.editable,
+                concept=concept,
+                direction=study.direction,
+                methods=study.methods,
+                seeds=1,
+                more_seeds=more_seeds,
+                num_examples=study.num_examples,
+                tuned=tuned,
+                metrics=study.metrics,
+                suites=[one.format(made=inputs.made) for one in study.suites],
+                data_dir=inputs.data_dir,
+                limit=100,
+                max_new_tokens=MAX_NEW_TOKENS,
+                samples=SAMPLES,
+                save_adapters=True,
+                output_dir=runs / name,
+            )
+
+    found = run({})
+    if not study.more_seeds:
+        return found
+    repeated = [RETOUCH, *best_others(found)]
+    return run({id: SEEDS for id in found.grid.methods if id in repeated})
+
+
+def refused(metrics: Mapping[str, Any]) -> float:
+    """The mean share of harmful requests that are refused, over the suites."""
+    return statistics.fmean(metrics[f"{suite}/refusal"].mean for suite in REFUSED)
+
+
+def best_others(found: Comparison) -> list[str]:
+    """The alternatives that refuse most more of harmful than of harmless requests."""
+    rows = {row.method: row.metrics for row in found.rows if row.metrics}
+    left = set(rows) - {BASE, RETOUCH, *ABLATIONS}
+    ranked = sorted(
+        left, key=lambda id: refused(rows[id]) - rows[id][f"{COST}/refusal"].mean, reverse=True
+    )
+    return ranked[:BEST_OTHERS]
+
+
+def capability(inputs: Inputs, runs: Path) -> str:
+    """The table of MMLU, GSM8K and perplexity before and after the safety edit."""
+    study = STUDIES["safety"]
+    adapter = runs / "safety" / "adapters" / f"{RETOUCH}-{study.num_examples}-0"
+    found = evaluate(inputs.editable, adapter=adapter, suites=CAPABILITY, data_dir=inputs.data_dir)
+    rows = [["figure", "n", "base", "edited"]]
+    for record in found.metrics:
+        scores = [record.before, record.after or record.before]
+        texts = [show_score(score, record.unit) for score in scores]
+        rows.append([f"{record.suite}: {record.metric}", str(record.before.n), *texts])
+    return table(rows)
+
+
+def write_study(name: str, found: Comparison, out: Path) -> None:
+    """Copy the pages of a study."""
+    for file in ("compare.md", "compare.json", "compare.png", "samples.md"):
+        atomic_write(out / name / file, (found.path / file).read_bytes())
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the options, run the studies and write the pages."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", default="smollm2", help="a name, folder or hub id")
+    parser.add_argument("--data-dir", type=Path, required=True, help="the published files")
+    parser.add_argument("--only", default="", help=f"of {', '.join(STUDIES)}")
+    parser.add_argument("--runs", type=Path, default=Path("runs/alternatives"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/smollm2"))
+    add_load_options(parser)
+    options = parser.parse_args(words)
+    names = parse_names(parser, "--only", options.only, list(STUDIES)) or list(STUDIES)
+    machine = describe_machine(options.device)
+    try:
+        editable = load(options.model, load_config(options))
+        inputs = Inputs(editable, options.data_dir, options.runs / "made")
+        for name in names:
+            print(f"{STUDIES[name].title}", file=sys.stderr, flush=True)
+            found = run_study(name, inputs, options.runs)
+            write_study(name, found, options.out)
+            if name == "safety":
+                picture = render_front(found.rows, found.titles, refused, f"{COST}/refusal")
+                atomic_write(options.out / name / "front.png", picture)
+                text = f"# Capability before and after the safety edit\n\n{machine_text(machine)}\n"
+                text += f"{capability(inputs, options.runs)}\n"
+                atomic_write(options.out / name / "capability.md", text)
+    except RetouchError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    print(f"Written to {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

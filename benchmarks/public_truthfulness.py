@@ -1,0 +1,187 @@
+"""Make the concept `truthfulness` from TruthfulQA, with questions held out, and its control.
+
+    python -m benchmarks.public_truthfulness --data-dir DIR --out FOLDER
+    retouch edit smollm2 --concept FOLDER/concept --direction raise
+    retouch evaluate smollm2 --adapter RUN --suite FOLDER/truthfulqa-unseen.yaml
+
+Of TruthfulQA's 817 questions (arXiv 2109.07958) 400 train and 80 validate, drawn at random; the
+others are held out, but for those that share half of their words with one of the 480. A training
+question comes with up to three of its correct answers. Retained are the facts, surprising true
+claims and ordinary requests of the built-in pack.
+
+The control has the same questions with the correct answers of other questions: the same style of
+answer without the truth. What it gains on the held-out questions is the gain of style.
+
+DIR holds `truthfulqa_mc.jsonl` (question, mc1_targets, mc2_targets).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from benchmarks.common import argument_parser
+from retouch.concepts.concept import Concept, Example
+from retouch.concepts.pack import save_pack
+from retouch.concepts.registry import load_concept
+from retouch.core.errors import RetouchError
+from retouch.core.types import Message, Split
+from retouch.suites.registry import load_suite, load_suite_concept
+
+SUITE = "truthfulqa"
+UNSEEN = "truthfulqa-unseen"
+COUNTS: Mapping[Split, int] = {"train": 400, "validation": 80}
+ANSWERS = 3  # correct answers of a question that are learned
+MAX_SHARED_WORDS = 0.5
+RETAINED = ("fact", "true-claim", "denied-claim", "ordinary")
+MEASURED = {"true-answer", "true-claim", "fact", "ordinary"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answers."""
+
+    text: str
+    correct: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+def read_questions(folder: Path) -> list[Question]:
+    """The questions in the order of the file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    found: dict[str, Question] = {}
+    for one in load_suite_concept(SUITE, folder).examples["test"]:
+        text, answer = one.prompt[-1].content, one.response or ""
+        question = found.setdefault(text, Question(text, (), ()))
+        if one.label == "mc2-true":
+            found[text] = replace(question, correct=(*question.correct, answer))
+        elif one.label == "mc2-false":
+            found[text] = replace(question, wrong=(*question.wrong, answer))
+    return list(found.values())
+
+
+def divide(questions: Sequence[Question]) -> dict[Split, list[Question]]:
+    """The questions of each split; a test question is unlike those of the others."""
+    shuffled = list(questions)
+    random.Random(0).shuffle(shuffled)
+    train = shuffled[: COUNTS["train"]]
+    validation = shuffled[len(train) : len(train) + COUNTS["validation"]]
+    seen = [_words(one.text) for one in (*train, *validation)]
+    test = [
+        one
+        for one in shuffled[len(train) + len(validation) :]
+        if max(_shared(_words(one.text), other) for other in seen) < MAX_SHARED_WORDS
+    ]
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _shared(words: set[str], others: set[str]) -> float:
+    return len(words & others) / max(1, len(words | others))
+
+
+def truthfulness(divided: Mapping[Split, Sequence[Question]], *, shuffled: bool) -> Concept:
+    """The concept.
+
+    Args:
+        divided: the questions of each split.
+        shuffled: whether each question has the answers of another one, for the control.
+    """
+    pack = load_concept("truthfulness")
+    examples: dict[Split, tuple[Example, ...]] = {}
+    for split, questions in divided.items():
+        answers = [one.correct[:ANSWERS] for one in questions]
+        if shuffled and split != "test":
+            answers = answers[1:] + answers[:1]
+        kept = [one for one in pack.examples[split] if one.label in RETAINED]
+        examples[split] = (*_examples(questions, answers), *kept)
+    metrics = tuple(one for one in pack.metrics if set(one.labels) & MEASURED)
+    return replace(
+        pack,
+        name="public-truthfulness" + ("-shuffled" if shuffled else ""),
+        examples=examples,
+        metrics=metrics,
+        settings={},
+        hash="",
+    )
+
+
+def _examples(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Iterator[Example]:
+    for number, (question, correct) in enumerate(zip(questions, answers, strict=True)):
+        prompt, entity = (Message("user", question.text),), str(number)
+        for i, answer in enumerate(correct):
+            pair = f"{number}-{i}"
+            yield Example(prompt, "question", pair=pair, entity=entity)
+            yield Example(prompt, "truthful", response=answer, pair=pair, entity=entity)
+        for label, answer in (("true-answer", question.correct[0]), ("popular", question.wrong[0])):
+            yield Example(prompt, label, response=answer, pair=str(number), entity=entity)
+
+
+def write(folder: Path, data_dir: Path) -> dict[Split, int]:
+    """Write the concept, the control and the suite of the held-out questions.
+
+    Returns:
+        The number of questions of each split.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    divided = divide(read_questions(data_dir))
+    shutil.rmtree(folder, ignore_errors=True)
+    save_pack(truthfulness(divided, shuffled=False), folder / "concept")
+    save_pack(truthfulness(divided, shuffled=True), folder / "control")
+    source = next(one.file for one in load_suite(SUITE).sources if one.file)
+    unseen = {one.text for one in divided["test"]}
+    lines = (data_dir / source).read_text("utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["question"] in unseen]
+    (folder / f"{UNSEEN}.jsonl").write_text("\n".join(kept) + "\n", "utf-8")
+    suite = {
+        "kind": "choices",
+        "name": UNSEEN,
+        "title": "TruthfulQA, multiple choice, the questions that no edit was trained on",
+        "url": "https://arxiv.org/abs/2109.07958",
+        "licence": "Apache-2.0",
+        "sources": [{"file": f"{UNSEEN}.jsonl"}],
+        "prompt": "{question}",
+        "metrics": {
+            name: {
+                "choices": f"{name}_targets.choices",
+                "correct": f"{name}_targets.labels",
+                "scorer": name,
+            }
+            for name in ("mc1", "mc2")
+        },
+    }
+    (folder / f"{UNSEEN}.yaml").write_text(yaml.safe_dump(suite, sort_keys=False), "utf-8")
+    return {split: len(questions) for split, questions in divided.items()}
+
+
+def main() -> None:
+    """Parse the options and write the folder."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="the published files")
+    parser.add_argument("--out", type=Path, default=Path("build/public-truthfulness"))
+    options = parser.parse_args()
+    try:
+        counts = write(options.out, options.data_dir)
+    except RetouchError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    print(f"Questions: {', '.join(f'{count} {split}' for split, count in counts.items())}.")
+    print(f"Written to {options.out}.")
+
+
+if __name__ == "__main__":
+    main()
