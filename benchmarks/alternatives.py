@@ -17,7 +17,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +33,7 @@ from benchmarks.common import (
 )
 from benchmarks.figures import table
 from benchmarks.front import render_front
+from benchmarks.overview import Columns, failures, overview
 from retouch.comparison.compare import Comparison, compare
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept, load_concept_file
@@ -40,7 +41,7 @@ from retouch.core.atomic import atomic_write
 from retouch.core.errors import RetouchError
 from retouch.core.formatting import show_score
 from retouch.core.types import Direction
-from retouch.instruction.build import concept_from_instruction
+from retouch.instruction.build import concept_from_instruction, save
 from retouch.methods.registry import register_method
 from retouch.methods.retouch import Retouch
 from retouch.models.editable_model import EditableModel
@@ -129,6 +130,7 @@ class Study:
         concept: makes the concept.
         methods: their ids.
         suites: public evaluation sets.
+        columns: the figures of the overview, as `suite/metric` by their heading.
         direction: of the edit.
         num_examples: labelled source examples.
         metrics: as for `retouch compare`.
@@ -139,6 +141,7 @@ class Study:
     concept: Callable[[Inputs], Concept]
     methods: tuple[str, ...]
     suites: tuple[str, ...]
+    columns: Columns = field(default_factory=dict)
     direction: Direction = "raise"
     num_examples: int = 128
     metrics: Any = "objective"
@@ -165,8 +168,11 @@ def gender_bias(inputs: Inputs) -> Concept:
 
 def sentence(inputs: Inputs) -> Concept:
     """The concept of an instruction, with what the base model responds under it."""
-    concept, _ = concept_from_instruction(inputs.editable, SENTENCE, name="one-short-sentence")
-    return concept
+    folder = inputs.made / "sentence"
+    if not folder.exists():
+        made = concept_from_instruction(inputs.editable, SENTENCE, name="one-short-sentence")
+        save(*made, folder)
+    return load_concept_file(folder)
 
 
 def safety(_: Inputs) -> Concept:
@@ -174,6 +180,31 @@ def safety(_: Inputs) -> Concept:
     return load_concept("safety")
 
 
+FEW_COLUMNS = {
+    "JailbreakBench": "jailbreakbench/refusal",
+    "HarmBench": "harmbench/refusal",
+    "in templates": "jailbreak-templates/refusal",
+    "harmless": f"{COST}/refusal",
+    "KL, harmless": f"{COST}/kl_responses",
+}
+SAFETY_COLUMNS = {
+    **FEW_COLUMNS,
+    "harmless in templates": "jailbreak-templates-harmless/refusal",
+    "after a prefill": "prefill/refusal",
+    "perplexity": "wikitext/perplexity",
+}
+TRUTH_COLUMNS = {
+    "MC1": f"{public_truthfulness.UNSEEN}/mc1",
+    "MC2": f"{public_truthfulness.UNSEEN}/mc2",
+    "KL, harmless": f"{COST}/kl_responses",
+    "perplexity": "wikitext/perplexity",
+}
+BIAS_COLUMNS = {
+    "WinoBias": f"{unseen_occupations.WINOBIAS}/stereotype_share",
+    "CrowS-Pairs": f"{unseen_occupations.CROWS}/stereotype_share",
+    "KL, harmless": f"{COST}/kl_responses",
+    "perplexity": "wikitext/perplexity",
+}
 TRUTH_SUITES = (
     f"{{made}}/truthfulness/{public_truthfulness.UNSEEN}.yaml:150",
     HARMLESS,
@@ -181,9 +212,14 @@ TRUTH_SUITES = (
 )
 STUDIES = {
     "safety": Study(
-        "Safety, 128 labels", safety, (*ALL, *ABLATIONS), SAFETY_SUITES, more_seeds=True
+        "Safety, 128 labels",
+        safety,
+        (*ALL, *ABLATIONS),
+        SAFETY_SUITES,
+        SAFETY_COLUMNS,
+        more_seeds=True,
     ),
-    "safety-16": Study("Safety, 16 labels", safety, ALL, FEW_SUITES, num_examples=16),
+    "safety-16": Study("Safety, 16 labels", safety, ALL, FEW_SUITES, FEW_COLUMNS, num_examples=16),
     "sentence": Study(
         f'From a sentence: "{SENTENCE}"',
         sentence,
@@ -197,14 +233,18 @@ STUDIES = {
         truthfulness(False),
         (BASE, *PROMPTED, "steering", *TRAINED, "dpo", RETOUCH),
         TRUTH_SUITES,
+        TRUTH_COLUMNS,
         num_examples=512,
+        metrics="concept",
     ),
     "truthfulness-control": Study(
         "Truthfulness, the control: answers of other questions",
         truthfulness(True),
         (BASE, "lora-sft-kl", RETOUCH),
         TRUTH_SUITES,
+        TRUTH_COLUMNS,
         num_examples=512,
+        metrics="concept",
     ),
     "gender-bias": Study(
         "Gender bias lowered",
@@ -216,7 +256,9 @@ STUDIES = {
             HARMLESS,
             "wikitext:40",
         ),
+        BIAS_COLUMNS,
         direction="lower",
+        metrics="concept",
     ),
 }
 
@@ -284,10 +326,32 @@ def capability(inputs: Inputs, runs: Path) -> str:
     return table(rows)
 
 
-def write_study(name: str, found: Comparison, out: Path) -> None:
-    """Copy the pages of a study."""
+def write_study(name: str, found: Comparison, out: Path) -> str:
+    """Write the pages of a study; the section of the index about it."""
+    study = STUDIES[name]
     for file in ("compare.md", "compare.json", "compare.png", "samples.md"):
         atomic_write(out / name / file, (found.path / file).read_bytes())
+    parts = [f"## {study.title}\n", f"{overview(found, study.columns)}\n"]
+    parts += [f"- {failure}\n" for failure in failures(found.rows)]
+    links = f"[All metrics]({name}/compare.md), [responses side by side]({name}/samples.md)."
+    if name == "safety":
+        picture = render_front(found.rows, found.titles, refused, f"{COST}/refusal")
+        atomic_write(out / name / "front.png", picture)
+        parts.append(f"![Refused beside its costs]({name}/front.png)\n")
+    return "\n".join([*parts, f"{links}\n"])
+
+
+def introduction(model: str, machine: Mapping[str, Any]) -> str:
+    """The beginning of the index."""
+    return (
+        f"# Alternatives on {model}\n\n"
+        "`python -m benchmarks.alternatives --data-dir DIR` writes this page and those below it. "
+        f"{machine_text(machine).strip()}\n\n"
+        f"Greedy responses of up to {MAX_NEW_TOKENS} tokens. Every method of a study is trained on "
+        "the same examples. A method with several seeds has its mean, and the worst seed in "
+        "brackets. A star marks a difference from Retouch with p < 0.05, a paired bootstrap over "
+        "prompts and seeds with Holm's correction. KL is in nats a token.\n"
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -305,16 +369,15 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         editable = load(options.model, load_config(options))
         inputs = Inputs(editable, options.data_dir, options.runs / "made")
+        sections = [introduction(options.model, machine)]
         for name in names:
             print(f"{STUDIES[name].title}", file=sys.stderr, flush=True)
             found = run_study(name, inputs, options.runs)
-            write_study(name, found, options.out)
+            sections.append(write_study(name, found, options.out))
             if name == "safety":
-                picture = render_front(found.rows, found.titles, refused, f"{COST}/refusal")
-                atomic_write(options.out / name / "front.png", picture)
-                text = f"# Capability before and after the safety edit\n\n{machine_text(machine)}\n"
-                text += f"{capability(inputs, options.runs)}\n"
-                atomic_write(options.out / name / "capability.md", text)
+                sections.append("### Capability before and after the edit\n")
+                sections.append(f"{capability(inputs, options.runs)}\n")
+            atomic_write(options.out / "index.md", "\n".join(sections))
     except RetouchError as error:
         parser.exit(error.exit_code, f"{error}\n")
     print(f"Written to {options.out}.")

@@ -41,7 +41,7 @@ COUNTS: Mapping[Split, int] = {"train": 400, "validation": 80}
 ANSWERS = 3  # correct answers of a question that are learned
 MAX_SHARED_WORDS = 0.5
 RETAINED = ("fact", "true-claim", "denied-claim", "ordinary")
-MEASURED = {"true-answer", "true-claim", "fact", "ordinary"}
+MEASURED = {"true-answer", "true-claim", "fact", "ordinary", "question"}
 
 
 @dataclass(frozen=True)

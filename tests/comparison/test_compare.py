@@ -15,7 +15,9 @@ from helpers.crashing_plan import use_crashing_grid
 from helpers.fake_methods import model, small_concept, use_fake_methods
 from helpers.tiny_models import tiny_model
 from retouch.comparison.compare import Comparison
-from retouch.comparison.grid import make_grid
+from retouch.comparison.grid import GridPoint, make_grid
+from retouch.comparison.result import Result
+from retouch.comparison.samples import choose_samples, render_samples
 from retouch.core.config import LoadConfig
 from retouch.core.errors import (
     ConfigError,
@@ -25,7 +27,9 @@ from retouch.core.errors import (
     RetouchError,
     RunError,
 )
+from retouch.core.types import Message, Sample
 from retouch.evaluation.robustness import ATTACKS
+from retouch.models.load import adapter_added
 
 METHODS = ("none", "steering", "retouch")
 
@@ -186,6 +190,91 @@ def test_applicable_attacks_add_their_metrics_to_every_method(
     assert not [name for name in base.scores() if name in curve]  # nothing to scale
 
 
+def test_single_methods_may_have_seeds_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift, concept = use_fake_methods(monkeypatch), small_concept(tmp_path / "pack")
+    run(concept, tmp_path / "out", seeds=1)
+    shift.applied.clear()
+    comparison = run(concept, tmp_path / "out", seeds=1, more_seeds={"retouch": 3})
+    points = [(one.point.method, one.point.seed) for one in comparison.results]
+    assert points == [("none", 0), ("steering", 0), ("retouch", 0), ("retouch", 1), ("retouch", 2)]
+    assert [seed for _, seed in shift.applied] == [1, 2]  # the first seed is reused
+    assert {(one.method, one.seeds) for one in comparison.tests} == {("none", 1), ("steering", 1)}
+    assert "one seed, Shift over 3 on the" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_the_objective_alone_may_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(monkeypatch)
+    concept = small_concept(tmp_path / "pack")
+    comparison = run(concept, tmp_path / "out", seeds=1, metrics="objective")
+    assert [set(one.scores()) for one in comparison.results] == [
+        {"small/letter_gap", "drift/kl_per_token"}
+    ] * 3
+    assert "task accuracy" not in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_responses_of_every_method_are_written_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_methods(monkeypatch)
+    concept, suite = small_concept(tmp_path / "pack"), tmp_path / "public.yaml"
+    (tmp_path / "public.jsonl").write_text('{"id": 7, "text": "a *public* prompt"}\n')
+    suite.write_text(
+        "name: public\ntitle: Public\nurl: https://example.org\nlicence: CC0-1.0\n"
+        "sources: [{file: public.jsonl}]\nprompt: '{text}'\nbetter: higher\n"
+    )
+    options: dict[str, Any] = {"seeds": 1, "samples": 3, "suites": [suite], "max_new_tokens": 4}
+    comparison = run(concept, tmp_path / "out", **options)
+    kept = [one.samples for one in comparison.results]
+    assert all(len(samples) == 3 for samples in kept)
+    prompts = [[sample.prompt for sample in samples] for samples in kept]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert [sample.model for sample in kept[0]] == ["base"] * 3
+    assert [sample.model for sample in kept[1]] == ["edited"] * 3
+    page = (tmp_path / "out" / "samples.md").read_text()
+    assert page.count("### ") == 3
+    assert page.count("- **No edit** (") == page.count("- **Shift** (") // 2 == 3
+    assert "> test o0" in page
+    assert "public, refusal, id 7" in page
+    assert "public\\*" not in page  # a public prompt is named, not copied
+
+
+def test_adapters_are_saved_where_only_weights_change(tmp_path: Path) -> None:
+    concept = small_concept(tmp_path / "pack")
+    tuned = tmp_path / "tuned.yaml"
+    tuned.write_text("lora-sft: {max_steps: 2, num_validations: 1}\nsteering: {offset: 0}\n")
+    editable, out = model(), tmp_path / "out"
+    retouch.compare(
+        editable,
+        concept=concept,
+        methods=["none", "steering", "lora-sft"],
+        seeds=1,
+        num_examples=4,
+        limit=4,
+        tuned=tuned,
+        save_adapters=True,
+        output_dir=out,
+    )
+    assert [folder.name for folder in (out / "adapters").iterdir()] == ["lora-sft-4-0"]
+    with adapter_added(editable, out / "adapters" / "lora-sft-4-0"):
+        assert editable.edited
+
+
+def test_markup_in_a_response_is_escaped() -> None:
+    sample = Sample(
+        "small", "kept", "base", (Message("user", "<b>x</b>"),), "# *a*\n[b](c) `d` | e", "x", 1.0
+    )
+    assert choose_samples([sample], 5) == (sample,)
+    grid = make_grid("pocket", "auto", "raise", ["none"], 1, [2], samples=1)
+    result = Result(GridPoint("none", 2, 0), "done", samples=(sample,))
+    page = render_samples(grid, [result], {})
+    assert "> \\<b\\>x" in page
+    assert "\\# \\*a\\* \\[b\\](c) \\`d\\` \\| e" in page
+
+
 @pytest.mark.parametrize(
     ("argument", "options"),
     [
@@ -197,6 +286,9 @@ def test_applicable_attacks_add_their_metrics_to_every_method(
         ("jobs.*0", {"jobs": 0}),
         ("limit.*0", {"limit": 0}),
         ("metrics.*some", {"metrics": "some"}),
+        ("samples.*-1", {"samples": -1}),
+        ("more_seeds.*lorra", {"methods": ["none"], "more_seeds": {"lorra": 2}}),
+        ("more_seeds.*none.*0", {"methods": ["none"], "more_seeds": {"none": 0}}),
         ("direction.*up", {"direction": "up"}),
         ("absent.yaml", {"tuned": "absent.yaml"}),
         ("absent", {"attacks": ["absent"]}),

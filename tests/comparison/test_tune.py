@@ -74,6 +74,22 @@ def test_settings_without_a_range_get_one_trial_with_the_defaults() -> None:
     assert suggest(space, [Trial(0, {}, 0.5, 0.1, 1.0)], 0) is None
 
 
+def test_fixed_settings_are_those_of_every_trial_and_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift, concept = use_fake_methods(monkeypatch), small_concept(tmp_path / "pack")
+    study = run(concept, tmp_path / "out", fixed={"layer": 3}, trials=3)
+    assert {settings.layer for settings, _ in shift.applied} == {3}
+    assert all("layer" not in trial.settings for trial in study.trials)
+    assert study.best_settings["layer"] == 3
+    assert set(study.best_settings) == {"scale", "layer", "last_layer"}
+    for fixed, problem in (({"layer": "x"}, "layer"), ({"absent": 1}, "absent")):
+        with pytest.raises(ConfigError, match=problem):
+            run(concept, tmp_path / "other", fixed=fixed)
+    with pytest.raises(RunError, match="fixed"):
+        run(concept, tmp_path / "out", fixed={"layer": 2})
+
+
 def test_an_interrupted_study_continues_with_the_same_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from retouch import pipeline
 from retouch.concepts.concept import Concept, DirectionSpec, MetricSpec
 from retouch.core.errors import DataError
 from retouch.models import adapters
+from retouch.suites.registry import load_suite_concepts
 
 LETTERS = "abcd"
 
@@ -151,6 +152,23 @@ def no_model(*arguments: Any) -> None:
         ("sources: [{file: none.csv}]\nprompt: '{q}'\nbetter: lower\n", "suite-data-missing"),
     ],
 )
+def test_a_suite_may_have_its_own_limit(folder: Any) -> None:
+    folder.write("data.jsonl", [{"text": f"request {i}"} for i in range(6)])
+    text = "sources: [{file: data.jsonl}]\nprompt: '{text}'\nbetter: higher\n"
+    file = folder.suite(text)
+
+    def count(name: Any, limit: int | None = None) -> int:
+        (concept,) = load_suite_concepts([name], limit=limit)
+        return len(concept.examples["test"])
+
+    assert [count(file), count(f"{file}:4"), count(f"{file}:4", 2), count(f"{file}:9", 3)] == [
+        *(6, 4, 2, 3)
+    ]
+    with pytest.raises(DataError, match=":0") as error:
+        count(f"{file}:0")
+    assert error.value.code == "suite-limit"
+
+
 def test_a_wrong_suite_is_an_error_before_the_model_is_loaded(
     folder: Any, monkeypatch: pytest.MonkeyPatch, text: str, code: str
 ) -> None:

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import alternatives
+from benchmarks.alternatives import ABLATIONS, ALL, STUDIES, Study, Variant, best_others
+from helpers.char_tokenizer import char_editable
+from helpers.fake_methods import small_concept, use_fake_methods
+from helpers.public_data import write_requests
+from retouch.comparison.summary import SeedStats, SummaryRow
+from retouch.concepts.registry import load_concept, load_concept_file
+from retouch.methods.registry import get_method
+
+
+def test_every_study_has_retouch_the_base_and_known_methods() -> None:
+    for name, study in STUDIES.items():
+        assert {"none", "retouch"} <= set(study.methods), name
+        assert len(set(study.methods)) == len(study.methods)
+        for id in study.methods:
+            get_method(id)
+
+
+def test_a_variant_changes_its_own_settings_alone() -> None:
+    concept, retouch = load_concept("safety"), get_method("retouch")
+    plain = retouch.settings.model_validate(retouch.defaults(concept, "raise"))
+    for id in ABLATIONS:
+        method = get_method(id)
+        assert isinstance(method, Variant)
+        found = retouch.settings.model_validate(method.defaults(concept, "raise")).model_dump()
+        for group, values in plain.model_dump().items():
+            expected = values | dict(method.changed.get(group, {}))
+            assert found[group] == expected
+        assert found != plain.model_dump()
+
+
+def row(method: str, refused: float, harmless: float) -> SummaryRow:
+    metrics = {f"{suite}/refusal": refused for suite in alternatives.REFUSED}
+    metrics |= {"alpaca-harmless/refusal": harmless, "alpaca-harmless/kl_responses": harmless}
+    stats = {key: SeedStats(value, value, value) for key, value in metrics.items()}
+    return SummaryRow(method, 128, stats, 1.0, {})
+
+
+class Found:
+    """A comparison with three alternatives, of which one refuses everything."""
+
+    rows = (
+        row("none", 0.0, 0.0),
+        row("retouch", 0.9, 0.0),
+        row("lorra", 1.0, 1.0),
+        row("dpo", 0.5, 0.1),
+        row("steering", 0.7, 0.1),
+        row(ABLATIONS[0], 0.9, 0.0),
+    )
+
+
+def test_the_best_others_refuse_more_of_harmful_than_of_harmless_requests() -> None:
+    assert best_others(Found()) == ["steering", "dpo"]  # type: ignore[arg-type]
+
+
+def test_the_picture_has_every_method() -> None:
+    titles = {one.method: one.method for one in Found.rows}
+    picture = alternatives.render_front(
+        Found.rows, titles, alternatives.refused, "alpaca-harmless/refusal"
+    )
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_a_study_is_run_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_fake_methods(monkeypatch)
+    pack = small_concept(tmp_path / "pack")
+    study = Study(
+        "Small", lambda _: load_concept_file(pack), ("none", "retouch"), ("jailbreakbench:2",),
+        num_examples=4,
+    )  # fmt: skip
+    monkeypatch.setattr(alternatives, "STUDIES", {"small": study})
+    monkeypatch.setattr(alternatives, "load", lambda *_: char_editable())
+    write_requests(tmp_path / "data")
+    out = tmp_path / "out"
+    words: list[Any] = ["--data-dir", tmp_path / "data", "--runs", tmp_path / "runs", "--out", out]
+    for _ in range(2):  # the second time everything is reused
+        alternatives.main([str(word) for word in words])
+    assert "Written to" in capsys.readouterr().out
+    names = {file.name for file in (out / "small").iterdir()}
+    assert names == {"compare.md", "compare.json", "compare.png", "samples.md"}
+    page = (out / "small" / "compare.md").read_text("utf-8")
+    assert "jailbreakbench: refusal" in page
+    with pytest.raises(SystemExit):
+        alternatives.main([*map(str, words), "--only", "absent"])
+    assert "absent" in capsys.readouterr().err
+
+
+def test_all_alternatives_of_the_field_are_compared() -> None:
+    assert set(ALL) >= {"self-reminder", "steering", "lorra", "circuit-breaker", "dpo", "lora-sft"}
