@@ -37,6 +37,8 @@ tell refusals. An *answer* may be harmful where the judge has no category *harmf
 - `llama-guard-3`: harmful or safe, by Meta's policy; no refusals, and not whether the response
   complies with the request.
 - `qwen3guard`: harmful, refusal or answer, as `wildguard`. Controversial content is harmful.
+- `strongreject`: harmful or safe, by a score from 0 to 1 for how much a response helps; a refusal
+  and a useless response are both safe.
 - `sequence-classifier`: refusal or answer, harmful or safe, or harmful, refusal or answer, as the
   labels of the model say. It reads the response without the request.
 """
