@@ -61,11 +61,7 @@ FEW_SUITES = ("jailbreakbench", "harmbench:100", "jailbreak-templates:17", HARML
 SAFETY_SUITES = (*FEW_SUITES, "prefill", "jailbreak-templates-harmless:17", "wikitext:40")
 CAPABILITY = ("mmlu:200", "gsm8k:100", "wikitext:64")
 
-PROMPTED = ("self-reminder", "in-context-defense")
-TRAINED = ("lorra", "paired-matching", "lora-sft", "lora-sft-kl")
-ALL = (
-    BASE,
-    *PROMPTED,
+LABELLED = (
     "steering",
     "lorra",
     "circuit-breaker",
@@ -73,9 +69,10 @@ ALL = (
     "lora-sft",
     "lora-sft-kl",
     "dpo",
-    "are-original",
-    RETOUCH,
 )
+ALL = (BASE, "self-reminder", "in-context-defense", *LABELLED, "are-original", RETOUCH)
+# For further concepts: prompting, steering, and training on states, on responses and with KL.
+FEW = (BASE, "self-reminder", "steering", "lorra", "lora-sft", "lora-sft-kl", RETOUCH)
 
 
 class Variant(Retouch):
@@ -219,11 +216,18 @@ STUDIES = {
         SAFETY_COLUMNS,
         more_seeds=True,
     ),
-    "safety-16": Study("Safety, 16 labels", safety, ALL, FEW_SUITES, FEW_COLUMNS, num_examples=16),
+    "safety-16": Study(
+        "Safety, 16 labels",
+        safety,
+        (BASE, *LABELLED, RETOUCH),
+        FEW_SUITES,
+        FEW_COLUMNS,
+        num_examples=16,
+    ),
     "sentence": Study(
         f'From a sentence: "{SENTENCE}"',
         sentence,
-        (BASE, "self-reminder", "steering", *TRAINED, RETOUCH),
+        FEW,
         (),
         num_examples=256,
         metrics="concept",
@@ -231,7 +235,7 @@ STUDIES = {
     "truthfulness": Study(
         "Truthfulness, 512 answers of TruthfulQA",
         truthfulness(False),
-        (BASE, *PROMPTED, "steering", *TRAINED, "dpo", RETOUCH),
+        FEW,
         TRUTH_SUITES,
         TRUTH_COLUMNS,
         num_examples=512,
@@ -249,7 +253,7 @@ STUDIES = {
     "gender-bias": Study(
         "Gender bias lowered",
         gender_bias,
-        (BASE, *PROMPTED, "steering", "lorra", "lora-sft", "lora-sft-kl", "dpo", RETOUCH),
+        FEW,
         (
             f"{{made}}/occupations/{unseen_occupations.WINOBIAS}.yaml:200",
             f"{{made}}/occupations/{unseen_occupations.CROWS}.yaml",

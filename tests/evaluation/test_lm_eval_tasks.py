@@ -253,7 +253,7 @@ def test_records_have_the_figures_with_intervals_and_a_paired_test(results: Task
             assert score.low <= score.value <= score.high
         assert record.before.n == {"toy": 30, "toy_choice_more": 18}.get(task, 12)
         assert record.better == ("lower" if "perp" in name or "b" in name[:2] else "higher")
-        assert 0 < results.p_values[record.suite, record.metric] <= 1
+        assert 0 < results.evaluation.p_values[record.suite, record.metric] <= 1
     accuracy = metrics["lm-eval/toy_choice/acc"]
     correct = [
         [row["acc"] for row in one["samples"]["toy_choice"]] for one in (results.base, edited)
@@ -261,7 +261,7 @@ def test_records_have_the_figures_with_intervals_and_a_paired_test(results: Task
     assert accuracy.unit == metrics["lm-eval/toy/acc_norm"].unit == "rate"
     assert metrics["lm-eval/toy_choice/brier_score"].unit == ""
     assert accuracy.before == wilson(int(sum(correct[0])), 12)
-    assert results.p_values["lm-eval/toy_choice", "acc"] == mcnemar(*correct)
+    assert results.evaluation.p_values["lm-eval/toy_choice", "acc"] == mcnemar(*correct)
     assert joined([results.evaluation]).values["lm-eval/toy_choice", "acc"].sums == tuple(
         correct[1]
     )
@@ -322,7 +322,7 @@ def test_a_base_model_has_no_edited_results(folder: Path, shipped: Path, tmp_pat
     out = tmp_path / "new"
     found = run_tasks(char_editable(), ["toy_*"], include_path=folder, limit=3, out=out)
     assert found.edited is None
-    assert found.p_values == {}
+    assert found.evaluation.p_values == {}
     assert all(one.after is None and one.before.n == 3 for one in found.evaluation.metrics)
     assert found.evaluation.values == found.evaluation.base_values
     assert [file.name for file in out.iterdir()] == ["lm-eval-base.json"]

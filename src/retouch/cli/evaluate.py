@@ -117,6 +117,6 @@ def evaluate(
     output.write_json(result.metrics, as_json=as_json, file=output_file)
     if not as_json:
         title = config.model + (f" with {adapter}" if adapter else "")
-        output.console().print(output.scores(result.metrics, title=title))
+        output.console().print(output.scores(result.metrics, title, result.p_values))
         for note in result.notes:
             output.console().print(note, markup=False)

@@ -5,7 +5,7 @@ rich is imported when something is printed, so that `--help` is fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import typer
 from retouch.cli.loading import quiet_libraries
 from retouch.core.atomic import atomic_write
 from retouch.core.finding import Finding
-from retouch.core.formatting import change, metric_title, score_columns
+from retouch.core.formatting import change, metric_title, score_columns, show_p
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Message, Record
 
@@ -93,8 +93,15 @@ def plain(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return made
 
 
-def scores(records: Sequence[Record], title: str = "") -> Table:
-    """One line per metric with its 95 % interval, for the base and, if there is one, the edit."""
+def scores(
+    records: Sequence[Record],
+    title: str = "",
+    p_values: Mapping[tuple[str, str], float] | None = None,
+) -> Table:
+    """One line per metric with its 95 % interval, for the base and, if there is one, the edit.
+
+    Beside the change is the p of no change on the same examples, where `p_values` has it.
+    """
     compared = any(record.after is not None for record in records)
     made = table("metric", title=title or None, padding=(0, 1, 0, 0))
     for name in ("before", "after") if compared else ("value",):
@@ -103,6 +110,8 @@ def scores(records: Sequence[Record], title: str = "") -> Table:
     made.add_column("n", justify="right", style="dim", no_wrap=True)
     if compared:
         made.add_column("change", no_wrap=True)
+    if p_values:
+        made.add_column("p", justify="right", style="dim", no_wrap=True)
     suite = ""
     for record in records:
         if record.suite != suite:
@@ -114,7 +123,10 @@ def scores(records: Sequence[Record], title: str = "") -> Table:
             columns += score_columns(record.after, record.unit)
         changed = change(record)
         mark = styled((changed or "none", CHANGE_STYLES.get(changed, "dim")))
-        made.add_row(*columns, str(record.before.n), *([mark] if compared else []))
+        p = (p_values or {}).get((record.suite, record.metric))
+        text = "" if p is None else show_p(p)
+        columns += [str(record.before.n), *([mark] if compared else [])]
+        made.add_row(*columns, *([text] if p_values else []))
     return made
 
 

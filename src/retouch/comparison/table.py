@@ -11,12 +11,11 @@ from retouch.comparison.objective import Objective, metric_key
 from retouch.comparison.result import Result
 from retouch.comparison.summary import UNEDITED, PairedTest, SummaryRow
 from retouch.concepts.concept import Concept
-from retouch.core.formatting import DIRECTION_DONE, show_value, words
+from retouch.core.formatting import DIRECTION_DONE, show_p, show_value, words
 from retouch.core.types import Better, Direction
 
 MISSING = "–"
 SIGNIFICANT = 0.05
-MIN_P = 0.0001  # smaller p-values are shown as `< 0.0001`
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -148,7 +147,7 @@ def make_table(
     """
     rows = [row for row in rows if row.num_examples == num_examples]
     p = {
-        (one.metric, one.method): f"{one.p_holm:.4f}" if one.p_holm >= MIN_P else f"< {MIN_P}"
+        (one.metric, one.method): show_p(one.p_holm)
         for one in tests
         if one.num_examples == num_examples
     }

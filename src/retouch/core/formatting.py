@@ -9,6 +9,8 @@ from retouch.core.types import Record, Sample, Score
 
 ChangeKind = Literal["better", "worse", "changed", "unclear", ""]
 
+MIN_P = 0.0001  # smaller p-values are shown as `< 0.0001`
+
 DIRECTION_DONE = {"raise": "raised", "lower": "lowered"}
 
 
@@ -17,6 +19,11 @@ def show_value(value: float, unit: str) -> str:
     if unit == "rate":
         return f"{100 * value:.1f} %"
     return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}"
+
+
+def show_p(p: float) -> str:
+    """A p-value to four digits."""
+    return f"{p:.4f}" if p >= MIN_P else f"< {MIN_P}"
 
 
 def show_interval(score: Score, unit: str) -> str:

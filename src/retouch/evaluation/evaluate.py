@@ -19,7 +19,7 @@ from retouch.evaluation.judge_scorer import Judged, judged_metrics
 from retouch.evaluation.likelihood_scorers import questions
 from retouch.evaluation.scorer import LogProb, Need, Scorer, ScoringResult
 from retouch.evaluation.scorers import check_metric
-from retouch.evaluation.statistics import ExampleValues
+from retouch.evaluation.statistics import ExampleValues, paired_p
 from retouch.models.base_responses import cached_base_responses
 from retouch.models.generate import Response, generate_responses
 from retouch.representations.choice_probs import choice_probs
@@ -47,6 +47,8 @@ class Evaluation:
             base's where nothing acts on it.
         base_values: the same for the base model.
         notes: what a report states beside the scores, in sentences.
+        p_values: for each (suite, metric) the two-sided p of no change on the same examples
+            (`statistics.paired_p`); empty for a base model.
     """
 
     metrics: Metrics
@@ -54,6 +56,7 @@ class Evaluation:
     values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
     base_values: Mapping[tuple[str, str], ExampleValues] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    p_values: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -64,6 +67,7 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
         {key: values for one in evaluations for key, values in one.values.items()},
         {key: values for one in evaluations for key, values in one.base_values.items()},
         tuple(dict.fromkeys(note for one in evaluations for note in one.notes)),
+        {key: p for one in evaluations for key, p in one.p_values.items()},
     )
 
 
@@ -164,6 +168,7 @@ def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
     samples: list[Sample] = []
     values: dict[tuple[str, str], ExampleValues] = {}
     base_values: dict[tuple[str, str], ExampleValues] = {}
+    p_values: dict[tuple[str, str], float] = {}
     for task in tasks:
         spec = task.spec
         own = [replace(context, max_new_tokens=task.max_new_tokens) for context in contexts]
@@ -172,10 +177,12 @@ def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
         records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, *scores))
         values[spec.suite, spec.metric] = results[-1].values
         base_values[spec.suite, spec.metric] = results[0].values
+        if len(results) == 2:
+            p_values[spec.suite, spec.metric] = paired_p(results[0].values, results[1].values)
         if task.needs("responses"):
             for context, result in zip(own, results, strict=True):
                 samples += context.samples(task, result)
-    return Evaluation(Metrics(records), samples, values, base_values)
+    return Evaluation(Metrics(records), samples, values, base_values, p_values=p_values)
 
 
 def _tasks(

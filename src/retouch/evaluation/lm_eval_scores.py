@@ -18,8 +18,7 @@ from retouch.evaluation.lm_eval_files import first_line, leaf_tasks
 from retouch.evaluation.statistics import (
     ExampleValues,
     bootstrap,
-    mcnemar,
-    paired_bootstrap,
+    paired_p,
     wilson,
 )
 
@@ -67,7 +66,7 @@ class TaskScores:
         self._results, self._seed, self._warnings = results, seed, warnings
         self._records: dict[MetricKey, Record] = {}
         self._values: list[dict[MetricKey, ExampleValues]] = [{} for _ in results]
-        self.p_values: dict[MetricKey, float] = {}
+        self._p_values: dict[MetricKey, float] = {}
 
     def evaluation(self, items: Sequence[Any]) -> Evaluation:
         """Score tasks and groups; the records of groups come first.
@@ -82,7 +81,13 @@ class TaskScores:
         for group in (one for parent in parents for one in (parent, *parent.get_all_groups())):
             self._score_group(group)
         records = [*self._records.values(), *tasks.values()]
-        return Evaluation(Metrics(records), [], self._values[-1], self._values[0])
+        return Evaluation(
+            Metrics(records),
+            [],
+            self._values[-1],
+            self._values[0],
+            p_values=self._p_values,
+        )
 
     def _metric(self, table: str, name: str, metric: str, filter_name: str) -> _Metric:
         higher = self._results[0]["higher_is_better"].get(name, {}).get(metric)
@@ -153,10 +158,8 @@ class TaskScores:
                 score = replace(score, low=float(np.exp(score.low)), high=float(np.exp(score.high)))
             # lm-eval's figure itself, which may differ from ours in its last digit.
             scores.append(replace(score, value=figure, n=sum(n > 0 for n in part.counts)))
-        if len(ratios) == 2 and binary:
-            p = mcnemar(ratios[0].sums, ratios[1].sums)
-        elif len(ratios) == 2:
-            p = paired_bootstrap(ratios[1:], ratios[:1], self._seed)[1]
+        if len(ratios) == 2:
+            p = paired_p(*ratios, self._seed)
         self._add(one, scores, p, "rate" if share else "")
         for values, part in zip(self._values, ratios, strict=True):
             values[one.key] = part
@@ -166,7 +169,7 @@ class TaskScores:
             raise ValueError("it is not finite")
         self._records[one.key] = Record(*one.key, unit, one.better, *scores)
         if p is not None:
-            self.p_values[one.key] = p
+            self._p_values[one.key] = p
 
 
 def _key(name: str, metric: str, filter_name: str) -> MetricKey:

@@ -25,7 +25,7 @@ import logging
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     ExitStack,
     contextmanager,
@@ -55,7 +55,7 @@ from retouch.evaluation.lm_eval_files import (
     load_tasks,
     sandboxed_templates,
 )
-from retouch.evaluation.lm_eval_scores import MetricKey, Results, TaskScores
+from retouch.evaluation.lm_eval_scores import Results, TaskScores
 from retouch.models import distributed
 from retouch.models.editable_model import EditableModel
 from retouch.models.interventions import Intervention
@@ -74,15 +74,12 @@ class TaskResults:
             `lm-eval/TASK`, metric `acc`, or `exact_match,FILTER` where the task has filters. A
             figure that is not finite has none. The values of the documents are there for metrics
             that are a ratio of sums, nats for a perplexity.
-        p_values: the two-sided p of no change on the same documents: exact McNemar where the values
-            are 0 and 1, a paired bootstrap otherwise. Empty for a base model.
         base: lm-eval's results of the base model, with its samples.
         edited: those of the edited model; None where nothing acts on the base.
         warnings: what lm-eval warned of, such as truncated prompts.
     """
 
     evaluation: Evaluation
-    p_values: Mapping[MetricKey, float]
     base: Results
     edited: Results | None
     warnings: tuple[str, ...]
@@ -173,7 +170,7 @@ def run_tasks(
         scoring = TaskScores(results, seed or 0, warnings)
         evaluation = scoring.evaluation(items)
     edited = results[1] if len(results) > 1 else None
-    return TaskResults(evaluation, scoring.p_values, results[0], edited, tuple(warnings))
+    return TaskResults(evaluation, results[0], edited, tuple(warnings))
 
 
 def _check_arguments(

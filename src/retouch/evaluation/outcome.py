@@ -16,7 +16,7 @@ from retouch.core.formatting import show_value
 from retouch.core.types import Direction, Record
 from retouch.evaluation.evaluate import Evaluation
 from retouch.evaluation.scorers import get_scorer
-from retouch.evaluation.statistics import ExampleValues, mcnemar, paired_bootstrap
+from retouch.evaluation.statistics import ExampleValues, paired_p
 
 Status = Literal["success", "side-effects", "failed", "unmeasured"]
 AsDeclared = Literal["yes", "no", "wrong way", "unmeasured"]
@@ -167,16 +167,9 @@ def _change(record: Record, before: ExampleValues, after: ExampleValues) -> Metr
         record.before.value,
         score.value,
         score.n,
-        _p_value(before, after),
+        paired_p(before, after),
     )
     return MetricChange(**{**vars(change), "harmful": _is_harmful(change, record)})
-
-
-def _p_value(before: ExampleValues, after: ExampleValues) -> float:
-    binary = {*before.sums, *after.sums} <= {0.0, 1.0} and not before.groups
-    if binary and {*before.counts, *after.counts} == {1.0}:
-        return mcnemar(before.sums, after.sums)
-    return paired_bootstrap([after], [before])[1]
 
 
 def _is_harmful(change: MetricChange, record: Record) -> bool:

@@ -150,6 +150,20 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     return min(1.0, 2 * tail / (1 << changed))
 
 
+def paired_p(before: ExampleValues, after: ExampleValues, seed: int = 0) -> float:
+    """The two-sided p of no change of a metric, of values of the same examples.
+
+    McNemar's exact test where the values are 0 and 1, else a paired bootstrap over the examples.
+
+    Raises:
+        ValueError: there is no example, or they differ.
+    """
+    binary = {*before.sums, *after.sums} <= {0.0, 1.0} and not before.groups
+    if binary and {*before.counts, *after.counts} == {1.0}:
+        return mcnemar(before.sums, after.sums)
+    return paired_bootstrap([after], [before], seed)[1]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values adjusted for multiple comparisons after Holm (1979), in the order given."""
     adjusted, floor = [0.0] * len(p_values), 0.0
