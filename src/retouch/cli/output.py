@@ -125,8 +125,8 @@ def scores(
         mark = styled((changed or "none", CHANGE_STYLES.get(changed, "dim")))
         p = (p_values or {}).get((record.suite, record.metric))
         text = "" if p is None else show_p(p)
-        columns += [str(record.before.n), *([mark] if compared else [])]
-        made.add_row(*columns, *([text] if p_values else []))
+        rest = [mark] if compared else []
+        made.add_row(*columns, str(record.before.n), *rest, *([text] if p_values else []))
     return made
 
 

@@ -159,7 +159,7 @@ class TaskScores:
             # lm-eval's figure itself, which may differ from ours in its last digit.
             scores.append(replace(score, value=figure, n=sum(n > 0 for n in part.counts)))
         if len(ratios) == 2:
-            p = paired_p(*ratios, self._seed)
+            p = paired_p(ratios[0], ratios[1], self._seed)
         self._add(one, scores, p, "rate" if share else "")
         for values, part in zip(self._values, ratios, strict=True):
             values[one.key] = part
