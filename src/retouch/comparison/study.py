@@ -93,7 +93,8 @@ class Study:
         """The cost of the study in words, for the comments of a settings file."""
         return (
             f"{len(self.trials)} trials in {self.seconds / 60:.1f} minutes, "
-            f"{self.identity['num_examples']} examples, seed {self.identity['seed']}"
+            f"{self.identity['model']}, {self.identity['num_examples']} examples, "
+            f"seed {self.identity['seed']}"
         )
 
     def write(self) -> None:
