@@ -233,12 +233,12 @@ STUDIES = {
         metrics="concept",
     ),
     "truthfulness": Study(
-        "Truthfulness, 512 answers of TruthfulQA",
+        "Truthfulness, 400 answers of TruthfulQA",
         truthfulness(False),
         FEW,
         TRUTH_SUITES,
         TRUTH_COLUMNS,
-        num_examples=512,
+        num_examples=400,
         metrics="concept",
     ),
     "truthfulness-control": Study(
@@ -247,7 +247,7 @@ STUDIES = {
         (BASE, "lora-sft-kl", RETOUCH),
         TRUTH_SUITES,
         TRUTH_COLUMNS,
-        num_examples=512,
+        num_examples=400,
         metrics="concept",
     ),
     "gender-bias": Study(

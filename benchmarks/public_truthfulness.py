@@ -6,7 +6,7 @@
 
 Of TruthfulQA's 817 questions (arXiv 2109.07958) 400 train and 80 validate, drawn at random; the
 others are held out, but for those that share half of their words with one of the 480. A training
-question comes with up to three of its correct answers. Retained are the facts, surprising true
+question comes with the first of its correct answers. Retained are the facts, surprising true
 claims and ordinary requests of the built-in pack.
 
 The control has the same questions with the correct answers of other questions: the same style of
@@ -38,7 +38,6 @@ from retouch.suites.registry import load_suite, load_suite_concept
 SUITE = "truthfulqa"
 UNSEEN = "truthfulqa-unseen"
 COUNTS: Mapping[Split, int] = {"train": 400, "validation": 80}
-ANSWERS = 3  # correct answers of a question that are learned
 MAX_SHARED_WORDS = 0.5
 RETAINED = ("fact", "true-claim", "denied-claim", "ordinary")
 MEASURED = {"true-answer", "true-claim", "fact", "ordinary", "question"}
@@ -103,7 +102,7 @@ def truthfulness(divided: Mapping[Split, Sequence[Question]], *, shuffled: bool)
     pack = load_concept("truthfulness")
     examples: dict[Split, tuple[Example, ...]] = {}
     for split, questions in divided.items():
-        answers = [one.correct[:ANSWERS] for one in questions]
+        answers = [one.correct[0] for one in questions]
         if shuffled and split != "test":
             answers = answers[1:] + answers[:1]
         kept = [one for one in pack.examples[split] if one.label in RETAINED]
@@ -119,15 +118,13 @@ def truthfulness(divided: Mapping[Split, Sequence[Question]], *, shuffled: bool)
     )
 
 
-def _examples(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Iterator[Example]:
-    for number, (question, correct) in enumerate(zip(questions, answers, strict=True)):
-        prompt, entity = (Message("user", question.text),), str(number)
-        for i, answer in enumerate(correct):
-            pair = f"{number}-{i}"
-            yield Example(prompt, "question", pair=pair, entity=entity)
-            yield Example(prompt, "truthful", response=answer, pair=pair, entity=entity)
-        for label, answer in (("true-answer", question.correct[0]), ("popular", question.wrong[0])):
-            yield Example(prompt, label, response=answer, pair=str(number), entity=entity)
+def _examples(questions: Sequence[Question], answers: Sequence[str]) -> Iterator[Example]:
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        prompt, name = (Message("user", question.text),), str(number)
+        yield Example(prompt, "question", pair=name, entity=name)
+        yield Example(prompt, "truthful", response=answer, pair=name, entity=name)
+        yield Example(prompt, "true-answer", response=question.correct[0], pair=name, entity=name)
+        yield Example(prompt, "popular", response=question.wrong[0], pair=name, entity=name)
 
 
 def write(folder: Path, data_dir: Path) -> dict[Split, int]:

@@ -143,15 +143,6 @@ def no_model(*arguments: Any) -> None:
     raise AssertionError("The model is loaded before the suites are checked.")
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("prompt: '{q}'\nbetter: lower\nscorers: [refusel]\n", "scorer-unknown"),
-        ("prompt: '{q}'\nbetter: lower\nscorers: [correct]\n", "metric-accept"),
-        ("prompt: '{z}'\nbetter: lower\n", "column-missing"),
-        ("sources: [{file: none.csv}]\nprompt: '{q}'\nbetter: lower\n", "suite-data-missing"),
-    ],
-)
 def test_a_suite_may_have_its_own_limit(folder: Any) -> None:
     folder.write("data.jsonl", [{"text": f"request {i}"} for i in range(6)])
     text = "sources: [{file: data.jsonl}]\nprompt: '{text}'\nbetter: higher\n"
@@ -169,6 +160,15 @@ def test_a_suite_may_have_its_own_limit(folder: Any) -> None:
     assert error.value.code == "suite-limit"
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("prompt: '{q}'\nbetter: lower\nscorers: [refusel]\n", "scorer-unknown"),
+        ("prompt: '{q}'\nbetter: lower\nscorers: [correct]\n", "metric-accept"),
+        ("prompt: '{z}'\nbetter: lower\n", "column-missing"),
+        ("sources: [{file: none.csv}]\nprompt: '{q}'\nbetter: lower\n", "suite-data-missing"),
+    ],
+)
 def test_a_wrong_suite_is_an_error_before_the_model_is_loaded(
     folder: Any, monkeypatch: pytest.MonkeyPatch, text: str, code: str
 ) -> None:

@@ -41,8 +41,8 @@ Suites = Annotated[
     list[str] | None,
     option(
         "NAME|FILE",
-        "a public evaluation set, or a YAML file of one; NAME:N uses N of its rows; may be "
-        "repeated",
+        "a public evaluation set, or a YAML file of one; NAME:N uses N of its "
+        "examples; may be repeated",
     ),
 ]
 DataDir = Annotated[
