@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retouch.comparison.objective import pareto_front
-from retouch.comparison.plot import COLOURS, GRID, INK, MARK, MARKERS, SOFT
-from retouch.comparison.summary import REFERENCE, SummaryRow
+from retouch.comparison.plot import GRID, INK, SOFT, marker_of
+from retouch.comparison.summary import SummaryRow
 
 DRIFT = "alpaca-harmless/kl_responses"
 
@@ -45,10 +45,7 @@ def render_front(
             *zip(*front, strict=True), color=SOFT, linewidth=1.2, drawstyle="steps-post", zorder=1
         )[0]
         for number, (row, (x, y)) in enumerate(zip(measured, points, strict=True), start=1):
-            reference = row.method == REFERENCE
-            colour = MARK if reference else COLOURS[(number - 1) % len(COLOURS)]
-            marker = "*" if reference else MARKERS[(number - 1) % len(MARKERS)]
-            size = 15 if reference else 7
+            colour, marker, size = marker_of(row.method, number)
             (line,) = axis.plot(x, y, marker, color=colour, markersize=size, zorder=3)
             legend[f"{number}  {titles.get(row.method, row.method)}"] = line
             axis.annotate(

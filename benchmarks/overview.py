@@ -10,6 +10,7 @@ from retouch.comparison.objective import metric_key
 from retouch.comparison.summary import SeedStats, SummaryRow
 from retouch.comparison.table import MISSING, SIGNIFICANT
 from retouch.core.formatting import show_value, words
+from retouch.core.types import Better
 
 Columns = Mapping[str, str]
 """Metrics as `suite/metric`, by their heading."""
@@ -38,20 +39,21 @@ def overview(found: Comparison, columns: Columns) -> str:
     return table(lines)
 
 
-def _units(found: Comparison) -> tuple[dict[str, str], dict[str, str]]:
+def _units(found: Comparison) -> tuple[dict[str, str], dict[str, Better]]:
     """The unit of each metric, and which way is better."""
     records = [record for result in found.results for record in result.records]
     units = {metric_key(one): one.unit for one in records}
     return units, {metric_key(one): one.better for one in records}
 
 
-def _entry(row: SummaryRow, key: str, units: Mapping[str, str], better: Mapping[str, str]) -> str:
+def _entry(
+    row: SummaryRow, key: str, units: Mapping[str, str], better: Mapping[str, Better]
+) -> str:
     stats: SeedStats | None = row.metrics.get(key)
     if stats is None:
         return MISSING
-    worst = stats.high if better[key] == "lower" else stats.low
-    mean = show_value(stats.mean, units[key])
-    return mean if stats.low == stats.high else f"{mean} ({show_value(worst, units[key])})"
+    mean, worst = (show_value(one, units[key]) for one in (stats.mean, stats.worst(better[key])))
+    return mean if stats.low == stats.high else f"{mean} ({worst})"
 
 
 def failures(rows: Sequence[SummaryRow]) -> list[str]:

@@ -60,7 +60,7 @@ def harmful_requests(folder: Path) -> list[str]:
         for one in load_suite_concept(name, folder).examples["test"]
     ]
     found = instructions(folder, HARMFUL, "train")
-    found = [text for text in found if _overlap(_words(text), tested) < MAX_SHARED_WORDS]
+    found = [text for text in found if overlap(_words(text), tested) < MAX_SHARED_WORDS]
     random.Random(0).shuffle(found)
     return found
 
@@ -79,7 +79,7 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{4,}", text.lower()))
 
 
-def _overlap(words: set[str], others: Iterable[set[str]]) -> float:
+def overlap(words: set[str], others: Iterable[set[str]]) -> float:
     """The largest share of words in common, as intersection over union."""
     return max(len(words & other) / max(1, len(words | other)) for other in others)
 

@@ -17,7 +17,6 @@ DIR holds `truthfulqa_mc.jsonl` (question, mc1_targets, mc2_targets).
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
@@ -25,15 +24,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from benchmarks.common import argument_parser
+from benchmarks.public_labels import overlap
+from benchmarks.unseen_suites import suite_rows, write_suite
 from retouch.concepts.concept import Concept, Example
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import RetouchError
 from retouch.core.types import Message, Split
-from retouch.suites.registry import load_suite, load_suite_concept
+from retouch.suites.registry import load_suite_concept
 
 SUITE = "truthfulqa"
 UNSEEN = "truthfulqa-unseen"
@@ -79,17 +78,13 @@ def divide(questions: Sequence[Question]) -> dict[Split, list[Question]]:
     test = [
         one
         for one in shuffled[len(train) + len(validation) :]
-        if max(_shared(_words(one.text), other) for other in seen) < MAX_SHARED_WORDS
+        if overlap(_words(one.text), seen) < MAX_SHARED_WORDS
     ]
     return {"train": train, "validation": validation, "test": test}
 
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _shared(words: set[str], others: set[str]) -> float:
-    return len(words & others) / max(1, len(words | others))
 
 
 def truthfulness(divided: Mapping[Split, Sequence[Question]], *, shuffled: bool) -> Concept:
@@ -140,29 +135,9 @@ def write(folder: Path, data_dir: Path) -> dict[Split, int]:
     shutil.rmtree(folder, ignore_errors=True)
     save_pack(truthfulness(divided, shuffled=False), folder / "concept")
     save_pack(truthfulness(divided, shuffled=True), folder / "control")
-    source = next(one.file for one in load_suite(SUITE).sources if one.file)
     unseen = {one.text for one in divided["test"]}
-    lines = (data_dir / source).read_text("utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["question"] in unseen]
-    (folder / f"{UNSEEN}.jsonl").write_text("\n".join(kept) + "\n", "utf-8")
-    suite = {
-        "kind": "choices",
-        "name": UNSEEN,
-        "title": "TruthfulQA, multiple choice, the questions that no edit was trained on",
-        "url": "https://arxiv.org/abs/2109.07958",
-        "licence": "Apache-2.0",
-        "sources": [{"file": f"{UNSEEN}.jsonl"}],
-        "prompt": "{question}",
-        "metrics": {
-            name: {
-                "choices": f"{name}_targets.choices",
-                "correct": f"{name}_targets.labels",
-                "scorer": name,
-            }
-            for name in ("mc1", "mc2")
-        },
-    }
-    (folder / f"{UNSEEN}.yaml").write_text(yaml.safe_dump(suite, sort_keys=False), "utf-8")
+    kept = [row for row in suite_rows(SUITE, data_dir) if row["question"] in unseen]
+    write_suite(SUITE, UNSEEN, kept, folder)
     return {split: len(questions) for split, questions in divided.items()}
 
 

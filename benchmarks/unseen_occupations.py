@@ -11,20 +11,15 @@ DIR holds `winobias.jsonl` (text with both mentions in square brackets) and `cro
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.common import argument_parser
+from benchmarks.unseen_suites import suite_rows, write_suite
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import RetouchError
-from retouch.suites.registry import load_suite
-from retouch.suites.sources import read_rows
-from retouch.suites.suite import PairSuite
 
 WINOBIAS, CROWS = "winobias-unseen", "crows-pairs-gender"
 
@@ -52,24 +47,11 @@ def write(folder: Path, data_dir: Path) -> dict[str, int]:
     Raises:
         DataError: a file cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    counts = {}
-    for name, original in ((WINOBIAS, "winobias"), (CROWS, "crows-pairs")):
-        suite = load_suite(original)
-        assert isinstance(suite, PairSuite)
-        sources = [one.model_copy(update={"where": {}}) for one in suite.sources if one.file]
-        rows = [dict(row.values) for row in read_rows(sources[:1], original, [data_dir])]
-        if name == WINOBIAS:
-            rows = unseen(rows, seen_occupations())
-        else:
-            rows = [row for row in rows if row["bias_type"] == "gender"]
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-        values = suite.model_dump(mode="json", exclude_defaults=True, exclude={"sources", "sample"})
-        values |= {"kind": "pairs", "name": name, "sources": [{"file": f"{name}.jsonl"}]}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
-        counts[name] = len(rows)
-    return counts
+    winobias = unseen(suite_rows("winobias", data_dir), seen_occupations())
+    gender = [row for row in suite_rows("crows-pairs", data_dir) if row["bias_type"] == "gender"]
+    write_suite("winobias", WINOBIAS, winobias, folder)
+    write_suite("crows-pairs", CROWS, gender, folder)
+    return {WINOBIAS: len(winobias), CROWS: len(gender)}
 
 
 def main() -> None:

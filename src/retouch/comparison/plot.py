@@ -77,22 +77,28 @@ def _draw_axis(axis: Any, objective: Objective, rows: Sequence[SummaryRow]) -> N
     axis.spines[["left", "bottom"]].set_color(SOFT)
 
 
+def marker_of(method: str, number: int) -> tuple[str, str, int]:
+    """Colour, marker and size of a method by its number, from 1; Retouch is a star."""
+    if method == REFERENCE:
+        return MARK, "*", 14
+    return COLOURS[(number - 1) % len(COLOURS)], MARKERS[(number - 1) % len(MARKERS)], 7
+
+
 def _draw_point(axis: Any, drift: SeedStats, effect: SeedStats, method: str, number: int) -> Any:
     """Draw a method with its number and its error bars; returns the marker for the legend."""
-    reference = method == REFERENCE
-    colour = MARK if reference else COLOURS[(number - 1) % len(COLOURS)]
+    colour, marker, size = marker_of(method, number)
     bars = axis.errorbar(
         [drift.mean],
         [effect.mean],
         xerr=[[drift.mean - drift.low], [drift.high - drift.mean]],
         yerr=[[effect.mean - effect.low], [effect.high - effect.mean]],
         color=colour,
-        fmt="*" if reference else MARKERS[(number - 1) % len(MARKERS)],
-        markersize=14 if reference else 7,
+        fmt=marker,
+        markersize=size,
         elinewidth=1.1,
         capsize=2.5,
         alpha=0.95,
-        zorder=4 if reference else 3,
+        zorder=4 if method == REFERENCE else 3,
     )
     # In one of four directions, so that the numbers of equal points do not cover each other.
     x, y = (1 if number % 4 < 2 else -1), (1 if number % 2 else -1)
