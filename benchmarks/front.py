@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retouch.comparison.objective import pareto_front
-from retouch.comparison.plot import GRID, INK, SOFT, marker_of
+from retouch.comparison.plot import GRID, INK, SOFT, label_point, marker_of
 from retouch.comparison.summary import SummaryRow
 
 DRIFT = "alpaca-harmless/kl_responses"
@@ -48,14 +48,7 @@ def render_front(
             colour, marker, size = marker_of(row.method, number)
             (line,) = axis.plot(x, y, marker, color=colour, markersize=size, zorder=3)
             legend[f"{number}  {titles.get(row.method, row.method)}"] = line
-            axis.annotate(
-                str(number),
-                (x, y),
-                (6, 6),
-                textcoords="offset points",
-                color=colour,
-                fontsize=9,
-            )
+            label_point(axis, (x, y), number, colour)
         axis.set_xlabel(label, fontsize=11, color=INK)
         axis.grid(color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)

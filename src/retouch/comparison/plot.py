@@ -84,6 +84,22 @@ def marker_of(method: str, number: int) -> tuple[str, str, int]:
     return COLOURS[(number - 1) % len(COLOURS)], MARKERS[(number - 1) % len(MARKERS)], 7
 
 
+def label_point(axis: Any, point: tuple[float, float], number: int, colour: str) -> None:
+    """Write the number of a method beside its point."""
+    # In one of four directions, so that the numbers of equal points do not cover each other.
+    x, y = (1 if number % 4 < 2 else -1), (1 if number % 2 else -1)
+    axis.annotate(
+        str(number),
+        point,
+        (6 * x, 8 * y),
+        textcoords="offset points",
+        color=colour,
+        fontsize=9,
+        horizontalalignment="left" if x > 0 else "right",
+        verticalalignment="center",
+    )
+
+
 def _draw_point(axis: Any, drift: SeedStats, effect: SeedStats, method: str, number: int) -> Any:
     """Draw a method with its number and its error bars; returns the marker for the legend."""
     colour, marker, size = marker_of(method, number)
@@ -100,18 +116,7 @@ def _draw_point(axis: Any, drift: SeedStats, effect: SeedStats, method: str, num
         alpha=0.95,
         zorder=4 if method == REFERENCE else 3,
     )
-    # In one of four directions, so that the numbers of equal points do not cover each other.
-    x, y = (1 if number % 4 < 2 else -1), (1 if number % 2 else -1)
-    axis.annotate(
-        str(number),
-        (drift.mean, effect.mean),
-        (6 * x, 8 * y),
-        textcoords="offset points",
-        color=colour,
-        fontsize=9,
-        horizontalalignment="left" if x > 0 else "right",
-        verticalalignment="center",
-    )
+    label_point(axis, (drift.mean, effect.mean), number, colour)
     return bars.lines[0]
 
 
