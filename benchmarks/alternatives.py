@@ -86,27 +86,29 @@ class Variant(Retouch):
         return found | {group: found.get(group, {}) | self.changed[group] for group in self.changed}
 
 
-def variant(id: str, title: str, **changed: Mapping[str, Any]) -> str:
-    """Register a variant; its id."""
-    register_method(type("Variant", (Variant,), {"id": id, "title": title, "changed": changed}))
-    return id
+def variant(id: str, title: str, **changed: Mapping[str, Any]) -> type[Variant]:
+    """A variant's class."""
+    return type("Variant", (Variant,), {"id": id, "title": title, "changed": changed})
 
 
-ABLATIONS = (
-    variant("without-adversarial", "without adversarial", loss={"adversarial_weight": 0}),
-    variant("without-matching", "without matching", loss={"matching_weight": 0}),
-    variant(
-        "without-both",
-        "without both (SFT + KL)",
-        loss={"adversarial_weight": 0, "matching_weight": 0},
-    ),
-    variant(
-        "without-retain",
-        "without the retain loss",
-        loss={"kl_weight": 0, "retain_weight": 0},
-        train={"max_drift": 10.0, "max_retain_change": 1.0},
-    ),
-)
+ABLATIONS = {
+    one.id: one
+    for one in (
+        variant("without-adversarial", "without adversarial", loss={"adversarial_weight": 0}),
+        variant("without-matching", "without matching", loss={"matching_weight": 0}),
+        variant(
+            "without-both",
+            "without both (SFT + KL)",
+            loss={"adversarial_weight": 0, "matching_weight": 0},
+        ),
+        variant(
+            "without-retain",
+            "without the retain loss",
+            loss={"kl_weight": 0, "retain_weight": 0},
+            train={"max_drift": 10.0, "max_retain_change": 1.0},
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -368,6 +370,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/smollm2"))
     add_load_options(parser)
     options = parser.parse_args(words)
+    for ablation in ABLATIONS.values():
+        register_method(ablation)
     names = parse_names(parser, "--only", options.only, list(STUDIES)) or list(STUDIES)
     machine = describe_machine(options.device)
     try:
