@@ -13,7 +13,7 @@ logits
 
 A step is the forward and backward passes of one batch of source and one of retain examples. The
 plain one multiplies in the dtype of the weights; the others as `compute_dtype` has it, in bfloat16
-on a processor with AMX. The median of the repeats counts; ratios are of one run.
+on a processor with AMX or AVX512-BF16. The median of the repeats counts; ratios are of one run.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, no_progress
 from retouch.evaluation import evaluate as evaluate_module
 from retouch.evaluation import scorers
-from retouch.evaluation.evaluate import PromptKey, evaluate
+from retouch.evaluation.evaluate import BaseResults, evaluate
 from retouch.evaluation.scorer import Need, ResponseScorer, Scorer, ScoringContext, ScoringResult
 from retouch.evaluation.statistics import ExampleValues, bootstrap
 from retouch.models import base_responses
@@ -225,7 +225,7 @@ def test_a_metric_may_have_a_length_of_its_own() -> None:
     kl = MetricSpec("own", "kl", ("attack",), "kl_responses", "nats", max_new_tokens=2)
     editable = edited()
     given = concept(metrics=(*metrics, kl))
-    known: dict[PromptKey, Response] = {}
+    known = BaseResults()
     found = evaluate(editable, [given], max_new_tokens=4, known=known)
     texts: dict[str, dict[str, list[str]]] = {"base": {}, "edited": {}}
     for sample in found.samples:
@@ -301,15 +301,33 @@ def test_the_model_is_unchanged() -> None:
 
 
 def test_known_responses_of_the_base_are_not_generated_again(generations: list[list[str]]) -> None:
-    known: dict[PromptKey, Response] = {}
+    known = BaseResults()
     first = evaluate(char_editable(), [concept()], known=known)
     # The jobs are included though nothing is edited yet: the drift will need them.
     assert [len(batch) for batch in generations] == [8]
-    assert len(known) == 8
+    assert len(known.responses) == 8
     again = evaluate(edited(), [concept()], known=known)
     assert [len(batch) for batch in generations] == [8, 5]  # the edited model's alone
     assert [r.before for r in again.metrics] == [r.before for r in first.metrics]
     assert again == evaluate(edited(), [concept()])
+
+
+def test_known_scores_of_the_base_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = []
+    scorer = type(scorers.check_metric(concept().metrics[0], []))
+    score = scorer.score
+
+    def counted(self: Any, spec: Any, examples: Any, context: Any) -> Any:
+        models.append(context.model)
+        return score(self, spec, examples, context)
+
+    monkeypatch.setattr(scorer, "score", counted)
+    known = BaseResults()
+    evaluate(edited(), [concept()], known=known)
+    first = list(models)
+    evaluate(edited(), [concept()], known=known)
+    assert first.count("base") == first.count("edited") > 0
+    assert models[len(first) :] == ["edited"] * first.count("edited")
 
 
 @pytest.mark.usefixtures("generations")

@@ -15,6 +15,8 @@ from retouch.models.segment import Segment
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 
+INSTRUCTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+
 
 def linear(size: int) -> nn.Linear:
     torch.manual_seed(0)
@@ -48,8 +50,18 @@ def test_weights_that_were_changed_are_copied_again() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
 def test_none_are_made_where_none_are_wanted(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for instructions in INSTRUCTIONS:
+        monkeypatch.setattr(torch.cpu, instructions, lambda: False)
     assert make_bfloat16_linears([linear(512)], dtype) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("supported", INSTRUCTIONS)
+def test_auto_makes_them_where_the_processor_has_instructions(
+    supported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for instructions in INSTRUCTIONS:
+        monkeypatch.setattr(torch.cpu, instructions, lambda name=instructions: name == supported)
+    assert make_bfloat16_linears([linear(512)], "auto") is not None
 
 
 def test_small_layers_stay_in_float32() -> None:

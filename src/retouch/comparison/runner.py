@@ -17,18 +17,17 @@ from retouch.comparison.tuned_settings import make_settings
 from retouch.core.errors import DivergedError, RetouchError
 from retouch.core.options import flatten
 from retouch.core.types import OnEvent, Progress, Record, Split, ignore_event, no_progress
-from retouch.evaluation.evaluate import PromptKey, evaluate
+from retouch.evaluation.evaluate import BaseResults, evaluate
 from retouch.evaluation.robustness import applicable_attacks, run_robustness
 from retouch.evaluation.scorers import shows_effect
 from retouch.methods import registry
 from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
-from retouch.models.generate import Response
 from retouch.task.task import EditTask, build_task
 
 
 class Runner:
-    """Runs points one after the other; caches the base model's responses and the last task."""
+    """Runs points one after the other; caches the base model's results and the last task."""
 
     def __init__(
         self,
@@ -38,7 +37,7 @@ class Runner:
         on_event: OnEvent = ignore_event,
     ) -> None:
         self._editable, self._grid, self._split, self._on_event = editable, grid, split, on_event
-        self._base_responses: dict[PromptKey, Response] = {}
+        self._base = BaseResults()
         self._task: tuple[tuple[int, int], EditTask] | None = None
 
     def build_task(self, point: GridPoint) -> EditTask:
@@ -86,7 +85,7 @@ class Runner:
                 suites=grid.suites,
                 split=self._split,
                 limit=grid.limit,
-                known=self._base_responses,
+                known=self._base,
                 max_new_tokens=grid.max_new_tokens,
             )
             records = [*evaluation.metrics, *self._attack(task)]

@@ -81,7 +81,7 @@ class LoadConfig(Group):
     compute_dtype: ComputeDtype = option(
         "auto",
         "dtype in which a CPU multiplies the frozen weights in training and generation: auto is "
-        "bfloat16 where the processor has AMX and the model is large enough to gain",
+        "bfloat16 where the processor has AMX or AVX512-BF16 and the model is large enough to gain",
     )
     quantize: Quantize = option("none", "bits of the frozen weights, through bitsandbytes")
     chat_template: str | None = option(

@@ -72,6 +72,21 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 @dataclass(frozen=True)
+class BaseResults:
+    """What evaluations of one base model found, for the next one of it. They add to it.
+
+    Attributes:
+        responses: by prompt.
+        scores: of a metric on its examples.
+    """
+
+    responses: dict[PromptKey, Response] = field(default_factory=dict)
+    scores: dict[tuple[MetricSpec, tuple[Example, ...], int], ScoringResult] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
 class _Task:
     """A metric with its scorer, its examples, and the maximum length of their responses."""
 
@@ -93,7 +108,7 @@ def evaluate(
     limit: int | None = None,
     progress: Progress = no_progress,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    known: dict[PromptKey, Response] | None = None,
+    known: BaseResults | None = None,
     judge: Judge | None = None,
 ) -> Evaluation:
     """Measure the concepts' metrics on the base model and, if anything acts on it, the edited one.
@@ -108,8 +123,8 @@ def evaluate(
             the number of questions.
         progress: called while responses are generated and texts are compared.
         max_new_tokens: maximum length of a response, in tokens, where a metric has none of its own.
-        known: responses of the base from an earlier evaluation of the same model. They are not
-            generated again, and new ones are added.
+        known: results of the base from an earlier evaluation of the same model, with the same
+            judge. They are not computed again, and new ones are added.
         judge: a model that classifies responses where a metric counts refusals (default: rules).
 
     Raises:
@@ -122,7 +137,8 @@ def evaluate(
         *_tasks(suites, "test", None, max_new_tokens, judged),
     ]
     edited = editable.edited
-    base_responses = {} if known is None else known
+    base = known or BaseResults()
+    base_responses = base.responses
     # With `known`, responses that only the KL divergence needs are generated even for a base model:
     # later evaluations need them, and the result must not depend on which one came first.
     base_needs: tuple[Need, ...] = ("responses",)
@@ -153,16 +169,16 @@ def evaluate(
         missing = [key for key in _prompt_keys(tasks, *base_needs) if key not in base_responses]
         if missing:
             with editable.base_model():
-                base_responses |= respond(missing, "base")
+                base_responses.update(respond(missing, "base"))
         contexts = [_Context(editable, "base", base_responses, base_responses, progress)]
         if edited:
             responses = respond(_prompt_keys(tasks, "responses"), "edited")
             contexts.append(_Context(editable, "edited", responses, base_responses, progress))
-        found = _score(tasks, contexts)
+        found = _score(tasks, contexts, base)
         return found if judged is None else replace(found, notes=tuple(judged.notes()))
 
 
-def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
+def _score(tasks: Sequence[_Task], contexts: Sequence[_Context], base: BaseResults) -> Evaluation:
     """Score every metric on the base and, if there is one, on the edited model."""
     records: list[Record] = []
     samples: list[Sample] = []
@@ -172,7 +188,11 @@ def _score(tasks: Sequence[_Task], contexts: Sequence[_Context]) -> Evaluation:
     for task in tasks:
         spec = task.spec
         own = [replace(context, max_new_tokens=task.max_new_tokens) for context in contexts]
-        results = [task.scorer.score(spec, task.examples, context) for context in own]
+        key = spec, task.examples, task.max_new_tokens
+        if key not in base.scores:
+            base.scores[key] = task.scorer.score(spec, task.examples, own[0])
+        edited = [task.scorer.score(spec, task.examples, one) for one in own[1:]]
+        results = [base.scores[key], *edited]
         scores = [result.score for result in results]
         records.append(Record(spec.suite, spec.metric, spec.unit, spec.better, *scores))
         values[spec.suite, spec.metric] = results[-1].values
