@@ -7,7 +7,8 @@ responses of every method side by side, and for safety the picture of what it re
 costs, and the capability before and after. Every method has the same examples and the settings that
 `retouch tune` found on the validation split (`comparison/tuned/safety-raise.yaml`; the other
 studies use the same). All methods run with one seed, then Retouch and the two best others with
-three. What is finished under --runs is reused, so that the command can be stopped and repeated.
+three. Points whose result lies under --out are not run again: the command can be stopped and
+repeated, on another machine too.
 
 DIR holds the published files that the built-in suites name (`retouch.suites`).
 """
@@ -35,12 +36,15 @@ from benchmarks.figures import table
 from benchmarks.front import render_front
 from benchmarks.overview import Columns, failures, overview
 from retouch.comparison.compare import Comparison, compare
+from retouch.comparison.grid import GridPoint
+from retouch.comparison.result import read_saved
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept, load_concept_file
 from retouch.core.atomic import atomic_write
 from retouch.core.errors import RetouchError
 from retouch.core.formatting import show_score
-from retouch.core.types import Direction
+from retouch.core.serialization import to_json, to_plain
+from retouch.core.types import Direction, Record
 from retouch.instruction.build import concept_from_instruction, save
 from retouch.methods.registry import register_method
 from retouch.methods.retouch import Retouch
@@ -269,7 +273,7 @@ STUDIES = {
 }
 
 
-def run_study(name: str, inputs: Inputs, runs: Path) -> Comparison:
+def run_study(name: str, inputs: Inputs, out: Path) -> Comparison:
     """Run what is missing of a study."""
     study = STUDIES[name]
     concept = study.concept(inputs)
@@ -294,7 +298,7 @@ def run_study(name: str, inputs: Inputs, runs: Path) -> Comparison:
                 max_new_tokens=MAX_NEW_TOKENS,
                 samples=SAMPLES,
                 save_adapters=True,
-                output_dir=runs / name,
+                output_dir=out / name,
             )
 
     found = run({})
@@ -319,13 +323,22 @@ def best_others(found: Comparison) -> list[str]:
     return ranked[:BEST_OTHERS]
 
 
-def capability(inputs: Inputs, runs: Path) -> str:
-    """The table of MMLU, GSM8K and perplexity before and after the safety edit."""
-    study = STUDIES["safety"]
-    adapter = runs / "safety" / "adapters" / f"{RETOUCH}-{study.num_examples}-0"
-    found = evaluate(inputs.editable, adapter=adapter, suites=CAPABILITY, data_dir=inputs.data_dir)
+def capability(inputs: Inputs, found: Comparison) -> str:
+    """The table of MMLU, GSM8K and perplexity before and after the safety edit of seed 0."""
+    point = GridPoint(RETOUCH, STUDIES["safety"].num_examples, 0)
+    file = found.path / "capability.json"
+    identity = {**found.grid.identity(point), "suites": list(CAPABILITY)}
+    records = read_saved(file, "records", tuple[Record, ...], identity, "result-broken")
+    if records is None:
+        adapter = found.path / "adapters" / point.name
+        measured = evaluate(
+            inputs.editable, adapter=adapter, suites=CAPABILITY, data_dir=inputs.data_dir
+        )
+        records = tuple(measured.metrics)
+        saved = {"identity": identity, "records": to_plain(records)}
+        atomic_write(file, to_json(saved, indent=2) + "\n")
     rows = [["figure", "n", "base", "edited"]]
-    for record in found.metrics:
+    for record in records:
         scores = [record.before, record.after or record.before]
         texts = [show_score(score, record.unit) for score in scores]
         rows.append([f"{record.suite}: {record.metric}", str(record.before.n), *texts])
@@ -335,8 +348,6 @@ def capability(inputs: Inputs, runs: Path) -> str:
 def write_study(name: str, found: Comparison, out: Path) -> str:
     """Write the pages of a study; the section of the index about it."""
     study = STUDIES[name]
-    for file in ("compare.md", "compare.json", "compare.png", "samples.md"):
-        atomic_write(out / name / file, (found.path / file).read_bytes())
     parts = [f"## {study.title}\n", f"{overview(found, study.columns)}\n"]
     parts += [f"- {failure}\n" for failure in failures(found.rows)]
     links = f"[All metrics]({name}/compare.md), [responses side by side]({name}/samples.md)."
@@ -366,7 +377,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, folder or hub id")
     parser.add_argument("--data-dir", type=Path, required=True, help="the published files")
     parser.add_argument("--only", default="", help=f"of {', '.join(STUDIES)}")
-    parser.add_argument("--runs", type=Path, default=Path("runs/alternatives"))
+    parser.add_argument("--made", type=Path, default=Path("runs/alternatives"), help="made data")
     parser.add_argument("--out", type=Path, default=Path("docs/results/smollm2"))
     add_load_options(parser)
     options = parser.parse_args(words)
@@ -376,15 +387,15 @@ def main(words: Sequence[str] | None = None) -> None:
     machine = describe_machine(options.device)
     try:
         editable = load(options.model, load_config(options))
-        inputs = Inputs(editable, options.data_dir, options.runs / "made")
+        inputs = Inputs(editable, options.data_dir, options.made)
         sections = [introduction(options.model, machine)]
         for name in names:
             print(f"{STUDIES[name].title}", file=sys.stderr, flush=True)
-            found = run_study(name, inputs, options.runs)
+            found = run_study(name, inputs, options.out)
             sections.append(write_study(name, found, options.out))
             if name == "safety":
                 sections.append("### Capability before and after the edit\n")
-                sections.append(f"{capability(inputs, options.runs)}\n")
+                sections.append(f"{capability(inputs, found)}\n")
             atomic_write(options.out / "index.md", "\n".join(sections))
     except RetouchError as error:
         parser.exit(error.exit_code, f"{error}\n")

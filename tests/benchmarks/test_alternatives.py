@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import alternatives
-from benchmarks.alternatives import ABLATIONS, ALL, STUDIES, Study, Variant, best_others
+from benchmarks.alternatives import ABLATIONS, ALL, STUDIES, Inputs, Study, Variant, best_others
 from helpers.char_tokenizer import char_editable
 from helpers.fake_methods import small_concept, use_fake_methods
 from helpers.public_data import write_requests
+from retouch.comparison.compare import Comparison
+from retouch.comparison.grid import make_grid
 from retouch.comparison.summary import SeedStats, SummaryRow
 from retouch.concepts.registry import load_concept, load_concept_file
+from retouch.core.types import Record, Score
 from retouch.methods import registry
 from retouch.methods.registry import get_method
 
@@ -88,17 +92,35 @@ def test_a_study_is_run_and_written(
     monkeypatch.setattr(alternatives, "load", lambda *_: char_editable())
     write_requests(tmp_path / "data")
     out = tmp_path / "out"
-    words: list[Any] = ["--data-dir", tmp_path / "data", "--runs", tmp_path / "runs", "--out", out]
+    words: list[Any] = ["--data-dir", tmp_path / "data", "--made", tmp_path / "made", "--out", out]
     for _ in range(2):  # the second time everything is reused
         alternatives.main([str(word) for word in words])
     assert "Written to" in capsys.readouterr().out
     names = {file.name for file in (out / "small").iterdir()}
-    assert names == {"compare.md", "compare.json", "compare.png", "samples.md"}
+    assert names == {"compare.md", "compare.json", "compare.png", "samples.md", "results"}
     page = (out / "small" / "compare.md").read_text("utf-8")
     assert "jailbreakbench: refusal" in page
     with pytest.raises(SystemExit):
         alternatives.main([*map(str, words), "--only", "absent"])
     assert "absent" in capsys.readouterr().err
+
+
+def test_the_capability_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record("mmlu", "accuracy", "share", "higher", Score(0.25, 0.2, 0.3, 200))
+    calls = []
+
+    def measured(*args: Any, **options: Any) -> Any:
+        calls.append(options["adapter"])
+        return SimpleNamespace(metrics=[record])
+
+    monkeypatch.setattr(alternatives, "evaluate", measured)
+    grid = make_grid("pocket", "auto", "raise", ["retouch"], 1, [128])
+    found = Comparison(tmp_path, grid, ())
+    inputs = Inputs(char_editable(), tmp_path, tmp_path)
+    pages = {alternatives.capability(inputs, found) for _ in range(2)}
+    assert calls == [tmp_path / "adapters" / "retouch-128-0"]
+    assert "mmlu: accuracy" in pages.pop()
+    assert not pages
 
 
 def test_all_alternatives_of_the_field_are_compared() -> None:

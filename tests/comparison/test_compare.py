@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,19 @@ def test_markup_in_a_response_is_escaped() -> None:
     page = render_samples(grid, [result], {})
     assert "> \\<b\\>x" in page
     assert "\\# \\*a\\* \\[b\\](c) \\`d\\` \\| e" in page
+
+
+def test_a_public_prompt_is_named_and_not_kept() -> None:
+    sample = Sample(
+        "public", "refusal", "base", (Message("user", "theirs"),), "No.", "refusal", 1.0,
+        group="a_b", entity="7",
+    )  # fmt: skip
+    (kept,) = choose_samples([sample], 5, {"public"})
+    assert kept == replace(sample, prompt=())
+    grid = make_grid("pocket", "auto", "raise", ["none"], 1, [2], samples=1)
+    page = render_samples(grid, [Result(GridPoint("none", 2, 0), "done", samples=(kept,))], {})
+    assert "### 1. public, refusal, a\\_b, id 7" in page
+    assert "theirs" not in page
 
 
 @pytest.mark.parametrize(

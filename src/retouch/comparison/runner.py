@@ -111,7 +111,7 @@ class Runner:
                 for (suite, metric), values in evaluation.values.items()
                 if suite in suites or f"{suite}/{metric}" in compared
             },
-            samples=choose_samples(evaluation.samples, grid.samples),
+            samples=choose_samples(evaluation.samples, grid.samples, suites),
         )
 
     def _attack(self, task: EditTask) -> Iterator[Record]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from retouch.comparison.grid import Grid
 from retouch.comparison.result import Result
@@ -14,12 +15,16 @@ TEXT_LENGTH = 300  # characters of a response on the page
 Key = tuple[object, ...]
 
 
-def choose_samples(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
-    """At most `count` responses of the model as it was measured, the same for every method.
+def choose_samples(
+    samples: Sequence[Sample], count: int, public: Collection[str] = ()
+) -> tuple[Sample, ...]:
+    """At most `count` responses of the model as it was measured, to the same prompts every time.
 
     Args:
         samples: all responses of an evaluation; where an edit acts, the base's too.
         count: how many to keep, equally many of each metric and evenly spaced.
+        public: suites whose prompts are not kept, since their text is not ours; group and id name
+            them.
     """
     edited = any(one.model == "edited" for one in samples)
     by_prompt: dict[Key, Sample] = {}
@@ -32,17 +37,13 @@ def choose_samples(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     chosen: list[Sample] = []
     for number, group in enumerate(groups.values()):
         chosen += evenly(group, (count - len(chosen)) // (len(groups) - number))
-    return tuple(chosen)
+    return tuple(replace(one, prompt=()) if one.suite in public else one for one in chosen)
 
 
 def render_samples(
     grid: Grid, results: Sequence[Result], titles: Mapping[str, str], seed: int = 0
 ) -> str:
-    """The page in Markdown: for each prompt the response of every method, with one seed.
-
-    A prompt of a public evaluation set is named by its id, since its text is not ours.
-    """
-    public = {one.name for one in grid.suites}
+    """The page in Markdown: for each prompt the response of every method, with one seed."""
     parts = [
         f"# {grid.concept.title}: responses on {grid.model}\n",
         f"Greedy responses of up to {grid.max_new_tokens} tokens, seed {seed}; the prompts are "
@@ -59,8 +60,8 @@ def render_samples(
             continue
         parts.append(f"## {count} examples\n")
         for number, (key, one) in enumerate(prompts.items(), start=1):
-            parts.append(f"### {number}. {_title(one, public)}\n")
-            if one.suite not in public:
+            parts.append(f"### {number}. {_title(one)}\n")
+            if one.prompt:
                 parts.append(f"> {_line(one.prompt[-1].content)}\n")
             if one.prefill:
                 parts.append(f"The response is forced to begin with: {_line(one.prefill)}\n")
@@ -75,12 +76,14 @@ def render_samples(
 
 
 def _key(sample: Sample) -> Key:
-    return sample.suite, sample.prompt, sample.prefill
+    return sample.suite, sample.prompt, sample.prefill, sample.group, sample.entity
 
 
-def _title(sample: Sample, public: set[str]) -> str:
+def _title(sample: Sample) -> str:
     where = f"{sample.suite}, {words(sample.metric)}"
-    return f"{where}, id {sample.entity}" if sample.suite in public else where
+    if sample.prompt:
+        return where
+    return f"{where}, {f'{_line(sample.group)}, ' if sample.group else ''}id {_line(sample.entity)}"
 
 
 def _line(text: str) -> str:
