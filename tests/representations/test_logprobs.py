@@ -32,3 +32,20 @@ def test_the_divergence_covers_every_predicted_token() -> None:
     (found,) = token_kl(editable, [CHAT])
     assert found.total > found.response_total > 0
     assert (found.count, found.response_count) == (3, 2)
+
+
+def test_responses_to_one_prompt_are_packed_and_score_the_same() -> None:
+    editable = tiny_editable()
+    prompts = [tuple(range(start, start + 12)) for start in (5, 40)]
+    responses = [(3,), (7, 8), (9, 10, 11), (4, 6, 5, 3)]
+    chats = [TokenizedChat((*prompt, *one), 12) for one in responses for prompt in prompts]
+    chats.append(TokenizedChat((1, 2, 3, 4), 1))
+    seen = []
+    hook = editable.model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    found = response_logprob(editable, chats)
+    hook.remove()
+    alone = torch.cat([response_logprob(editable, [chat]) for chat in chats])
+    torch.testing.assert_close(found, alone)
+    assert sum(seen) < sum(len(chat.ids) for chat in chats)

@@ -246,14 +246,23 @@ def make_batches(
 
     Chats of similar length share a batch; one that is longer than `max_tokens` runs alone.
     """
+    return [
+        pad_right(index, chats, pad) for index in divide(chats, range(len(chats)), size, max_tokens)
+    ]
+
+
+def divide(
+    chats: Sequence[TokenizedChat], index: Sequence[int], size: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """The numbers `index` of some chats by batch, as `make_batches` has it."""
     groups: list[list[int]] = []
     # In ascending order: the next chat is the longest of its batch.
-    for i in sorted(range(len(chats)), key=lambda i: (len(chats[i].ids), i)):
+    for i in sorted(index, key=lambda i: (len(chats[i].ids), i)):
         limit = size if max_tokens is None else min(size, max_tokens // len(chats[i].ids))
         if not groups or len(groups[-1]) >= limit:
             groups.append([])
         groups[-1].append(i)
-    return [pad_right(index, chats, pad) for index in groups]
+    return groups
 
 
 def shuffled_forever(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.editable_model import EditableModel
 from retouch.models.oom import split_on_oom
-from retouch.representations.batch import ChatBatch, make_batches
+from retouch.models.shared_beginning import MIN_SHARED
+from retouch.representations.batch import ChatBatch, divide, pad_right
+from retouch.representations.packing import Packer
 
+MIN_PACKED = 4  # responses to a prompt: fewer in a pass use the processor worse than padded ones do
 _MAX_LOGITS = 2**28  # logits in memory at a time: 1 GiB in float32
 FLOAT32_BYTES = 4
+
+MakeBatch = Callable[[Sequence[int], Sequence[TokenizedChat]], ChatBatch]
 
 
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -44,8 +50,10 @@ def mean_by_chat(values: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
 
 
 def batch_logprob(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
-    """Mean log-probability of each response of a batch `[rows]`, nats a token; gradients flow."""
-    logits = editable.model(input_ids=batch.ids.to(editable.device), use_cache=False).logits
+    """Mean log-probability of each response of a batch `[chats]`, nats a token; gradients flow."""
+    extra = batch.packing(editable.base.dtype, editable.device)
+    ids = batch.ids.to(editable.device)
+    logits = editable.model(input_ids=ids, use_cache=False, **extra).logits
     return mean_by_chat(response_logprobs(logits, batch), batch)
 
 
@@ -53,17 +61,45 @@ def batch_logprob(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
 def response_logprob(
     editable: EditableModel, chats: Sequence[TokenizedChat], batch_size: int = 64
 ) -> torch.Tensor:
-    """Mean log-probability of each chat's response `[chats]`, nats a token, on the CPU."""
+    """Mean log-probability of each chat's response `[chats]`, nats a token, on the CPU.
+
+    Several responses to one prompt, such as the choices of a question, are packed: the prompt is
+    computed once.
+    """
     out = torch.zeros(len(chats))
     pad = int(editable.tokenizer.pad_token_id)
-    for batch in make_batches(chats, batch_size, pad, max_logit_tokens(editable)):
+    together = _same_prompt(chats, batch_size)
+    packer = Packer(editable, packed=None if together else False)
+    if not packer.packed:
+        together = []
+    packed = {i for index in together for i in index}
+    alone = [i for i in range(len(chats)) if i not in packed]
+    padded = divide(chats, alone, batch_size, max_logit_tokens(editable))
+    batches: list[tuple[list[int], MakeBatch]]
+    batches = [(index, partial(pad_right, pad=pad)) for index in padded]
+    batches += [(index, packer.batch) for index in together]
+    for index, make in batches:
 
-        def run(rows: Sequence[int], batch: ChatBatch = batch) -> list[float]:
-            values: list[float] = batch_logprob(editable, batch.select(rows)).tolist()
+        def run(some: Sequence[int], make: MakeBatch = make) -> list[float]:
+            values: list[float] = batch_logprob(editable, make(some, chats)).tolist()
             return values
 
-        out[list(batch.index)] = torch.tensor(split_on_oom(run, range(len(batch.index))))
+        out[index] = torch.tensor(split_on_oom(run, index))
     return out
+
+
+def _same_prompt(chats: Sequence[TokenizedChat], size: int) -> list[list[int]]:
+    """The numbers of chats with the same prompt, at most `size` at a time, where packing pays."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, chat in enumerate(chats):
+        if chat.start >= MIN_SHARED:
+            groups.setdefault(chat.ids[: chat.start], []).append(i)
+    parts = [
+        group[begin : begin + size]
+        for group in groups.values()
+        for begin in range(0, len(group), size)
+    ]
+    return [part for part in parts if len(part) >= MIN_PACKED]
 
 
 def max_logit_tokens(editable: EditableModel) -> int:
