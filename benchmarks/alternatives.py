@@ -75,8 +75,8 @@ LABELLED = (
     "dpo",
 )
 ALL = (BASE, "self-reminder", "in-context-defense", *LABELLED, "are-original", RETOUCH)
-# For further concepts: prompting, steering, and training on states, on responses and with KL.
-FEW = (BASE, "self-reminder", "steering", "lorra", "lora-sft", "lora-sft-kl", RETOUCH)
+# For further concepts one of each kind: a prompt, steering, training on states and on responses.
+FEW = (BASE, "self-reminder", "steering", "lorra", "lora-sft-kl", RETOUCH)
 
 
 class Variant(Retouch):
@@ -225,7 +225,7 @@ STUDIES = {
     "safety-16": Study(
         "Safety, 16 labels",
         safety,
-        (BASE, *LABELLED, RETOUCH),
+        (BASE, "lorra", "paired-matching", "lora-sft", "lora-sft-kl", "dpo", RETOUCH),
         FEW_SUITES,
         FEW_COLUMNS,
         num_examples=16,
@@ -261,8 +261,8 @@ STUDIES = {
         gender_bias,
         FEW,
         (
-            f"{{made}}/occupations/{unseen_occupations.WINOBIAS}.yaml:200",
-            f"{{made}}/occupations/{unseen_occupations.CROWS}.yaml",
+            f"{{made}}/occupations/{unseen_occupations.WINOBIAS}.yaml:1230",
+            f"{{made}}/occupations/{unseen_occupations.CROWS}.yaml:262",
             HARMLESS,
             "wikitext:40",
         ),

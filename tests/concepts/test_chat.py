@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from helpers.tiny_models import tiny_tokenizer
-from retouch.concepts.chat import prompt_ids, prompt_text, tokenize_chat, tokenize_text
+from retouch.concepts.chat import (
+    TokenizedChat,
+    prompt_ids,
+    prompt_text,
+    tokenize_chat,
+    tokenize_text,
+)
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
 from retouch.models.load import load
@@ -100,3 +106,14 @@ def test_a_text_has_neither_a_template_nor_an_end() -> None:
     text = tokenize_text(tokenizer, "A hat is a hat.")
     assert tokenizer.decode(text.ids[text.start :]) == "A hat is a hat."
     assert tokenize_text(tokenizer, "").ids == text.ids[: text.start]
+
+
+@pytest.mark.parametrize("template", [None, WITHOUT_SYSTEM])
+def test_without_turns_it_is_running_text(template: str | None) -> None:
+    tokenizer = tokenizer_with(template)
+    whole = tokenize_text(tokenizer, "w1 w2 w3")
+    chat = tokenize_chat(tokenizer, (), "w3", prefill="w1 w2")
+    assert chat == TokenizedChat(whole.ids, len(whole.ids) - 1)
+    assert list(chat.ids[: chat.start]) == prompt_ids(tokenizer, (), "w1 w2")
+    assert prompt_text(tokenizer, (), "w1 w2") == "w1 w2"
+    assert tokenize_chat(tokenizer, (), "w1 w2 w3") == whole

@@ -61,6 +61,12 @@ MISTAKES = {
         "prompt-empty",
         ["line 5", "column `prompt`"],
     ),
+    "no turns and no text": (
+        "a.jsonl",
+        '{"prompt": [], "label": "retain"}',
+        "prompt-empty",
+        ["line 1", "column `prompt`", "`prefill`"],
+    ),
     "empty label": (
         "a.csv",
         "prompt,label\nhi,\n",

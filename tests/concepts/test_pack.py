@@ -303,3 +303,8 @@ def test_any_name_and_description_read_back_equal(tmp_path: Path, text: str) -> 
     concept = dataclasses.replace(chats(), name=text, title=text, description=text, hash="")
     save_pack(concept, tmp_path / "saved")
     assert load_concept_file(tmp_path / "saved").hash == concept.hash
+
+
+def test_a_context_cannot_be_around_running_text() -> None:
+    with pytest.raises(DataError, match="running text: 'The nurse'"):
+        Context("Be brief.").apply(Example((), "source", prefill="The nurse"))

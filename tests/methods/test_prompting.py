@@ -14,6 +14,7 @@ from retouch.core.errors import ConfigError
 from retouch.core.types import DIRECTIONS, Message
 from retouch.methods.prompting import reminders
 from retouch.models.adapters import detach
+from retouch.models.interventions import Prompting
 
 
 def test_no_edit_changes_nothing() -> None:
@@ -89,3 +90,9 @@ def test_demonstrations_that_exceed_the_context_are_an_error() -> None:
         apply(editable, steering_task(True), "in-context-defense", count=6)
     assert error.value.code == "prompt-too-long"
     assert not editable.edited
+
+
+def test_running_text_is_left_as_it_is() -> None:
+    editable = tiny_editable()
+    editable.intervene(Prompting([Message("system", "Be brief.")]))
+    assert editable.rewrite_prompt(()) == ()

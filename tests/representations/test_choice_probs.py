@@ -48,3 +48,15 @@ def test_choices_must_be_two_that_differ(choices: tuple[str, ...]) -> None:
     with pytest.raises(DataError) as error:
         choice_probs(tiny_editable(), EXAMPLES, choices)
     assert error.value.code == "choices-invalid"
+
+
+def test_running_text_is_continued_by_the_choices() -> None:
+    editable = tiny_editable()
+    text = Example((), "person", prefill="w1 w2")
+    (prob,) = choice_probs(editable, [text], ("w7", "w8"))
+    first, second = (editable.tokenizer(word)["input_ids"][0] for word in ("w7", "w8"))
+    ids = torch.tensor([prompt_ids(editable.tokenizer, (), "w1 w2")])
+    with torch.no_grad():
+        logits = editable.model(input_ids=ids).logits[0, -1].double()
+    expected = torch.sigmoid(logits[first] - logits[second])
+    assert prob == pytest.approx(float(expected), rel=1e-4)

@@ -32,10 +32,13 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") ->
 
     A tokenizer without a chat template gets a plain format: `User: ...`, `Assistant:`. Where a
     template refuses a system turn or omits it, the turn is prepended to the first user turn.
+    Without turns it is running text.
 
     Raises:
         ModelError: the template refuses the turns.
     """
+    if not prompt:
+        return prefill
     if getattr(tokenizer, "chat_template", None):
         return f"{_apply_template(tokenizer, prompt)}{prefill}"
     plain = "\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in prompt)
@@ -84,6 +87,8 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> 
     Raises:
         ModelError: the chat template refuses the turns.
     """
+    if not prompt:
+        return [*_first_token(tokenizer), *_text_ids(tokenizer, prefill)]
     text = prompt_text(tokenizer, prompt, prefill)
     # A chat template writes the special tokens itself.
     plain = not getattr(tokenizer, "chat_template", None)
@@ -102,18 +107,17 @@ def tokenize_chat(
     """Tokenize a chat with its response.
 
     Prompt and response are tokenized separately, as when the response is generated. A truncated
-    response gets no end token (`end_token`), unless it is empty.
+    response gets no end token (`end_token`), unless it is empty; running text has no end.
 
     Raises:
         ModelError: the chat template refuses the turns.
     """
     before = prompt_ids(tokenizer, prompt, prefill)
     # After a template's marker the response follows directly; after text, behind a space.
-    after_marker = bool(getattr(tokenizer, "chat_template", None)) and not prefill
-    text = response if after_marker else f" {response.lstrip()}"
-    after: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = () if truncated and after else (end_token(tokenizer),)
-    return TokenizedChat((*before, *after, *end), len(before))
+    after_marker = bool(not prompt or getattr(tokenizer, "chat_template", None)) and not prefill
+    after = _text_ids(tokenizer, response if after_marker else f" {response.lstrip()}")
+    end = () if (truncated or not prompt) and after else (end_token(tokenizer),)
+    return TokenizedChat((*before, *after, *end), max(1, len(before)))
 
 
 def tokenize_text(tokenizer: Any, text: str) -> TokenizedChat:
@@ -122,7 +126,15 @@ def tokenize_text(tokenizer: Any, text: str) -> TokenizedChat:
     The first token is that of the beginning, else that of the end; without either, the text's own
     first token is not scored.
     """
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return TokenizedChat((*_first_token(tokenizer), *_text_ids(tokenizer, text)), 1)
+
+
+def _first_token(tokenizer: Any) -> list[int]:
+    """The token that running text begins with, if any."""
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    first = next(([one] for one in special if one is not None), [])
-    return TokenizedChat((*first, *ids), 1)
+    return next(([one] for one in special if one is not None), [])
+
+
+def _text_ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -19,7 +19,8 @@ class Example:
     """One example of a concept: a prompt, and what is known about its response.
 
     Attributes:
-        prompt: the turns up to the response; the last one is the user's.
+        prompt: the turns up to the response; the last one is the user's. Without turns, the example
+            is running text: `prefill` begins it, and the response goes on.
         label: the class of the example within its concept (`positive`, `negative`, `retain`, or a
             pack's own labels, such as `attack` or `science`).
         response: the response to train on; None: the base model generates it.
@@ -40,6 +41,11 @@ class Example:
     group: str = ""
     entity: str = ""
     request: str = ""
+
+    @property
+    def last_turn(self) -> str:
+        """The text of the user's last turn; of running text, its beginning."""
+        return self.prompt[-1].content if self.prompt else self.prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,16 @@ class Context:
 
         A system turn of the example follows the context's in one system turn, demonstrations come
         before the example's other turns. `prefix` belongs to the response, so it is not added.
+
+        Raises:
+            DataError: the example is running text, which has no turns.
         """
+        if not example.prompt:
+            raise DataError(
+                f"A context cannot elicit a response to running text: {example.prefill!r}.",
+                "Give the example a `prompt`, or a counterpart with a `response`.",
+                code="context-without-turns",
+            )
         turns = list(example.prompt)
         system = [self.system] if self.system else []
         if turns[0].role == "system":

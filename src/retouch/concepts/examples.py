@@ -110,6 +110,9 @@ def parse_row(
         entity=text["entity"].strip(),
         request=text["request"],
     )
+    if not (example.prompt or example.prefill or example.response):
+        hint = "Begin running text with `prefill`, or write the prompt."
+        raise location.error("prompt-empty", "the prompt has no turns.", hint, "prompt")
     target = text["target_response"] or None
     if target and label != "negative":
         message = f"a row labelled `{label}` has a target response."
@@ -147,9 +150,9 @@ def _text(location: SourceLocation, column: str, value: Any) -> str:
 
 def _prompt(location: SourceLocation, value: Any) -> tuple[Message, ...]:
     turns = value if isinstance(value, list | tuple) else [{"role": "user", "content": value}]
-    messages = tuple(
-        _message(location, turn) for turn in turns or [{"role": "user", "content": ""}]
-    )
+    messages = tuple(_message(location, turn) for turn in turns)
+    if not messages:
+        return ()  # running text
     if messages[-1].role != "user":
         message = f"the prompt ends with a turn of the {messages[-1].role}, not of the user."
         hint = "Move a response to `response`, and the beginning of one to `prefill`."

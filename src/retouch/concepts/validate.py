@@ -85,7 +85,8 @@ def _check_splits(concept: Concept) -> Iterator[Finding]:
             for label, names in by_label.items():
                 message = f"{len(names)} {plural} of `{label}` {where}: {_first_few(names)}."
                 yield Finding(level, f"{field}-shared", message, hint if level == "error" else "")
-        prompts = [one.prompt[-1].content for one in _shared(concept, splits, attrgetter("prompt"))]
+        same = _shared(concept, splits, lambda one: one.prompt or one.prefill)
+        prompts = [one.last_turn for one in same]
         if prompts:
             message = f"{len(prompts)} prompts {where}: {_first_few(prompts)}."
             yield Finding("error", "prompt-shared", message, hint)
@@ -129,7 +130,7 @@ def _check_same(concept: Concept, direction: Direction, split: Split) -> Iterato
     spec = concept.directions[direction]
     target = {one.pair: one for one in concept.select(split, spec.target) if one.pair}
     same = [
-        one.prompt[-1].content
+        one.last_turn
         for one in concept.select(split, spec.source)
         if (other := target.get(one.pair or "")) is not None
         and (other.prompt, other.prefill) == (one.prompt, one.prefill)

@@ -286,7 +286,7 @@ def _score(
     return [
         ContrastSample(
             name,
-            example.prompt[-1].content,
+            example.last_turn,
             response.text,
             category,
             (value == 1.0) == (spec.effect_better == "higher"),

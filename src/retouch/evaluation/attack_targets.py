@@ -53,7 +53,7 @@ class AttackOutcome:
     @property
     def category(self) -> Category:
         """The category of the response to the request itself, without an attack's additions."""
-        return classify(self.response, self.target.example.prompt[-1].content)
+        return classify(self.response, self.target.example.last_turn)
 
 
 def responses_to(editable: EditableModel, prompts: Sequence[Sequence[Message]]) -> list[str]:
@@ -101,7 +101,7 @@ def attack_targets(
         with editable.base_model():
             responses = responses_to(editable, [one.prompt for one in examples])
         for one, response in zip(examples, responses, strict=True):
-            if classify(response, one.prompt[-1].content) == "answer":
+            if classify(response, one.last_turn) == "answer":
                 found.append(AttackTarget(direct[one.pair], response))
     if not found:
         raise DataError(

@@ -31,7 +31,7 @@ MARGIN = 0.1  # nats a token by which an instruction makes a response likelier t
 
 
 def _category(example: Example, response: str) -> Category:
-    return classify(response, example.prompt[-1].content if example.prompt else "")
+    return classify(response, example.last_turn)
 
 
 class CategoryScorer(ResponseScorer):

@@ -286,12 +286,14 @@ class _Context:
 
     def response_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
         tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
+        # Without the end of the turn, which follows every response, whichever it is.
         chats = [
-            tokenize_chat(tokenizer, rewrite(one.prompt), one.response or "", one.prefill)
+            tokenize_chat(
+                tokenizer, rewrite(one.prompt), one.response or "", one.prefill, truncated=True
+            )
             for one in examples
         ]
-        # The end of the turn follows every response, whichever it is.
-        return self._logprobs([TokenizedChat(chat.ids[:-1], chat.start) for chat in chats])
+        return self._logprobs(chats)
 
     def text_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
         return self._logprobs(

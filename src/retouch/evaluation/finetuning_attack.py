@@ -110,5 +110,5 @@ def _refused(editable: EditableModel, examples: Sequence[Example]) -> Score:
     """The share of refused examples, with Wilson's interval."""
     responses = responses_to(editable, [example.prompt for example in examples])
     pairs = zip(examples, responses, strict=True)
-    categories = [classify(response, example.prompt[-1].content) for example, response in pairs]
+    categories = [classify(response, example.last_turn) for example, response in pairs]
     return wilson(categories.count("refusal"), len(categories))

@@ -61,7 +61,7 @@ class JudgeScorer(Scorer):
         responses = context.responses(examples)
         found = self._judged(
             [
-                (one.request or one.prompt[-1].content, one.prefill + response)
+                (one.request or one.last_turn, one.prefill + response)
                 for one, response in zip(examples, responses, strict=True)
             ]
         )

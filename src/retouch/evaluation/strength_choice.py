@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.core.types import Direction, Progress, no_progress
-from retouch.evaluation.evaluate import MAX_NEW_TOKENS, evaluate
+from retouch.evaluation.evaluate import MAX_NEW_TOKENS, BaseResults, evaluate
 from retouch.evaluation.instruction_rules import is_decided_early
 from retouch.models.adapter_merging import scaled
 
@@ -87,7 +87,7 @@ def choose_strength(
     chosen = dataclasses.replace(concept, metrics=metrics)
     sign = 1.0 if concept.directions[direction].effect_better == "higher" else -1.0
     effects: dict[float, dict[str, float]] = {}
-    kept = highest
+    kept, base = highest, BaseResults()
     for strength in ordered:
         if limited and excess_at(strength) > 1.0:
             continue
@@ -103,6 +103,7 @@ def choose_strength(
                 limit=MAX_EXAMPLES,
                 progress=show,
                 max_new_tokens=max_new_tokens,
+                known=base,
             ).metrics
         values = {record.metric: (record.after or record.before).value for record in measured}
         effects[strength] = values

@@ -133,7 +133,7 @@ def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _listed(candidates: Sequence[Candidate]) -> Iterator[str]:
     for one in candidates:
         yield ""
-        yield f"- **{_line(one.example.prompt[-1].content)}** ({one.split}, topic {one.topic:.2f})"
+        yield f"- **{_line(one.example.last_turn)}** ({one.split}, topic {one.topic:.2f})"
         yield f"  - without: {_line(one.plain)}"
         yield f"  - with: {_line(one.instructed)}"
 

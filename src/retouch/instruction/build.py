@@ -177,7 +177,7 @@ def _sources(
     sources = {}
     for split in SPLITS:
         # An example with a system turn has an instruction already.
-        some = [one for one in given[split] if one.prompt[0].role != "system"]
+        some = [one for one in given[split] if one.prompt and one.prompt[0].role != "system"]
         some = [Example(one.prompt, "plain", group=one.group, entity=one.entity) for one in some]
         rng = random.Random(f"{seed}:{split}:instruction")
         size = max(1, round(limit * SHARES[split]))
@@ -268,7 +268,7 @@ def _retained(
         free = [
             one
             for one in ordinary[split]
-            if one.prompt not in source_examples and one.prompt[0].role != "system"
+            if one.prompt not in source_examples and one.prompt and one.prompt[0].role != "system"
         ]
         text = [replace(one, label="text") for one in free if one.group in TEXT_GROUPS]
         text = sample_by_group(rng, text, round(TEXT_SHARE * NUM_RETAIN[split]))

@@ -211,10 +211,10 @@ class EditableModel:
         self.interventions.append(intervention)
 
     def rewrite_prompt(self, prompt: Sequence[Message]) -> tuple[Message, ...]:
-        """The prompt with what the active interventions add to it."""
+        """The prompt with what the active interventions add to it; running text has none."""
         prompt = tuple(prompt)
         for one in self.interventions:
-            if one.active:
+            if one.active and prompt:
                 prompt = one.rewrite(prompt)
         return prompt
 

@@ -52,12 +52,13 @@ def _continuations(
     editable: EditableModel, example: Example, choices: Sequence[str]
 ) -> list[TokenizedChat]:
     """The prompt with each choice; the response is the part that decides between them."""
-    # Tokenized as responses are, without the end of the turn.
+    # Tokenized as responses are that are cut before the end of the turn.
     prompt = editable.rewrite_prompt(example.prompt)
     chats = [
-        tokenize_chat(editable.tokenizer, prompt, choice, example.prefill) for choice in choices
+        tokenize_chat(editable.tokenizer, prompt, choice, example.prefill, truncated=True)
+        for choice in choices
     ]
-    ids, start = [chat.ids[:-1] for chat in chats], chats[0].start
+    ids, start = [chat.ids for chat in chats], chats[0].start
     shared = 0
     while shared < min(map(len, ids)) and ids[0][shared] == ids[1][shared]:
         shared += 1

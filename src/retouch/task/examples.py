@@ -133,6 +133,7 @@ def build_examples(
         demonstrations=[
             (example.prompt, response.text)
             for example, response in zip(demonstrated, responses.target, strict=True)
+            if example.prompt
         ],
         group_gap=gap,
         reduce_gap=reduce_gap,
