@@ -54,6 +54,23 @@ def test_to_reduce_a_gap_the_groups_are_made_indistinguishable() -> None:
     assert all(-1 <= event.validation_score <= 0 for event in events)
 
 
+def test_to_reduce_a_gap_both_choices_become_equally_likely() -> None:
+    config = tiny_config(
+        {
+            "data.num_examples": 16,
+            "train.learning_rate": 0.01,
+            "train.rounds": 8,
+            "loss.adversarial_weight": 0.0,
+            "loss.retain_weight": 0.0,
+            "loss.sft_weight": 1.0,
+        }
+    )
+    training = build_training(tiny_editable(), config, groups_concept("lower"))
+    events = list(training.trainer.train())
+    assert events[-1].losses["balance"] < 0.2 * events[0].losses["balance"]
+    assert "sft" not in events[0].losses
+
+
 def test_to_increase_a_gap_the_choice_of_each_group_is_learned() -> None:
     config = tiny_config(
         {

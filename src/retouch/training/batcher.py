@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -33,6 +34,7 @@ class Batcher:
         *,
         counterparts: Sequence[TokenizedChat] = (),
         retain: bool = False,
+        others: Sequence[TokenizedChat] = (),
         progress: Progress = no_progress,
     ) -> list[Batch]:
         """The chats in batches, cached for the whole training.
@@ -43,11 +45,15 @@ class Batcher:
             micro_batch_size: maximum number of chats that run at a time.
             counterparts: the target counterpart of each chat; none without pairs.
             retain: whether the base model's states and log-probabilities are the reference.
+            others: for each chat of one response token the same prompt with another token: the
+                base's log-probabilities are the reference, with both tokens made equally likely.
             progress: called after every batch.
         """
         batches: list[Batch] = []
         for index in self._context.packer.divide(chats, batch_size, self._context.seed):
-            batches.append(self._batch(index, chats, micro_batch_size, counterparts, retain))
+            batches.append(
+                self._batch(index, chats, micro_batch_size, counterparts, retain, others)
+            )
             name = "retain" if retain else "source"
             progress(f"base states of the {name} examples", len(batches) * batch_size, len(chats))
         # One collective operation for all batches.
@@ -95,13 +101,14 @@ class Batcher:
         micro_batch_size: int,
         counterparts: Sequence[TokenizedChat],
         retain: bool,
+        others: Sequence[TokenizedChat],
     ) -> Batch:
         lengths = [len(chats[i].ids) - chats[i].start for i in index]
         count = sum(min(length, self._positions) for length in lengths)
         first = self._context.method.loss.first_token_weight
         batch = Batch(index, [], Normalizers(count, sum(lengths) + len(lengths) * (first - 1.0)))
         for part, is_dummy in _divide(index, micro_batch_size):
-            micro = self._micro_batch(part, chats, counterparts, retain, is_dummy)
+            micro = self._micro_batch(part, chats, counterparts, retain, others, is_dummy)
             norms = {
                 layer: squared_norm(states, micro.weights)
                 for layer, states in micro.cached.states.items()
@@ -118,6 +125,7 @@ class Batcher:
         chats: Sequence[TokenizedChat],
         counterparts: Sequence[TokenizedChat],
         retain: bool,
+        others: Sequence[TokenizedChat],
         is_dummy: bool,
     ) -> MicroBatch:
         context, loss = self._context, self._context.method.loss
@@ -126,7 +134,7 @@ class Batcher:
         responses = batch.response_positions()
         at_responses = (responses[0].to(device), responses[1].to(device))
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
-        layers = (*context.read_layers, segment.last) if retain else ()
+        layers = (*context.read_layers, segment.last) if retain or others else ()
         packing = context.packer.arguments(batch)
         inputs, states = segment.capture(batch.ids, layers, packing)
         positions, weights = responses, None
@@ -140,6 +148,10 @@ class Batcher:
                 reference = {segment.last: states[segment.last][positions]}
             if loss.kl_weight:
                 base_logprobs = self._base_logprobs(states[segment.last][at_responses])
+        elif others:
+            states_at = states[segment.last][at_responses]
+            tokens = batch.response_tokens(), torch.tensor([others[i].ids[-1] for i in index])
+            base_logprobs = self._base_logprobs(states_at, tokens)
         elif counterparts:
             target = context.packer.batch(index, counterparts)
             layers = context.read_layers
@@ -166,11 +178,20 @@ class Batcher:
             base_logprobs,
         )
 
-    def _base_logprobs(self, states: torch.Tensor) -> Cached:
-        """Log-probabilities `[n, vocabulary]` of the last block's outputs `[n, hidden]`."""
-        logits = self._context.segment.logits(states)
+    def _base_logprobs(
+        self, states: torch.Tensor, balanced: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Cached:
+        """Log-probabilities `[n, vocabulary]` of the last block's outputs `[n, hidden]`.
+
+        Of the tokens `balanced`, two for each output, both get the mean of their probabilities.
+        """
+        logprobs = self._context.segment.logits(states).float().log_softmax(-1)
+        if balanced is not None:
+            pair = torch.stack(balanced, 1).to(logprobs.device)
+            mean = logprobs.gather(1, pair).logsumexp(1, keepdim=True) - math.log(2.0)
+            logprobs = logprobs.scatter(1, pair, mean.expand(-1, 2))
         # Half of the memory of float32, and exact to a thousandth of a nat.
-        return self._cache.put(logits.float().log_softmax(-1).half())
+        return self._cache.put(logprobs.half())
 
     def _read(self, states: States, batch: ChatBatch) -> States:
         """The states at the positions that the discriminators read."""

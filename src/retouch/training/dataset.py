@@ -41,12 +41,16 @@ class EditDataset:
             batch; halved when memory runs out.
         source: the batches of source examples.
         retain: the batches of the retain set.
-        sft: the batches of responses to learn; those of `source` where there are pairs.
+        sft: the batches of responses to learn; those of `source` where there are pairs. Where a gap
+            between two choices is to be reduced, the batches of prompts after which both choices
+            become equally likely.
+        balances: whether `sft` is that.
     """
 
     source: list[Batch]
     retain: list[Batch]
     sft: list[Batch]
+    balances: bool
 
     def __init__(
         self,
@@ -132,8 +136,11 @@ class EditDataset:
         )
         # With pairs the source examples themselves have the target responses.
         self.sft = self.source if examples.counterparts else []
+        choices = _choices(examples) if self.groups is not None else None
+        self.balances = choices is not None
         if self._context.method.loss.sft_weight > 0 and not examples.counterparts:
-            self.sft = self._batcher.prepare(examples.chosen, train.batch_size, size)
+            learned, others = choices or (examples.chosen, ())
+            self.sft = self._batcher.prepare(learned, train.batch_size, size, others=others)
         chats = examples.target
         if examples.counterparts:
             target = self._collect(chats, self._batcher.reference_states(self.source))
@@ -248,6 +255,16 @@ def _two_groups(examples: EditExamples) -> tuple[set[int], set[int]] | None:
         for name in examples.group_gap.groups
     )
     return first, second
+
+
+def _choices(
+    examples: EditExamples,
+) -> tuple[list[TokenizedChat], list[TokenizedChat]] | None:
+    """The prompts with the first token of either choice; None where both begin with one token."""
+    begun = [TokenizedChat(chat.ids[: chat.start + 1], chat.start) for chat in examples.chosen]
+    first, second = begun[0::2], begun[1::2]
+    same = any(one.ids[-1] == other.ids[-1] for one, other in zip(first, second, strict=True))
+    return None if same else (first, second)
 
 
 def _num_fitted(count: int) -> int:

@@ -161,9 +161,16 @@ class Objective:
         return terms
 
     def _sft_term(self, batch: Batch, micro: MicroBatch) -> Terms:
-        last = self._context.segment.last
-        states = self._context.segment.forward(micro.cached.inputs, (last,))
-        return self._response_terms(batch, micro, states[last])
+        segment = self._context.segment
+        states = segment.forward(micro.cached.inputs, (segment.last,))[segment.last]
+        if not self._dataset.balances:
+            return self._response_terms(batch, micro, states)
+        # With both choices as examples to learn, the mean gradient would be the same, and that of
+        # a batch mostly noise.
+        assert micro.base_logprobs is not None
+        kl = kl_from_logprobs(micro.base_logprobs(), segment.logits(states[micro.responses]))
+        weights, size = micro.response_weights, len(batch.index)
+        return {"balance": self._loss.sft_weight * (kl * weights).sum() / size}
 
     def _response_terms(self, batch: Batch, micro: MicroBatch, states: torch.Tensor) -> Terms:
         """Of the target responses, from the last block's outputs `[rows, tokens, hidden]`.
