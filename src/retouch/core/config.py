@@ -238,7 +238,12 @@ class LossConfig(Group):
         log=True,
         ge=0,
     )
-    sft_weight: float = option(1.0, "weight of the cross-entropy of the target responses", ge=0)
+    sft_weight: float = option(
+        1.0,
+        "weight of the cross-entropy of the target responses; where a gap between two choices is "
+        "reduced, of making both equally likely",
+        ge=0,
+    )
     distillation_weight: float = option(
         0.0,
         "weight of the KL divergence from the base after the target counterparts, at the target "

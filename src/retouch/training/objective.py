@@ -169,8 +169,7 @@ class Objective:
         # a batch mostly noise.
         assert micro.base_logprobs is not None
         kl = kl_from_logprobs(micro.base_logprobs(), segment.logits(states[micro.responses]))
-        weights, size = micro.response_weights, len(batch.index)
-        return {"balance": self._loss.sft_weight * (kl * weights).sum() / size}
+        return {"balance": self._loss.sft_weight * kl.sum() / len(batch.index)}
 
     def _response_terms(self, batch: Batch, micro: MicroBatch, states: torch.Tensor) -> Terms:
         """Of the target responses, from the last block's outputs `[rows, tokens, hidden]`.
