@@ -261,8 +261,8 @@ def _choices(
     examples: EditExamples,
 ) -> tuple[list[TokenizedChat], list[TokenizedChat]] | None:
     """The prompts with the first token of either choice; None where both begin with one token."""
-    begun = [TokenizedChat(chat.ids[: chat.start + 1], chat.start) for chat in examples.chosen]
-    first, second = begun[0::2], begun[1::2]
+    cut = [TokenizedChat(chat.ids[: chat.start + 1], chat.start) for chat in examples.chosen]
+    first, second = cut[0::2], cut[1::2]
     same = any(one.ids[-1] == other.ids[-1] for one, other in zip(first, second, strict=True))
     return None if same else (first, second)
 
