@@ -302,13 +302,15 @@ def test_the_model_and_the_process_are_unchanged(folder: Path, results: TaskResu
     assert torch.get_rng_state().equal(states[2])
     assert [(one.level, one.handlers[:], one.propagate) for one in (root, own)] == loggers
     for task in ("toy_choice", "toy_texts"):
-        assert found.base["results"][task] == results.base["results"][task]
+        # Up to rounding, which depends on where in memory a tensor lies on some processors.
+        assert found.base["results"][task] == pytest.approx(results.base["results"][task])
         # The adapter is active again, and gives the same figures.
-        assert found.edited["results"][task] == results.edited["results"][task]  # type: ignore[index]
+        assert found.edited["results"][task] == pytest.approx(results.edited["results"][task])  # type: ignore[index]
     assert ("lm-eval, base model: loglikelihood requests", 36, 36) in seen
     assert ("lm-eval, edited model: loglikelihood requests", 36, 36) in seen
     again = run_tasks(editable, ["toy_choice"], include_path=folder, batch_size=BATCH_SIZE)
-    assert again.edited["results"]["toy_choice"] == found.edited["results"]["toy_choice"]  # type: ignore[index]
+    expected = found.edited["results"]["toy_choice"]  # type: ignore[index]
+    assert again.edited["results"]["toy_choice"] == pytest.approx(expected)  # type: ignore[index]
 
 
 def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
