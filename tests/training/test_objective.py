@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from helpers.groups_concept import groups_concept
 from helpers.tiny_edit import build_training, tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
+from retouch.concepts.concept import Context
 from retouch.core.errors import ConfigError, DataError
 
 SFT_ALONE: dict[str, Any] = {
@@ -54,36 +56,40 @@ def test_to_reduce_a_gap_the_groups_are_made_indistinguishable() -> None:
     assert all(-1 <= event.validation_score <= 0 for event in events)
 
 
-def test_to_reduce_a_gap_both_choices_become_equally_likely() -> None:
+def train_choices(direction: Any, rounds: int) -> list[Any]:
+    """The rounds of a training in which the choices alone are learned."""
     config = tiny_config(
         {
             "data.num_examples": 16,
             "train.learning_rate": 0.01,
-            "train.rounds": 8,
+            "train.rounds": rounds,
             "loss.adversarial_weight": 0.0,
             "loss.retain_weight": 0.0,
             "loss.sft_weight": 1.0,
         }
     )
-    training = build_training(tiny_editable(), config, groups_concept("lower"))
-    events = list(training.trainer.train())
+    return list(build_training(tiny_editable(), config, groups_concept(direction)).trainer.train())
+
+
+def test_to_reduce_a_gap_both_choices_become_equally_likely() -> None:
+    events = train_choices("lower", 8)
     assert events[-1].losses["balance"] < 0.2 * events[0].losses["balance"]
     assert "sft" not in events[0].losses
 
 
+def test_with_pairs_the_target_responses_are_learned_and_not_the_choices() -> None:
+    concept = groups_concept("lower")
+    paired = replace(concept.directions["raise"], context=Context("w90"))
+    concept = replace(concept, directions={"raise": paired}, hash="")
+    settings = {"data.num_examples": 15, "train.rounds": 1, "loss.sft_weight": 1.0}
+    training = build_training(tiny_editable(), tiny_config(settings), concept)
+    (event,) = training.trainer.train()
+    assert "sft" in event.losses
+    assert "balance" not in event.losses
+
+
 def test_to_increase_a_gap_the_choice_of_each_group_is_learned() -> None:
-    config = tiny_config(
-        {
-            "data.num_examples": 16,
-            "train.learning_rate": 0.01,
-            "train.rounds": 20,
-            "loss.adversarial_weight": 0.0,
-            "loss.retain_weight": 0.0,
-            "loss.sft_weight": 1.0,
-        }
-    )
-    training = build_training(tiny_editable(), config, groups_concept("higher"))
-    events = list(training.trainer.train())
+    events = train_choices("higher", 20)
     assert events[-1].validation_score > events[0].validation_score
 
 

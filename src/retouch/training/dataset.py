@@ -136,7 +136,8 @@ class EditDataset:
         )
         # With pairs the source examples themselves have the target responses.
         self.sft = self.source if examples.counterparts else []
-        choices = _choices(examples) if self.groups is not None else None
+        unpaired_gap = self.groups is not None and not examples.counterparts
+        choices = _choices(examples) if unpaired_gap else None
         self.balances = choices is not None
         if self._context.method.loss.sft_weight > 0 and not examples.counterparts:
             learned, others = choices or (examples.chosen, ())
