@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from helpers.pack_texts import last_turn, select, similarities, words
+from helpers.pack_texts import select, similarities, words
 from retouch.concepts.concept import Concept, Example
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
@@ -93,9 +93,7 @@ def test_splits_share_no_prompt_and_no_entity_of_any_label(
         split: packs[name].select(split, MIN_EXAMPLES[name]) for split in SPLITS
     }  # without the pack `ordinary`, which has a test of its own
     for first, second in combinations(SPLITS, 2):
-        prompts = [
-            {" ".join(words(last_turn(one))) for one in examples[s]} for s in (first, second)
-        ]
+        prompts = [{" ".join(words(one.last_turn)) for one in examples[s]} for s in (first, second)]
         assert not prompts[0] & prompts[1]
         entities = [{one.entity for one in examples[s]} for s in (first, second)]
         assert not entities[0] & entities[1]
@@ -161,7 +159,7 @@ def test_denial_is_not_always_right(packs: dict[str, Concept]) -> None:
     assert first["yes"] >= 5
     assert all((one.response or "").startswith("Yes") for one in select(concept, "true-claim"))
     assert all((one.response or "").startswith("No,") for one in select(concept, "denied-claim"))
-    starts = Counter(words(last_turn(one))[0] for one in select(concept, "question"))
+    starts = Counter(words(one.last_turn)[0] for one in select(concept, "question"))
     assert starts.total() - sum(starts[w] for w in ("is", "are", "do", "does", "did", "can")) >= 180
 
 
@@ -178,13 +176,13 @@ def test_a_keyword_tells_the_true_from_the_popular_answer(packs: dict[str, Conce
 def test_no_answer_is_a_refusal(packs: dict[str, Concept]) -> None:
     labels = ("truthful", "popular", "true-answer", "true-claim", "denied-claim", "fact")
     for one in select(packs["truthfulness"], *labels):
-        assert classify(one.response or "", last_turn(one)) == "answer", one
+        assert classify(one.response or "", one.last_turn) == "answer", one
 
 
 def test_the_demonstrations_of_a_context_are_in_no_split(packs: dict[str, Concept]) -> None:
     for concept in packs.values():
         prompts = {
-            " ".join(words(last_turn(one))) for split in SPLITS for one in concept.examples[split]
+            " ".join(words(one.last_turn)) for split in SPLITS for one in concept.examples[split]
         }
         for spec in concept.directions.values():
             for one in spec.context.demonstrations if spec.context else ():
@@ -213,10 +211,20 @@ def test_both_stereotypes_have_equally_many_sentences_of_many_occupations(
 def test_the_response_repeats_a_sentence_up_to_the_pronoun(packs: dict[str, Concept]) -> None:
     concept = packs["gender-bias"]
     for one in select(concept, "stereotyped", "balanced", "explicit"):
-        assert last_turn(one).endswith(one.prefill)
+        assert one.last_turn.endswith(one.prefill)  # in running text, nothing precedes it
         assert one.entity in one.prefill
         assert one.prefill[0].isupper()
-        assert not {"he", "she", "they", "his", "her"} & set(words(last_turn(one)))
+        assert not {"he", "she", "they", "his", "her", "him"} & set(words(one.last_turn))
+
+
+def test_every_split_has_chats_and_running_text_and_each_case_of_the_pronoun(
+    packs: dict[str, Concept],
+) -> None:
+    for split in SPLITS:
+        examples = packs["gender-bias"].select(split, ["stereotyped"])
+        assert 0.35 < sum(not one.prompt for one in examples) / len(examples) < 0.7
+        cases = {one.choices for one in examples}
+        assert cases == {(), ("him", "her"), ("his", "her")}
 
 
 def test_the_splits_share_no_ending_of_a_sentence_and_no_wording_of_the_request(
@@ -226,7 +234,7 @@ def test_the_splits_share_no_ending_of_a_sentence_and_no_wording_of_the_request(
     for split in SPLITS:
         examples = concept.select(split, ["stereotyped"])
         endings = {one.prefill.split(one.entity)[1] for one in examples}
-        wordings = {last_turn(one).removesuffix(one.prefill) for one in examples}
+        wordings = {one.last_turn.removesuffix(one.prefill) for one in examples if one.prompt}
         assert len(endings) >= 4
         assert len(wordings) >= 2
         forms[split] = endings | wordings
@@ -238,11 +246,10 @@ def test_explicit_sentences_determine_the_pronoun(packs: dict[str, Concept]) -> 
     female = r"\b(mother|sister|grandmother|aunt|daughter|niece|mrs)\b"
     examples = select(packs["gender-bias"], "explicit")
     for one in examples:
-        group, pronoun = (
-            ("male", "he") if re.search(male, one.prefill.lower()) else ("female", "she")
-        )
+        group = "male" if re.search(male, one.prefill.lower()) else "female"
         assert re.search(male if group == "male" else female, one.prefill.lower())
-        assert (one.group, one.accept) == (group, (pronoun,))
+        pronouns = one.choices or ("he", "she")
+        assert (one.group, one.accept) == (group, (pronouns[group == "female"],))
     # Each occupation occurs with a man and with a woman, whatever its stereotype.
     genders = defaultdict(set)
     for one in examples:
@@ -258,12 +265,12 @@ def test_every_request_is_made_plainly_and_in_three_tones(
     packs: dict[str, Concept], split: Split
 ) -> None:
     concept = packs["tone"]
-    plain = {one.entity: last_turn(one) for one in concept.select(split, ["neutral"])}
+    plain = {one.entity: one.last_turn for one in concept.select(split, ["neutral"])}
     for label in ("cheerful", "gloomy", "matter-of-fact"):
         requests = concept.select(split, [label])
         assert {one.entity for one in requests} == plain.keys()
-        assert all(plain[one.entity] in last_turn(one) for one in requests)
-        wordings = Counter(last_turn(one).replace(plain[one.entity], "{}") for one in requests)
+        assert all(plain[one.entity] in one.last_turn for one in requests)
+        wordings = Counter(one.last_turn.replace(plain[one.entity], "{}") for one in requests)
         assert len(wordings) >= 4
         assert max(wordings.values()) <= 0.3 * len(requests)
 
@@ -272,9 +279,9 @@ def test_the_splits_ask_for_a_tone_in_different_words(packs: dict[str, Concept])
     concept = packs["tone"]
     wordings = {}
     for split in SPLITS:
-        plain = {one.entity: last_turn(one) for one in concept.select(split, ["neutral"])}
+        plain = {one.entity: one.last_turn for one in concept.select(split, ["neutral"])}
         requests = concept.select(split, ["cheerful", "gloomy", "matter-of-fact"])
-        wordings[split] = {last_turn(one).replace(plain[one.entity], "{}") for one in requests}
+        wordings[split] = {one.last_turn.replace(plain[one.entity], "{}") for one in requests}
     assert not any(wordings[a] & wordings[b] for a, b in combinations(SPLITS, 2))
 
 
@@ -283,8 +290,8 @@ def test_plain_requests_have_no_tone_and_the_context_shows_the_wanted_one(
 ) -> None:
     concept = packs["tone"]
     for one in select(concept, "neutral"):
-        assert tone(last_turn(one)) == "neutral"
-        assert "!" not in last_turn(one)
+        assert tone(one.last_turn) == "neutral"
+        assert "!" not in one.last_turn
     for direction, expected in (("raise", "cheerful"), ("lower", "gloomy")):
         context = concept.directions[direction].context
         assert context is not None

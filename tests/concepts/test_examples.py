@@ -137,6 +137,12 @@ MISTAKES = {
         "accept-empty",
         ["line 2", "column `accept`"],
     ),
+    "one choice": (
+        "a.csv",
+        "prompt,label,choices\nhi,retain,he|he\n",
+        "choices-invalid",
+        ["line 2", "column `choices`", "`he`"],
+    ),
     "half a surrogate pair": (
         "a.jsonl",
         r'{"prompt": "\ud83d", "label": "retain"}',
@@ -245,6 +251,13 @@ def test_accept_is_a_list_a_text_or_separated_by_bars(tmp_path: Path) -> None:
     assert [example.accept for example in read_examples(rows)] == [("b", " c"), ("b|c",)]
     table = write(tmp_path / "a.csv", "prompt,label,accept\na,x,b | c\n")
     assert read_examples(table)[0].accept == ("b", "c")
+
+
+def test_choices_are_two(tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "label": "x", "choices": ["him", "her"]}])
+    assert read_examples(rows)[0].choices == ("him", "her")
+    table = write(tmp_path / "a.csv", "prompt,label,choices\na,x,him | her\nb,x,\n")
+    assert [one.choices for one in read_examples(table)] == [("him", "her"), ()]
 
 
 def test_parquet_without_pyarrow_names_the_extra(

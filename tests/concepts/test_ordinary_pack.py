@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from helpers.pack_texts import last_turn, similarities, words
+from helpers.pack_texts import similarities, words
 from retouch.concepts.concept import Concept, Example
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
@@ -46,7 +46,7 @@ def test_every_split_has_enough_examples_of_every_kind(ordinary: Concept, split:
 
 
 def test_no_two_prompts_are_alike(ordinary: Concept) -> None:
-    normalised = Counter(" ".join(words(last_turn(example))) for example in everything(ordinary))
+    normalised = Counter(" ".join(words(example.last_turn)) for example in everything(ordinary))
     assert [text for text, count in normalised.items() if count > 1] == []
 
 
@@ -78,7 +78,7 @@ def test_prompts_are_short_and_long_and_begin_in_many_ways(ordinary: Concept) ->
     assert lengths[-len(lengths) // 20] >= 30
     assert lengths[-1] <= 80
     # No beginning of three words is a template; "How do I" is the commonest, as in real use.
-    beginnings = Counter(" ".join(words(last_turn(example))[:3]) for example in examples)
+    beginnings = Counter(" ".join(words(example.last_turn)[:3]) for example in examples)
     assert max(beginnings.values()) <= 0.04 * len(examples)
     questions = sum("?" in example.prompt[-1].content for example in examples)
     assert 0.3 <= questions / len(examples) <= 0.7

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from helpers.pack_texts import last_turn, select, similarities, words
+from helpers.pack_texts import select, similarities, words
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
 from retouch.concepts.validate import validate
@@ -54,7 +54,7 @@ def test_every_request_has_a_refusal_and_an_attack(safety: Concept, split: Split
         assert refusals[pair].prompt == request.prompt
         assert attacks[pair].entity == refusals[pair].entity == request.entity != ""
         # A template may begin a sentence before the request, which is then in lower case.
-        assert last_turn(request).lower() in last_turn(attacks[pair]).lower()
+        assert request.last_turn.lower() in attacks[pair].last_turn.lower()
         assert attacks[pair].prompt != request.prompt
 
 
@@ -98,7 +98,7 @@ def test_splits_share_no_close_paraphrase_of_a_request(safety: Concept) -> None:
 
 def test_no_request_is_repeated(safety: Concept) -> None:
     for label in ("harmful", "wrapped", "attack", "prefilled-harmless"):
-        texts = Counter(" ".join(words(last_turn(one))) for one in select(safety, label))
+        texts = Counter(" ".join(words(one.last_turn)) for one in select(safety, label))
         assert [text for text, count in texts.items() if count > 1] == []
     entities = Counter(example.entity for example in select(safety, "harmful"))
     assert max(entities.values()) == 1
@@ -107,7 +107,7 @@ def test_no_request_is_repeated(safety: Concept) -> None:
 def test_refusals_refuse_in_whole_sentences(safety: Concept) -> None:
     for example in select(safety, "refused"):
         response = example.response or ""
-        assert classify(response, last_turn(example)) == "refusal", response
+        assert classify(response, example.last_turn) == "refusal", response
         assert is_clean(response), response
         assert response.endswith("."), response
         assert 15 <= len(response.split()) <= MAX_REFUSAL_WORDS, response
@@ -151,7 +151,7 @@ def test_the_context_is_of_other_subjects_and_refuses(safety: Concept) -> None:
     assert context is not None
     assert context.system
     assert len(context.demonstrations) == 3
-    prompts = {last_turn(example) for example in select(safety, "harmful", "attack")}
+    prompts = {example.last_turn for example in select(safety, "harmful", "attack")}
     for one in context.demonstrations:
         assert classify(one.response, one.prompt) == "refusal"
         assert one.prompt not in prompts

@@ -15,11 +15,6 @@ def select(concept: Concept, *labels: str) -> list[Example]:
     return [example for split in SPLITS for example in concept.select(split, labels)]
 
 
-def last_turn(example: Example) -> str:
-    """The user's last turn."""
-    return example.prompt[-1].content
-
-
 def words(text: str) -> list[str]:
     """The words of a text, in lower case."""
     return re.findall(r"[\w']+", text.lower())
@@ -29,7 +24,7 @@ def similarities(
     examples_of: Callable[[Split], Iterable[Example]],
 ) -> Iterator[tuple[float, str, str]]:
     """The Jaccard similarity of the words of any two last turns of different splits."""
-    sets = {split: [set(words(last_turn(one))) for one in examples_of(split)] for split in SPLITS}
+    sets = {split: [set(words(one.last_turn)) for one in examples_of(split)] for split in SPLITS}
     for first, second in combinations(SPLITS, 2):
         for a in sets[first]:
             for b in sets[second]:

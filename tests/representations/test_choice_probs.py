@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,15 @@ def test_choices_must_be_two_that_differ(choices: tuple[str, ...]) -> None:
     with pytest.raises(DataError) as error:
         choice_probs(tiny_editable(), EXAMPLES, choices)
     assert error.value.code == "choices-invalid"
+
+
+def test_the_choices_of_an_example_are_compared_in_place_of_the_metrics() -> None:
+    editable = tiny_editable()
+    own = replace(EXAMPLES[0], choices=("w3", "w4"))
+    probs = choice_probs(editable, [own, EXAMPLES[1]], ("w7", "w8"))
+    (first,) = choice_probs(editable, EXAMPLES[:1], ("w3", "w4"))
+    (second,) = choice_probs(editable, EXAMPLES[1:2], ("w7", "w8"))
+    assert probs == pytest.approx([first, second], rel=1e-5)
 
 
 def test_running_text_is_continued_by_the_choices() -> None:

@@ -27,6 +27,7 @@ class Example:
         pair: examples of different labels with the same pair make the same request.
         prefill: the beginning of the response, which is given to the model.
         accept: the phrases that a correct response contains, all of them.
+        choices: the two continuations that are compared, in place of the metric's.
         group: the group that scores compare, such as the attack family or the stereotype.
         entity: the subject; all examples of a subject are in one split.
         request: the bare request, where the prompt puts an attack around it.
@@ -38,6 +39,7 @@ class Example:
     pair: str | None = None
     prefill: str = ""
     accept: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     group: str = ""
     entity: str = ""
     request: str = ""
@@ -352,8 +354,9 @@ def content_hash(concept: Concept) -> str:
             if not part.get(name, True):
                 del part[name]
     for example in (one for split in content["examples"].values() for one in split):
-        if not example["request"]:
-            del example["request"]
+        for name in ("request", "choices"):
+            if not example[name]:
+                del example[name]
     for name in ("models", "add_ordinary"):
         if not content[name]:
             del content[name]

@@ -20,6 +20,7 @@ COLUMNS = (
     "pair",
     "prefill",
     "accept",
+    "choices",
     "group",
     "entity",
     "request",
@@ -86,7 +87,7 @@ def parse_row(
     text = {
         column: _text(location, column, values.get(column))
         for column in CUSTOM_COLUMNS
-        if column not in ("prompt", "accept")
+        if column not in ("prompt", "accept", "choices")
     }
     label, split = text["label"].strip(), text["split"].strip()
     if not label:
@@ -106,6 +107,7 @@ def parse_row(
         pair=text["pair"].strip() or None,
         prefill=text["prefill"],
         accept=_accept(location, values.get("accept")),
+        choices=_choices(location, values.get("choices")),
         group=text["group"].strip(),
         entity=text["entity"].strip(),
         request=text["request"],
@@ -182,6 +184,17 @@ def _accept(location: SourceLocation, value: Any) -> tuple[str, ...]:
         message = "a phrase is empty; every response would contain it."
         raise location.error("accept-empty", message, "Remove it.", "accept")
     return accept
+
+
+def _choices(location: SourceLocation, value: Any) -> tuple[str, ...]:
+    if value is None or value == "":
+        return ()
+    texts = value if isinstance(value, list | tuple) else [value]
+    found = tuple(_text(location, "choices", text) for text in texts)
+    if len(set(found)) != 2 or not all(text.strip() for text in found):
+        message = f"two choices are compared, got {code_list(found) or 'none'}."
+        raise location.error("choices-invalid", message, "Write two different texts.", "choices")
+    return found
 
 
 def check_consistent(examples: Sequence[LocatedExample]) -> None:

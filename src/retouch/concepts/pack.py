@@ -145,7 +145,8 @@ def save_pack(concept: Concept, folder: Path) -> None:
     values = to_plain(concept)
     del values["source"], values["hash"]
     for split, examples in values.pop("examples").items():
-        # Empty columns are left out.
-        lines = [to_json({key: one[key] for key in one if one[key]}) + "\n" for one in examples]
+        # Empty columns are left out, but the prompt of running text.
+        rows = [{key: one[key] for key in one if one[key] or key == "prompt"} for one in examples]
+        lines = [to_json(row) + "\n" for row in rows]
         atomic_write(folder / f"{split}.jsonl", "".join(lines))
     atomic_write(folder / FILE_NAME, yaml.safe_dump(values, sort_keys=False))

@@ -159,8 +159,9 @@ def _read_csv(file: str, data: bytes, known: Columns, required: tuple[str, ...])
             message = f"the row has {len(fields)} fields, the header has {len(header)}."
             raise location.error("csv-fields", message, hint)
         values: dict[str, Any] = dict(zip(header, fields, strict=True))
-        if known is not None and values.get("accept"):
-            values["accept"] = [phrase.strip() for phrase in values["accept"].split("|")]
+        for name in ("accept", "choices"):
+            if known is not None and values.get(name):
+                values[name] = [text.strip() for text in values[name].split("|")]
         yield location, values
 
 

@@ -28,19 +28,17 @@ def choice_probs(
     Args:
         editable: the model.
         examples: the examples whose prompts are continued.
-        choices: the two continuations.
+        choices: the two continuations; an example's own `choices` precede them.
         batch_size: sequences at a time.
 
     Raises:
         DataError: there are not two choices, or one of them is a prefix of the other.
     """
-    if len(choices) != 2:
-        raise DataError(
-            f"Two `choices` are compared, got {len(choices)}.",
-            "Give the metric two `choices`.",
-            code="choices-invalid",
-        )
-    chats = [chat for example in examples for chat in _continuations(editable, example, choices)]
+    chats = [
+        chat
+        for example in examples
+        for chat in _continuations(editable, example, example.choices or choices)
+    ]
     means = response_logprob(editable, chats, batch_size).double()
     lengths = torch.tensor([len(chat.ids) - chat.start for chat in chats])
     totals = (means * lengths).view(-1, 2)
@@ -52,6 +50,12 @@ def _continuations(
     editable: EditableModel, example: Example, choices: Sequence[str]
 ) -> list[TokenizedChat]:
     """The prompt with each choice; the response is the part that decides between them."""
+    if len(choices) != 2:
+        raise DataError(
+            f"Two `choices` are compared, got {len(choices)}.",
+            "Give the metric two `choices`.",
+            code="choices-invalid",
+        )
     # Tokenized as responses are that are cut before the end of the turn.
     prompt = editable.rewrite_prompt(example.prompt)
     chats = [

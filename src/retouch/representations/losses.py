@@ -7,9 +7,12 @@ losses of the micro-batches add up to the batch's, and so do their gradients.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional as F
 
+from retouch.representations.divergence import kl_from_logprobs
 from retouch.representations.logprobs import token_logprobs
 
 Normalizer = float | torch.Tensor
@@ -86,6 +89,30 @@ def sft_loss(
     if weights is None:
         return losses.sum() / (len(losses) if normalizer is None else normalizer)
     return (losses * weights).sum() / (weights.sum() if normalizer is None else normalizer)
+
+
+def balance_loss(
+    logits: torch.Tensor, reference: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> torch.Tensor:
+    r"""How far two choices are from being equally likely, all else as in the base; `[n]`, in nats.
+
+    $$L = KL(\tilde p \,\|\, q) + KL\left(\tfrac12 \,\middle\|\, \frac{q_a}{q_a + q_b}\right)$$
+
+    $q$ is the edited model's prediction, and $\tilde p$ the base's, with the mean of their two
+    probabilities for both choices $a$ and $b$. The second term does not depend on how likely the
+    two are together.
+
+    Args:
+        logits: `[n, vocabulary]`, with gradients.
+        reference: $\log \tilde p$, `[n, vocabulary]`, finite.
+        first: the tokens `[n]` of the choice $a$.
+        second: those of the choice $b$.
+    """
+    kl = kl_from_logprobs(reference, logits)
+    pair = torch.stack([first.to(logits.device), second], 1)
+    chosen = logits.gather(1, pair).float()
+    log_odds = chosen[:, 0] - chosen[:, 1]
+    return kl + 0.5 * (F.softplus(-log_odds) + F.softplus(log_odds)) - math.log(2)
 
 
 def normalized_mse_loss(

@@ -227,7 +227,9 @@ def _choice_responses(
     augmentation); to increase it, the choice of the example's group. The base model generates the
     rest of the response.
     """
-    prefixed = [(example, choice) for example in examples for choice in gap.choices]
+    prefixed = [
+        (example, choice) for example in examples for choice in example.choices or gap.choices
+    ]
     requests = [(one.prompt, f"{one.prefill} {choice}".lstrip()) for one, choice in prefixed]
     completions = generate_base(editable, requests, max_new_tokens=max_new_tokens)
     chats = [

@@ -140,7 +140,7 @@ class Batcher:
         positions, weights = responses, None
         reference: States = {}
         reads: States = {}
-        base_logprobs = None
+        base_logprobs = other_tokens = None
         if retain:
             reads = self._read(states, batch)
             if loss.retain_weight:
@@ -150,7 +150,8 @@ class Batcher:
                 base_logprobs = self._base_logprobs(states[segment.last][at_responses])
         elif others:
             states_at = states[segment.last][at_responses]
-            tokens = batch.response_tokens(), torch.tensor([others[i].ids[-1] for i in index])
+            other_tokens = torch.tensor([others[i].ids[-1] for i in index]).to(device)
+            tokens = batch.response_tokens(), other_tokens
             base_logprobs = self._base_logprobs(states_at, tokens)
         elif counterparts:
             target = context.packer.batch(index, counterparts)
@@ -176,6 +177,7 @@ class Batcher:
             weights,
             reads,
             base_logprobs,
+            other_tokens,
         )
 
     def _base_logprobs(

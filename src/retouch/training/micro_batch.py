@@ -52,6 +52,8 @@ class MicroBatch:
         base_logprobs: the base model's log-probabilities `[n, vocabulary]` at `responses`, in half
             precision: of the retain set, or after the target counterparts; None where no loss
             reads them.
+        other_tokens: the second choice `[n]` at `responses`, whose first choice is the response;
+            None where there are no choices.
     """
 
     cached: CachedStates
@@ -62,6 +64,7 @@ class MicroBatch:
     weights: torch.Tensor | None
     reference_reads: States
     base_logprobs: Cached | None = None
+    other_tokens: torch.Tensor | None = None
 
     @property
     def batch(self) -> ChatBatch:

@@ -17,6 +17,7 @@ from retouch.representations.divergence import kl_from_logprobs
 from retouch.representations.finetuning import LoraDelta, apply_lora_delta
 from retouch.representations.latent_pgd import latent_pgd
 from retouch.representations.losses import (
+    balance_loss,
     domain_confusion_loss,
     generator_loss,
     normalized_mse_loss,
@@ -168,8 +169,14 @@ class Objective:
         # With both choices as examples to learn, the mean gradient would be the same, and that of
         # a batch mostly noise.
         assert micro.base_logprobs is not None
-        kl = kl_from_logprobs(micro.base_logprobs(), segment.logits(states[micro.responses]))
-        return {"balance": self._loss.sft_weight * kl.sum() / len(batch.index)}
+        assert micro.other_tokens is not None
+        loss = balance_loss(
+            segment.logits(states[micro.responses]),
+            micro.base_logprobs(),
+            micro.batch.response_tokens(),
+            micro.other_tokens,
+        )
+        return {"balance": self._loss.sft_weight * loss.sum() / len(batch.index)}
 
     def _response_terms(self, batch: Batch, micro: MicroBatch, states: torch.Tensor) -> Terms:
         """Of the target responses, from the last block's outputs `[rows, tokens, hidden]`.
