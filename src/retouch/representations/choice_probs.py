@@ -34,22 +34,41 @@ def choice_probs(
     Raises:
         DataError: there are not two choices, or one of them is a prefix of the other.
     """
-    chats = [
+    chats = choice_chats(editable, examples, choices)
+    return first_choice_probs(chats, response_logprob(editable, chats, batch_size)).tolist()
+
+
+def choice_chats(
+    editable: EditableModel, examples: Sequence[Example], choices: Sequence[str]
+) -> list[TokenizedChat]:
+    """Two chats of each example, whose responses are what decides between the choices.
+
+    Raises:
+        DataError: as for `choice_probs`.
+    """
+    return [
         chat
         for example in examples
         for chat in _continuations(editable, example, example.choices or choices)
     ]
-    means = response_logprob(editable, chats, batch_size).double()
+
+
+def first_choice_probs(chats: Sequence[TokenizedChat], logprobs: torch.Tensor) -> torch.Tensor:
+    """The probability `[examples]` of the first choice, relative to both.
+
+    Args:
+        chats: those of `choice_chats`.
+        logprobs: the mean log-probability of each chat's response, nats a token.
+    """
     lengths = torch.tensor([len(chat.ids) - chat.start for chat in chats])
-    totals = (means * lengths).view(-1, 2)
-    probs: list[float] = torch.sigmoid(totals[:, 0] - totals[:, 1]).tolist()
-    return probs
+    totals = (logprobs.cpu().double() * lengths).view(-1, 2)
+    return torch.sigmoid(totals[:, 0] - totals[:, 1])
 
 
 def _continuations(
     editable: EditableModel, example: Example, choices: Sequence[str]
 ) -> list[TokenizedChat]:
-    """The prompt with each choice; the response is the part that decides between them."""
+    """The prompt with each choice."""
     if len(choices) != 2:
         raise DataError(
             f"Two `choices` are compared, got {len(choices)}.",

@@ -15,7 +15,7 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.segment import Segment, SegmentInputs
 from retouch.representations.activations import response_states
 from retouch.representations.batch import ChatBatch, Positions
-from retouch.representations.choice_probs import choice_probs
+from retouch.representations.choice_probs import choice_chats, first_choice_probs
 from retouch.representations.discriminator import Discriminators, States
 from retouch.representations.divergence import kl_divergence
 from retouch.representations.logprobs import mean_by_chat, token_logprobs
@@ -94,11 +94,14 @@ class Validator:
         self._cached: dict[Segment, tuple[list[_CachedBatch], list[_CachedBatch]]] = {}
         targets = (*train.source, *validation.source) if validation.counterparts else ()
         self._target_tokens = torch.tensor(sorted({chat.ids[chat.start] for chat in targets}))
+        # Responses whose log-probabilities are the score, from cached inputs as for the drift.
+        self._scored: Sequence[TokenizedChat] = ()
         self._score: Callable[[], float] | None = None
+        gap = validation.group_gap
         if validation.counterparts:
-            pass  # scored together with the drift, from cached inputs
-        elif validation.group_gap is not None:
-            self._score = self._signed_gap
+            self._scored = validation.source
+        elif gap is not None:
+            self._scored = choice_chats(editable, validation.source_examples, gap.choices)
         else:
             fixed = _fit(editable, train, tuple(layers), discriminator, seed)
             positions = discriminator.positions
@@ -117,14 +120,18 @@ class Validator:
         segment = segment or self._whole
         if segment not in self._cached:
             with self._editable.base_model():
-                source = self._validation.source if self._score is None else ()
                 self._cached[segment] = (
-                    self._cache(segment, source, base=False),
+                    self._cache(segment, self._scored, base=False),
                     self._cache(segment, self._validation.retain, base=True),
                 )
-        source_batches, retain_batches = self._cached[segment]
+        scored_batches, retain_batches = self._cached[segment]
         drift, change = self._retain_side(segment, retain_batches)
-        score = self._score() if self._score else self._target_logprob(segment, source_batches)
+        if self._score is not None:
+            score = self._score()
+        else:
+            logprobs = self._response_logprobs(segment, scored_batches)
+            paired = bool(self._validation.counterparts)
+            score = float(logprobs.mean()) if paired else self._signed_gap(logprobs)
         return ValidationResult(score, drift, change)
 
     def _cache(
@@ -150,14 +157,14 @@ class Validator:
             batches.append(_CachedBatch(batch, cache.put(inputs), responses, base_logprobs))
         return batches
 
-    def _target_logprob(self, segment: Segment, batches: Sequence[_CachedBatch]) -> float:
-        total, count = 0.0, 0
+    def _response_logprobs(self, segment: Segment, batches: Sequence[_CachedBatch]) -> torch.Tensor:
+        """The mean log-probability of each scored response `[chats]`, nats a token."""
+        found = torch.zeros(len(self._scored), dtype=torch.float64)
         for one in batches:
             logits = _logits(segment, one.inputs(), one.responses)
             logprobs = token_logprobs(logits, one.batch.response_tokens())
-            total += float(mean_by_chat(logprobs, one.batch).sum())
-            count += len(one.batch.index)
-        return total / count
+            found[list(one.batch.index)] = mean_by_chat(logprobs, one.batch).cpu().double()
+        return found
 
     def _retain_side(
         self, segment: Segment, batches: Sequence[_CachedBatch]
@@ -177,11 +184,11 @@ class Validator:
             changed, chats = changed + int((after & ~before).sum()), chats + len(before)
         return (total / tokens, changed / chats) if tokens else (0.0, 0.0)
 
-    def _signed_gap(self) -> float:
+    def _signed_gap(self, logprobs: torch.Tensor) -> float:
         """The gap between the groups' mean probabilities: up to 0 reduced, or up to 0 increased."""
         examples, gap = self._validation.source_examples, self._validation.group_gap
         assert gap is not None
-        probs = torch.tensor(choice_probs(self._editable, examples, gap.choices))
+        probs = first_choice_probs(self._scored, logprobs)
         first = torch.tensor([example.group == gap.groups[0] for example in examples])
         second = torch.tensor([example.group == gap.groups[1] for example in examples])
         size = float((probs[first].mean() - probs[second].mean()).abs())
