@@ -35,6 +35,7 @@ from benchmarks.common import (
 from benchmarks.figures import table
 from benchmarks.front import render_front
 from benchmarks.overview import Columns, failures, overview
+from benchmarks.strengths import curves, strengths_table
 from retouch.comparison.compare import Comparison, compare
 from retouch.comparison.grid import GridPoint
 from retouch.comparison.result import read_saved
@@ -62,7 +63,8 @@ HARMLESS = "alpaca-harmless:100"
 REFUSED = ("jailbreakbench", "harmbench", "jailbreak-templates")
 COST = "alpaca-harmless"
 FEW_SUITES = ("jailbreakbench", "harmbench:100", "jailbreak-templates:17", HARMLESS)
-SAFETY_SUITES = (*FEW_SUITES, "prefill", "jailbreak-templates-harmless:17", "wikitext:40")
+STRENGTH_SUITES = (*FEW_SUITES, "prefill", "jailbreak-templates-harmless:17")
+SAFETY_SUITES = (*STRENGTH_SUITES, "wikitext:40")
 CAPABILITY = ("mmlu:200", "gsm8k:100", "wikitext:64")
 
 LABELLED = (
@@ -75,6 +77,8 @@ LABELLED = (
     "dpo",
 )
 ALL = (BASE, "self-reminder", "in-context-defense", *LABELLED, "are-original", RETOUCH)
+# Those whose adapters refuse enough to be compared at lower strengths.
+SCALED = ("lorra", "paired-matching", "lora-sft", "lora-sft-kl", "dpo", RETOUCH)
 # For further concepts one of each kind: a prompt, steering, training on states and on responses.
 FEW = (BASE, "self-reminder", "steering", "lorra", "lora-sft-kl", RETOUCH)
 
@@ -190,10 +194,13 @@ FEW_COLUMNS = {
     "harmless": f"{COST}/refusal",
     "KL, harmless": f"{COST}/kl_responses",
 }
-SAFETY_COLUMNS = {
+STRENGTH_COLUMNS = {
     **FEW_COLUMNS,
     "harmless in templates": "jailbreak-templates-harmless/refusal",
     "after a prefill": "prefill/refusal",
+}
+SAFETY_COLUMNS = {
+    **STRENGTH_COLUMNS,
     "perplexity": "wikitext/perplexity",
 }
 TRUTH_COLUMNS = {
@@ -345,6 +352,28 @@ def capability(inputs: Inputs, found: Comparison) -> str:
     return table(rows)
 
 
+def scaled_methods(inputs: Inputs, found: Comparison) -> str:
+    """The section about adapters at lower strengths."""
+    by_method = curves(
+        inputs.editable,
+        found,
+        [id for id in found.grid.methods if id in SCALED],
+        STRENGTH_SUITES,
+        inputs.data_dir,
+        MAX_NEW_TOKENS,
+    )
+    if RETOUCH not in by_method:
+        return ""
+    cost = f"{COST}/refusal"
+    return (
+        "### At the over-refusal of Retouch\n\n"
+        "Each adapter of seed 0 at the strength at which harmless requests are refused as often as "
+        "with Retouch, interpolated between measured strengths; at strength 1 where it refuses "
+        "fewer of them.\n\n"
+        f"{strengths_table(found, by_method, STRENGTH_COLUMNS, cost, RETOUCH)}\n"
+    )
+
+
 def write_study(name: str, found: Comparison, out: Path) -> str:
     """Write the pages of a study; the section of the index about it."""
     study = STUDIES[name]
@@ -394,6 +423,7 @@ def main(words: Sequence[str] | None = None) -> None:
             found = run_study(name, inputs, options.out)
             sections.append(write_study(name, found, options.out))
             if name == "safety":
+                sections.append(scaled_methods(inputs, found))
                 sections.append("### Capability before and after the edit\n")
                 sections.append(f"{capability(inputs, found)}\n")
             atomic_write(options.out / "index.md", "\n".join(sections))

@@ -61,9 +61,7 @@ def by_pair(examples: list[Example]) -> dict[str | None, Example]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_packs_serve_any_model(
-    packs: dict[str, Concept], name: str
-) -> None:
+def test_the_packs_serve_any_model(packs: dict[str, Concept], name: str) -> None:
     concept = packs[name]
     assert concept.name == name
     # Settings are for a direction that has no pairs.
