@@ -34,6 +34,22 @@ def test_the_divergence_covers_every_predicted_token() -> None:
     assert (found.count, found.response_count) == (3, 2)
 
 
+def test_responses_of_one_token_are_read_from_one_prediction() -> None:
+    editable = tiny_editable()
+    prompts = [tuple(range(start, start + length)) for start, length in ((5, 3), (40, 6))]
+    chats = [TokenizedChat((*prompt, one), len(prompt)) for one in (3, 7) for prompt in prompts]
+    chats.append(TokenizedChat((1, 2, 3, 4), 2))
+    seen = []
+    hook = editable.model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    found = response_logprob(editable, chats)
+    hook.remove()
+    assert seen == [2, 1]
+    alone = torch.cat([response_logprob(editable, [chat]) for chat in chats])
+    torch.testing.assert_close(found, alone)
+
+
 def test_responses_to_one_prompt_are_packed_and_score_the_same() -> None:
     editable = tiny_editable()
     prompts = [tuple(range(start, start + 12)) for start in (5, 40)]

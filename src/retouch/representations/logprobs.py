@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 import torch
@@ -51,10 +51,15 @@ def mean_by_chat(values: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
 
 def batch_logprob(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
     """Mean log-probability of each response of a batch `[chats]`, nats a token; gradients flow."""
+    return mean_by_chat(response_logprobs(_batch_logits(editable, batch), batch), batch)
+
+
+def _batch_logits(editable: EditableModel, batch: ChatBatch) -> torch.Tensor:
+    """The logits `[rows, tokens, vocabulary]` of a batch."""
     extra = batch.packing(editable.base.dtype, editable.device)
     ids = batch.ids.to(editable.device)
-    logits = editable.model(input_ids=ids, use_cache=False, **extra).logits
-    return mean_by_chat(response_logprobs(logits, batch), batch)
+    logits: torch.Tensor = editable.model(input_ids=ids, use_cache=False, **extra).logits
+    return logits
 
 
 @torch.no_grad()
@@ -64,17 +69,29 @@ def response_logprob(
     """Mean log-probability of each chat's response `[chats]`, nats a token, on the CPU.
 
     Several responses to one prompt, such as the choices of a question, are packed: the prompt is
-    computed once.
+    computed once. Those of one token are read from the same prediction.
     """
     out = torch.zeros(len(chats))
-    pad = int(editable.tokenizer.pad_token_id)
-    together = _same_prompt(chats, batch_size)
+    pad, max_tokens = int(editable.tokenizer.pad_token_id), max_logit_tokens(editable)
+    tokens = _one_token_responses(chats)
+    for index in divide(chats, list(tokens), batch_size, max_tokens):
+
+        def predict(some: Sequence[int]) -> list[torch.Tensor]:
+            logits = _batch_logits(editable, batch := pad_right(some, chats, pad))
+            at = batch.response_positions()
+            return list(logits[at[0].to(logits.device), at[1].to(logits.device)])
+
+        for first, logits in zip(index, split_on_oom(predict, index), strict=True):
+            ids = torch.tensor([chats[i].ids[-1] for i in tokens[first]])
+            out[tokens[first]] = token_logprobs(logits.expand(len(ids), -1), ids).cpu()
+    read = {i for same in tokens.values() for i in same}
+    together = _same_prompt(chats, read, batch_size)
     packer = Packer(editable, packed=None if together else False)
     if not packer.packed:
         together = []
-    packed = {i for index in together for i in index}
-    alone = [i for i in range(len(chats)) if i not in packed]
-    padded = divide(chats, alone, batch_size, max_logit_tokens(editable))
+    read |= {i for index in together for i in index}
+    alone = [i for i in range(len(chats)) if i not in read]
+    padded = divide(chats, alone, batch_size, max_tokens)
     batches: list[tuple[list[int], MakeBatch]]
     batches = [(index, partial(pad_right, pad=pad)) for index in padded]
     batches += [(index, packer.batch) for index in together]
@@ -88,11 +105,20 @@ def response_logprob(
     return out
 
 
-def _same_prompt(chats: Sequence[TokenizedChat], size: int) -> list[list[int]]:
+def _one_token_responses(chats: Sequence[TokenizedChat]) -> dict[int, list[int]]:
+    """The numbers of chats with the same prompt and a response of one token, by the first one's."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, chat in enumerate(chats):
+        if len(chat.ids) == chat.start + 1:
+            groups.setdefault(chat.ids[: chat.start], []).append(i)
+    return {group[0]: group for group in groups.values() if len(group) > 1}
+
+
+def _same_prompt(chats: Sequence[TokenizedChat], excluded: Set[int], size: int) -> list[list[int]]:
     """The numbers of chats with the same prompt, at most `size` at a time, where packing pays."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, chat in enumerate(chats):
-        if chat.start >= MIN_SHARED:
+        if i not in excluded and chat.start >= MIN_SHARED:
             groups.setdefault(chat.ids[: chat.start], []).append(i)
     parts = [
         group[begin : begin + size]
