@@ -62,7 +62,7 @@ def load_suite_concepts(
 ) -> list[Concept]:
     """Several suites, each once, as for `load_suite_concept`.
 
-    `NAME:N` has its own limit: `harmbench:100`.
+    `NAME:N` has its own limit in place of the common one: `harmbench:100`.
 
     Raises:
         DataError: as for one; or two different suites have the same name.
@@ -71,8 +71,7 @@ def load_suite_concepts(
     found: dict[str, Concept] = {}
     for one in names_or_paths:
         name, count = _with_limit(one)
-        limits = [number for number in (count, limit) if number is not None]
-        concept = load_suite_concept(name, data_dir, min(limits, default=None))
+        concept = load_suite_concept(name, data_dir, limit if count is None else count)
         other = found.setdefault(concept.name, concept)
         if other.hash != concept.hash:
             message = f"Two suites have the name {concept.name}: {other.source}, {concept.source}."
