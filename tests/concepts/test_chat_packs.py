@@ -33,7 +33,8 @@ MIN_EXAMPLES = {
     "gender-bias": {
         "stereotyped": (400, 90, 120),
         "balanced": (140, 30, 40),
-        "explicit": (120, 40, 60),
+        "explicit": (150, 28, 40),
+        "explicit-stereotyped": (0, 80, 120),
     },
     "tone": dict.fromkeys(("neutral", "cheerful", "gloomy", "matter-of-fact"), (180, 40, 50)),
 }
@@ -209,7 +210,7 @@ def test_both_stereotypes_have_equally_many_sentences_of_many_occupations(
 
 def test_the_response_repeats_a_sentence_up_to_the_pronoun(packs: dict[str, Concept]) -> None:
     concept = packs["gender-bias"]
-    for one in select(concept, "stereotyped", "balanced", "explicit"):
+    for one in select(concept, "stereotyped", "balanced", "explicit", "explicit-stereotyped"):
         assert one.last_turn.endswith(one.prefill)  # in running text, nothing precedes it
         assert one.entity in one.prefill
         assert one.prefill[0].isupper()
@@ -243,7 +244,8 @@ def test_the_splits_share_no_ending_of_a_sentence_and_no_wording_of_the_request(
 def test_explicit_sentences_determine_the_pronoun(packs: dict[str, Concept]) -> None:
     male = r"\b(father|brother|grandfather|uncle|son|nephew|mr)\b"
     female = r"\b(mother|sister|grandmother|aunt|daughter|niece|mrs)\b"
-    examples = select(packs["gender-bias"], "explicit")
+    concept = packs["gender-bias"]
+    examples = select(concept, "explicit", "explicit-stereotyped")
     for one in examples:
         group = "male" if re.search(male, one.prefill.lower()) else "female"
         assert re.search(male if group == "male" else female, one.prefill.lower())
@@ -254,6 +256,10 @@ def test_explicit_sentences_determine_the_pronoun(packs: dict[str, Concept]) -> 
     for one in examples:
         genders[one.entity].add(one.group)
     assert all(found == {"male", "female"} for found in genders.values())
+    # The base's own predictions are retained where no occupation has a stereotype.
+    occupations = {one.entity for one in select(concept, "stereotyped")}
+    assert not occupations & {one.entity for one in select(concept, "explicit")}
+    assert {one.entity for one in select(concept, "explicit-stereotyped")} <= occupations
 
 
 # tone
