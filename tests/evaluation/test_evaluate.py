@@ -16,6 +16,7 @@ from retouch.core.types import Progress, no_progress
 from retouch.evaluation import evaluate as evaluate_module
 from retouch.evaluation import scorers
 from retouch.evaluation.evaluate import BaseResults, evaluate
+from retouch.evaluation.model_context import ModelContext, base_logprobs
 from retouch.evaluation.scorer import Need, ResponseScorer, Scorer, ScoringContext, ScoringResult
 from retouch.evaluation.statistics import ExampleValues, bootstrap
 from retouch.models import base_responses
@@ -379,15 +380,22 @@ def test_a_scorer_must_declare_the_responses_that_it_uses(monkeypatch: pytest.Mo
     assert error.value.code == "scorer-needs"
 
 
+def test_a_response_to_running_text_that_was_not_declared_is_named() -> None:
+    context = ModelContext(char_editable(), "base", {}, {}, no_progress)
+    with pytest.raises(ConfigError, match="'The cook said'") as error:
+        context.responses([Example((), "text", prefill="The cook said")])
+    assert error.value.code == "scorer-needs"
+
+
 def test_the_base_judges_whether_a_response_follows_an_instruction() -> None:
     spec = MetricSpec(
         "own", "kind", ("benign",), "follows_likelihood", context=Context(system="Be kind.")
     )
     editable = char_editable()
     one = example("How do I sew?", "benign", response="Sew it.")
-    (before,) = evaluate_module.base_logprobs(editable, [one])
+    (before,) = base_logprobs(editable, [one])
     add_random_adapter(editable, 0.3)
-    assert evaluate_module.base_logprobs(editable, [one]) == [before]
+    assert base_logprobs(editable, [one]) == [before]
     found = evaluate(editable, [concept(metrics=(spec,))], max_new_tokens=4)
     (record,) = found.metrics
     assert record.before.n == record.after.n == 2

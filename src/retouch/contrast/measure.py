@@ -18,7 +18,7 @@ from retouch.core.config import DataConfig
 from retouch.core.errors import DataError
 from retouch.core.finding import LEVELS
 from retouch.core.types import Direction, OnEvent, Score, StageEvent
-from retouch.evaluation.evaluate import base_logprobs
+from retouch.evaluation.model_context import base_logprobs
 from retouch.evaluation.scorer import Scorer, ScoringContext
 from retouch.evaluation.scorers import check_metric, shows_effect
 from retouch.evaluation.statistics import bootstrap, each_once, wilson

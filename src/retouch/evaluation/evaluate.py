@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat, tokenize_text
+from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Concept, Example, MetricSpec
-from retouch.core.errors import ConfigError, DataError
+from retouch.core.errors import DataError
 from retouch.core.metrics import Metrics
-from retouch.core.types import Message, Progress, Record, Sample, Split, no_progress
+from retouch.core.types import Progress, Record, Sample, Split, no_progress
 from retouch.evaluation.judge import Judge
 from retouch.evaluation.judge_scorer import Judged, judged_metrics
 from retouch.evaluation.likelihood_scorers import questions
-from retouch.evaluation.scorer import LogProb, Need, Scorer, ScoringResult
+from retouch.evaluation.model_context import ModelContext, PromptKey, prompt_key
+from retouch.evaluation.scorer import Need, Scorer, ScoringResult
 from retouch.evaluation.scorers import check_metric
 from retouch.evaluation.statistics import ExampleValues, paired_p
 from retouch.models.base_responses import cached_base_responses
 from retouch.models.generate import Response, generate_responses
-from retouch.representations.choice_probs import choice_probs
-from retouch.representations.divergence import ExampleKL, token_kl
-from retouch.representations.logprobs import response_logprob
 
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
-LOGIT_BATCH_SIZE = 64  # texts whose logits are computed together
 MAX_NEW_TOKENS = 64  # the default maximum length of a response
-
-PromptKey = tuple[tuple[Message, ...], str, int]
-"""The turns of a prompt, the prefill of its response, and the response's maximum length."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +164,17 @@ def evaluate(
         if missing:
             with editable.base_model():
                 base_responses.update(respond(missing, "base"))
-        contexts = [_Context(editable, "base", base_responses, base_responses, progress)]
+        contexts = [ModelContext(editable, "base", base_responses, base_responses, progress)]
         if edited:
             responses = respond(_prompt_keys(tasks, "responses"), "edited")
-            contexts.append(_Context(editable, "edited", responses, base_responses, progress))
+            contexts.append(ModelContext(editable, "edited", responses, base_responses, progress))
         found = _score(tasks, contexts, base)
         return found if judged is None else replace(found, notes=tuple(judged.notes()))
 
 
-def _score(tasks: Sequence[_Task], contexts: Sequence[_Context], base: BaseResults) -> Evaluation:
+def _score(
+    tasks: Sequence[_Task], contexts: Sequence[ModelContext], base: BaseResults
+) -> Evaluation:
     """Score every metric on the base and, if there is one, on the edited model."""
     records: list[Record] = []
     samples: list[Sample] = []
@@ -201,7 +197,7 @@ def _score(tasks: Sequence[_Task], contexts: Sequence[_Context], base: BaseResul
             p_values[spec.suite, spec.metric] = paired_p(results[0].values, results[1].values)
         if task.needs("responses"):
             for context, result in zip(own, results, strict=True):
-                samples += context.samples(task, result)
+                samples += context.samples(spec, task.examples, result)
     return Evaluation(Metrics(records), samples, values, base_values, p_values=p_values)
 
 
@@ -255,121 +251,9 @@ def _prompt_keys(tasks: Sequence[_Task], *needs: Need) -> list[PromptKey]:
     chosen = [task for task in tasks if task.needs(*needs)]
     return list(
         dict.fromkeys(
-            _key(example, task.max_new_tokens) for task in chosen for example in task.examples
+            prompt_key(example, task.max_new_tokens) for task in chosen for example in task.examples
         )
     )
-
-
-def _key(example: Example, max_new_tokens: int) -> PromptKey:
-    return example.prompt, example.prefill, max_new_tokens
-
-
-@dataclass(frozen=True)
-class _Context:
-    """The `ScoringContext` of the base or of the edited model."""
-
-    editable: EditableModel
-    model: Literal["base", "edited"]
-    own_responses: Mapping[PromptKey, Response]
-    base_responses: Mapping[PromptKey, Response]
-    progress: Progress
-    # Metrics over the same examples share a pass.
-    known_kl: dict[PromptKey, ExampleKL] = field(default_factory=dict)
-    max_new_tokens: int = MAX_NEW_TOKENS
-
-    def responses(self, examples: Sequence[Example]) -> list[str]:
-        return [self._response(example).text for example in examples]
-
-    def choice_probs(self, examples: Sequence[Example], choices: Sequence[str]) -> list[float]:
-        with self.editable.base_model() if self.model == "base" else nullcontext():
-            return choice_probs(self.editable, examples, choices, LOGIT_BATCH_SIZE)
-
-    def response_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
-        tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
-        # Without the end of the turn, which follows every response, whichever it is.
-        chats = [
-            tokenize_chat(
-                tokenizer, rewrite(one.prompt), one.response or "", one.prefill, truncated=True
-            )
-            for one in examples
-        ]
-        return self._logprobs(chats)
-
-    def text_logprobs(self, examples: Sequence[Example]) -> list[LogProb]:
-        return self._logprobs(
-            [tokenize_text(self.editable.tokenizer, one.response or "") for one in examples]
-        )
-
-    def _logprobs(self, chats: Sequence[TokenizedChat]) -> list[LogProb]:
-        with self.editable.base_model() if self.model == "base" else nullcontext():
-            means = response_logprob(self.editable, chats, LOGIT_BATCH_SIZE).tolist()
-        counts = [len(chat.ids) - chat.start for chat in chats]
-        return [LogProb(mean * n, n) for mean, n in zip(means, counts, strict=True)]
-
-    def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
-        return base_logprobs(self.editable, examples)
-
-    def kl(self, examples: Sequence[Example]) -> list[ExampleKL]:
-        if self.model == "base":
-            return [ExampleKL(0.0, 1, 0.0, 1)] * len(examples)
-        keys = [self._key(example) for example in examples]
-        new = [key for key in dict.fromkeys(keys) if key not in self.known_kl]
-        base, edited = [], []
-        tokenizer, rewrite = self.editable.tokenizer, self.editable.rewrite_prompt
-        for key in new:
-            prompt, prefill, _ = key
-            response = _find(self.base_responses, key, "base_responses").text
-            base.append(tokenize_chat(tokenizer, prompt, response, prefill))
-            edited.append(tokenize_chat(tokenizer, rewrite(prompt), response, prefill))
-        found = token_kl(self.editable, base, LOGIT_BATCH_SIZE, self.progress, edited)
-        self.known_kl.update(zip(new, found, strict=True))
-        return [self.known_kl[key] for key in keys]
-
-    def samples(self, task: _Task, result: ScoringResult) -> Iterator[Sample]:
-        """The responses that a result is computed from."""
-        values = result.values
-        for i, example in enumerate(task.examples):
-            response = self._response(example)
-            yield Sample(
-                suite=task.spec.suite,
-                metric=task.spec.metric,
-                model=self.model,
-                prompt=example.prompt,
-                response=response.text,
-                category=result.categories[i] if result.categories else "",
-                value=values.sums[i] / (values.counts[i] or 1.0),
-                prefill=example.prefill,
-                group=example.group,
-                entity=example.entity,
-                truncated=response.truncated,
-            )
-
-    def _response(self, example: Example) -> Response:
-        return _find(self.own_responses, self._key(example), "responses")
-
-    def _key(self, example: Example) -> PromptKey:
-        return _key(example, self.max_new_tokens)
-
-
-def base_logprobs(editable: EditableModel, examples: Sequence[Example]) -> list[float]:
-    """Mean log-probability of each example's `response` under the base, nats a token."""
-    chats = [
-        tokenize_chat(editable.tokenizer, one.prompt, one.response or "", one.prefill)
-        for one in examples
-    ]
-    with editable.base_model():
-        values: list[float] = response_logprob(editable, chats, LOGIT_BATCH_SIZE).tolist()
-    return values
-
-
-def _find(responses: Mapping[PromptKey, Response], key: PromptKey, need: Need) -> Response:
-    if key not in responses:
-        raise ConfigError(
-            f"A scorer uses responses to a prompt that it did not declare: {key[0][-1].content!r}.",
-            f"Add `{need}` to the scorer's `needs`, and use the examples that it is given.",
-            code="scorer-needs",
-        )
-    return responses[key]
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Literal
 from retouch.concepts.concept import Context, Example
 from retouch.core.types import Progress, Split, no_progress
 from retouch.evaluation.built_in_scorers import MARGIN
-from retouch.evaluation.evaluate import base_logprobs
 from retouch.evaluation.instruction_rules import follows, is_decided_early
+from retouch.evaluation.model_context import base_logprobs
 from retouch.evaluation.response_classifier import is_degenerate
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
