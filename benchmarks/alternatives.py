@@ -35,17 +35,17 @@ from benchmarks.common import (
 from benchmarks.figures import table
 from benchmarks.front import render_front
 from benchmarks.overview import Columns, failures, overview
+from benchmarks.saved_records import saved_records
 from benchmarks.strengths import curves, strengths_table
 from retouch.comparison.compare import Comparison, compare
 from retouch.comparison.grid import GridPoint
-from retouch.comparison.result import read_saved
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept, load_concept_file
 from retouch.core.atomic import atomic_write
 from retouch.core.errors import RetouchError
 from retouch.core.formatting import show_score
-from retouch.core.serialization import to_json, to_plain
-from retouch.core.types import Direction, Record
+from retouch.core.metrics import Metrics
+from retouch.core.types import Direction
 from retouch.instruction.build import concept_from_instruction, save
 from retouch.methods.registry import register_method
 from retouch.methods.retouch import Retouch
@@ -335,17 +335,15 @@ def capability(inputs: Inputs, found: Comparison) -> str:
     point = GridPoint(RETOUCH, STUDIES["safety"].num_examples, 0)
     file = found.path / "capability.json"
     identity = {**found.grid.identity(point), "suites": list(CAPABILITY)}
-    records = read_saved(file, "records", tuple[Record, ...], identity, "result-broken")
-    if records is None:
-        adapter = found.path / "adapters" / point.name
-        measured = evaluate(
+    adapter = found.path / "adapters" / point.name
+
+    def measure() -> Metrics:
+        return evaluate(
             inputs.editable, adapter=adapter, suites=CAPABILITY, data_dir=inputs.data_dir
-        )
-        records = tuple(measured.metrics)
-        saved = {"identity": identity, "records": to_plain(records)}
-        atomic_write(file, to_json(saved, indent=2) + "\n")
+        ).metrics
+
     rows = [["figure", "n", "base", "edited"]]
-    for record in records:
+    for record in saved_records(file, identity, measure) or ():
         scores = [record.before, record.after or record.before]
         texts = [show_score(score, record.unit) for score in scores]
         rows.append([f"{record.suite}: {record.metric}", str(record.before.n), *texts])

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from benchmarks.figures import table
 from benchmarks.overview import Columns
+from benchmarks.saved_records import saved_records
 from retouch.comparison.compare import Comparison
 from retouch.comparison.objective import metric_key
-from retouch.comparison.result import final_score, read_saved
-from retouch.core.atomic import atomic_write
+from retouch.comparison.result import final_score
 from retouch.core.formatting import show_value
-from retouch.core.serialization import to_json, to_plain
+from retouch.core.metrics import Metrics
 from retouch.core.types import Record
 from retouch.evaluation.evaluate import BaseResults, evaluate
 from retouch.models.adapter_merging import scaled
@@ -53,32 +53,32 @@ def curves(
         max_new_tokens: maximum length of a response.
     """
     results = {result.point.method: result for result in found.results if result.point.seed == 0}
-    base = {
-        metric_key(one): one.before.value for result in results.values() for one in result.records
-    }
     known, concepts = BaseResults(), load_suite_concepts(suites, data_dir, None)
     out: dict[str, Curve] = {}
     for method in methods:
-        point = results[method].point
+        point, whole = results[method].point, results[method].records
         adapter = found.path / "adapters" / point.name
-        curve: dict[float, Values] = {0.0: base}
+        curve: dict[float, Values] = {0.0: {metric_key(one): one.before.value for one in whole}}
         for strength in STRENGTHS:
             file = found.path / FOLDER / f"{point.name}-{strength:g}.json"
             identity = {**found.grid.identity(point), "strength": strength, "suites": list(suites)}
-            records = read_saved(file, "records", tuple[Record, ...], identity, "result-broken")
-            if records is None and adapter.exists():
+
+            def measure(adapter: Path = adapter, strength: float = strength) -> Metrics:
                 with adapter_added(editable, adapter), scaled(editable, strength):
-                    records = evaluate(
+                    return evaluate(
                         editable, [], suites=concepts, max_new_tokens=max_new_tokens, known=known
                     ).metrics
-                saved = {"identity": identity, "records": to_plain(tuple(records))}
-                atomic_write(file, to_json(saved, indent=2) + "\n")
+
+            records = saved_records(file, identity, measure if adapter.exists() else None)
             if records is not None:
-                curve[strength] = {metric_key(one): final_score(one).value for one in records}
+                curve[strength] = _final_values(records)
         if len(curve) > 1:
-            scores = results[method].scores()
-            out[method] = {**curve, 1.0: {key: score.value for key, score in scores.items()}}
+            out[method] = {**curve, 1.0: _final_values(whole)}
     return out
+
+
+def _final_values(records: Sequence[Record]) -> Values:
+    return {metric_key(one): final_score(one).value for one in records}
 
 
 def at_cost(curve: Curve, cost: str, limit: float) -> tuple[float, Values]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.strengths import STRENGTHS, at_cost, curves, strengths_table
+from benchmarks.strengths import STRENGTHS, Curve, at_cost, curves, strengths_table
 from helpers.char_tokenizer import char_editable
 from helpers.public_data import write_requests
 from retouch.comparison.compare import Comparison
@@ -53,17 +53,15 @@ def test_the_adapters_are_measured_once_and_kept(tmp_path: Path) -> None:
     grid = make_grid("pocket", "auto", "raise", ["retouch"], 1, [128])
     found = Comparison(tmp_path, grid, (Result(point, "done", records=(whole,)),))
 
-    def measured() -> dict[str, object]:
-        return dict(
-            curves(editable, found, ["retouch"], ["jailbreakbench:2"], tmp_path / "data", 4)
-        )
+    def measured() -> dict[str, Curve]:
+        return curves(editable, found, ["retouch"], ["jailbreakbench:2"], tmp_path / "data", 4)
 
     first = measured()
     (curve,) = first.values()
-    assert list(curve) == [0.0, *STRENGTHS, 1.0]  # type: ignore[call-overload]
+    assert list(curve) == [0.0, *STRENGTHS, 1.0]
     # The adapter is read only where a result is missing.
     (tmp_path / "adapters" / point.name / "adapter_model.safetensors").unlink()
     assert measured() == first
     key = "jailbreakbench/refusal"
-    page = strengths_table(found, first, {"refused": key}, key, "retouch")  # type: ignore[arg-type]
+    page = strengths_table(found, first, {"refused": key}, key, "retouch")
     assert "1.00" in page

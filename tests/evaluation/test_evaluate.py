@@ -381,7 +381,7 @@ def test_a_scorer_must_declare_the_responses_that_it_uses(monkeypatch: pytest.Mo
 
 
 def test_a_response_to_running_text_that_was_not_declared_is_named() -> None:
-    context = ModelContext(char_editable(), "base", {}, {}, no_progress)
+    context = ModelContext(char_editable(), "base", {}, {}, no_progress, 4)
     with pytest.raises(ConfigError, match="'The cook said'") as error:
         context.responses([Example((), "text", prefill="The cook said")])
     assert error.value.code == "scorer-needs"

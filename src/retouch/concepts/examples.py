@@ -150,6 +150,13 @@ def _text(location: SourceLocation, column: str, value: Any) -> str:
     return value
 
 
+def _texts(location: SourceLocation, column: str, value: Any) -> tuple[str, ...]:
+    if value is None or value == "":
+        return ()
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(_text(location, column, one) for one in values)
+
+
 def _prompt(location: SourceLocation, value: Any) -> tuple[Message, ...]:
     turns = value if isinstance(value, list | tuple) else [{"role": "user", "content": value}]
     messages = tuple(_message(location, turn) for turn in turns)
@@ -176,10 +183,7 @@ def _message(location: SourceLocation, turn: Any) -> Message:
 
 
 def _accept(location: SourceLocation, value: Any) -> tuple[str, ...]:
-    if value is None or value == "":
-        return ()
-    phrases = value if isinstance(value, list | tuple) else [value]
-    accept = tuple(_text(location, "accept", phrase) for phrase in phrases)
+    accept = _texts(location, "accept", value)
     if not all(phrase.strip() for phrase in accept):
         message = "a phrase is empty; every response would contain it."
         raise location.error("accept-empty", message, "Remove it.", "accept")
@@ -187,11 +191,8 @@ def _accept(location: SourceLocation, value: Any) -> tuple[str, ...]:
 
 
 def _choices(location: SourceLocation, value: Any) -> tuple[str, ...]:
-    if value is None or value == "":
-        return ()
-    texts = value if isinstance(value, list | tuple) else [value]
-    found = tuple(_text(location, "choices", text) for text in texts)
-    if len(set(found)) != 2 or not all(text.strip() for text in found):
+    found = _texts(location, "choices", value)
+    if found and (len(set(found)) != 2 or not all(text.strip() for text in found)):
         message = f"two choices are compared, got {code_list(found) or 'none'}."
         raise location.error("choices-invalid", message, "Write two different texts.", "choices")
     return found

@@ -164,10 +164,11 @@ def evaluate(
         if missing:
             with editable.base_model():
                 base_responses.update(respond(missing, "base"))
-        contexts = [ModelContext(editable, "base", base_responses, base_responses, progress)]
+        shared = base_responses, progress, max_new_tokens
+        contexts = [ModelContext(editable, "base", base_responses, *shared)]
         if edited:
             responses = respond(_prompt_keys(tasks, "responses"), "edited")
-            contexts.append(ModelContext(editable, "edited", responses, base_responses, progress))
+            contexts.append(ModelContext(editable, "edited", responses, *shared))
         found = _score(tasks, contexts, base)
         return found if judged is None else replace(found, notes=tuple(judged.notes()))
 

@@ -41,8 +41,8 @@ class ModelContext:
         own_responses: its own responses.
         base_responses: those of the base.
         progress: called while texts are compared.
-        known_kl: divergences that an earlier metric has read: metrics share a pass.
         max_new_tokens: the maximum length of the responses that a metric reads.
+        known_kl: divergences that an earlier metric has read: metrics share a pass.
     """
 
     editable: EditableModel
@@ -50,8 +50,8 @@ class ModelContext:
     own_responses: Mapping[PromptKey, Response]
     base_responses: Mapping[PromptKey, Response]
     progress: Progress
+    max_new_tokens: int
     known_kl: dict[PromptKey, ExampleKL] = field(default_factory=dict)
-    max_new_tokens: int = 0
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
         """The model's responses to the examples."""

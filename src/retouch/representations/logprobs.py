@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -85,12 +85,13 @@ def response_logprob(
             ids = torch.tensor([chats[i].ids[-1] for i in tokens[first]])
             out[tokens[first]] = token_logprobs(logits.expand(len(ids), -1), ids).cpu()
     read = {i for same in tokens.values() for i in same}
-    together = _same_prompt(chats, read, batch_size)
+    rest = [i for i in range(len(chats)) if i not in read]
+    together = _same_prompt(chats, rest, batch_size)
     packer = Packer(editable, packed=None if together else False)
     if not packer.packed:
         together = []
-    read |= {i for index in together for i in index}
-    alone = [i for i in range(len(chats)) if i not in read]
+    packed = {i for index in together for i in index}
+    alone = [i for i in rest if i not in packed]
     padded = divide(chats, alone, batch_size, max_tokens)
     batches: list[tuple[list[int], MakeBatch]]
     batches = [(index, partial(pad_right, pad=pad)) for index in padded]
@@ -107,25 +108,29 @@ def response_logprob(
 
 def _one_token_responses(chats: Sequence[TokenizedChat]) -> dict[int, list[int]]:
     """The numbers of chats with the same prompt and a response of one token, by the first one's."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, chat in enumerate(chats):
-        if len(chat.ids) == chat.start + 1:
-            groups.setdefault(chat.ids[: chat.start], []).append(i)
-    return {group[0]: group for group in groups.values() if len(group) > 1}
+    short = [i for i, chat in enumerate(chats) if len(chat.ids) == chat.start + 1]
+    return {group[0]: group for group in _by_prompt(chats, short) if len(group) > 1}
 
 
-def _same_prompt(chats: Sequence[TokenizedChat], excluded: Set[int], size: int) -> list[list[int]]:
-    """The numbers of chats with the same prompt, at most `size` at a time, where packing pays."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, chat in enumerate(chats):
-        if i not in excluded and chat.start >= MIN_SHARED:
-            groups.setdefault(chat.ids[: chat.start], []).append(i)
+def _same_prompt(
+    chats: Sequence[TokenizedChat], index: Iterable[int], size: int
+) -> list[list[int]]:
+    """Numbers of chats with the same prompt, at most `size` at a time, where packing pays."""
+    long = [i for i in index if chats[i].start >= MIN_SHARED]
     parts = [
         group[begin : begin + size]
-        for group in groups.values()
+        for group in _by_prompt(chats, long)
         for begin in range(0, len(group), size)
     ]
     return [part for part in parts if len(part) >= MIN_PACKED]
+
+
+def _by_prompt(chats: Sequence[TokenizedChat], index: Iterable[int]) -> list[list[int]]:
+    """The numbers `index` of chats, those with the same prompt together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in index:
+        groups.setdefault(chats[i].ids[: chats[i].start], []).append(i)
+    return list(groups.values())
 
 
 def max_logit_tokens(editable: EditableModel) -> int:

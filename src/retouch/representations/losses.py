@@ -46,8 +46,13 @@ def domain_confusion_loss(
         logits: `[n]`, the discriminator's log-odds that a state is of the first group.
         normalizer: the divisor of the sum (default: $n$).
     """
-    both = F.softplus(-logits) + F.softplus(logits)
-    return 0.5 * both.sum() / (len(logits) if normalizer is None else normalizer)
+    total = _even_odds_loss(logits).sum()
+    return total / (len(logits) if normalizer is None else normalizer)
+
+
+def _even_odds_loss(log_odds: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of two equally likely classes under log-odds, elementwise."""
+    return 0.5 * (F.softplus(-log_odds) + F.softplus(log_odds))
 
 
 def discriminator_loss(
@@ -111,8 +116,7 @@ def balance_loss(
     kl = kl_from_logprobs(reference, logits)
     pair = torch.stack([first.to(logits.device), second], 1)
     chosen = logits.gather(1, pair).float()
-    log_odds = chosen[:, 0] - chosen[:, 1]
-    return kl + 0.5 * (F.softplus(-log_odds) + F.softplus(log_odds)) - math.log(2)
+    return kl + _even_odds_loss(chosen[:, 0] - chosen[:, 1]) - math.log(2)
 
 
 def normalized_mse_loss(
