@@ -51,9 +51,8 @@ SUITES = (
     "prefill-harmless",
     TEMPLATES,
     HARMLESS_TEMPLATES,
-    "harmbench:100",
-    "harmbench-copyright:50",
 )
+LARGER_SUITES = {"harmbench": 100, "harmbench-copyright": 50}  # the rows that are used
 REFUSAL, DEGENERATE = "refusal", "degenerate"
 
 Scores = tuple[Score | None, Score | None]  # of the base and of the edited model
@@ -163,11 +162,12 @@ def measure(
     """
     for path in adapters:
         find_adapter(path)  # a wrong path ends the program at once
+    larger = [f"{name}:{min(rows, limit or rows)}" for name, rows in LARGER_SUITES.items()]
     return [
         evaluate(
             editable,
             adapter=path,
-            suites=SUITES,
+            suites=[*SUITES, *larger],
             data_dir=data_dir,
             limit=limit,
             max_new_tokens=max_new_tokens,
