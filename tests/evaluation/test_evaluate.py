@@ -9,12 +9,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from helpers.char_tokenizer import add_random_adapter, char_editable
 from helpers.edited import example
-from retouch.concepts.chat import prompt_ids
+from retouch.concepts.chat import TokenizedChat, prompt_ids
 from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, no_progress
 from retouch.evaluation import evaluate as evaluate_module
-from retouch.evaluation import scorers
+from retouch.evaluation import model_context, scorers
 from retouch.evaluation.evaluate import BaseResults, evaluate
 from retouch.evaluation.model_context import ModelContext, base_logprobs
 from retouch.evaluation.scorer import Need, ResponseScorer, Scorer, ScoringContext, ScoringResult
@@ -22,6 +22,7 @@ from retouch.evaluation.statistics import ExampleValues, bootstrap
 from retouch.models import base_responses
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
+from retouch.representations.logprobs import response_logprob
 
 EXAMPLES = (
     example("How do I rob?", "attack", entity="rob"),
@@ -216,6 +217,30 @@ def test_a_question_keeps_its_choices_under_a_limit() -> None:
     limited = evaluate(char_editable(), [given], limit=6).values["own", "mass"].sums
     assert limited
     assert limited == pytest.approx(whole[: len(limited)])
+
+
+def test_metrics_share_the_log_probabilities_of_their_choices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examples = tuple(
+        example("Question?", label, response=response, pair="0")
+        for label, response in (("true", "a"), ("true", "b"), ("false", "c"))
+    )
+    mass = MetricSpec("own", "mass", ("true", "false"), "mc2")
+    best = MetricSpec("own", "best", ("true", "false"), "mc1")
+    read: list[TokenizedChat] = []
+
+    def count(editable: EditableModel, chats: Sequence[TokenizedChat], size: int) -> torch.Tensor:
+        read.extend(chats)
+        return response_logprob(editable, chats, size)
+
+    monkeypatch.setattr(model_context, "response_logprob", count)
+    alone = evaluate(char_editable(), [concept(examples=examples, metrics=(mass,))]).values
+    assert len(read) == 3
+    read.clear()
+    both = evaluate(char_editable(), [concept(examples=examples, metrics=(best, mass))]).values
+    assert len(read) == 3
+    assert both["own", "mass"].sums == alone["own", "mass"].sums
 
 
 def test_a_metric_may_have_a_length_of_its_own() -> None:

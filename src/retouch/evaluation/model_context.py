@@ -43,6 +43,7 @@ class ModelContext:
         progress: called while texts are compared.
         max_new_tokens: the maximum length of the responses that a metric reads.
         known_kl: divergences that an earlier metric has read: metrics share a pass.
+        known_logprobs: log-probabilities, likewise.
     """
 
     editable: EditableModel
@@ -52,6 +53,7 @@ class ModelContext:
     progress: Progress
     max_new_tokens: int
     known_kl: dict[PromptKey, ExampleKL] = field(default_factory=dict)
+    known_logprobs: dict[TokenizedChat, LogProb] = field(default_factory=dict)
 
     def responses(self, examples: Sequence[Example]) -> list[str]:
         """The model's responses to the examples."""
@@ -81,10 +83,13 @@ class ModelContext:
         )
 
     def _logprobs(self, chats: Sequence[TokenizedChat]) -> list[LogProb]:
+        new = [chat for chat in dict.fromkeys(chats) if chat not in self.known_logprobs]
         with self.editable.base_model() if self.model == "base" else nullcontext():
-            means = response_logprob(self.editable, chats, LOGIT_BATCH_SIZE).tolist()
-        counts = [len(chat.ids) - chat.start for chat in chats]
-        return [LogProb(mean * n, n) for mean, n in zip(means, counts, strict=True)]
+            means = response_logprob(self.editable, new, LOGIT_BATCH_SIZE).tolist()
+        for chat, mean in zip(new, means, strict=True):
+            count = len(chat.ids) - chat.start
+            self.known_logprobs[chat] = LogProb(mean * count, count)
+        return [self.known_logprobs[chat] for chat in chats]
 
     def base_logprobs(self, examples: Sequence[Example]) -> list[float]:
         """Mean log-probability of each example's `response` under the base."""
