@@ -210,8 +210,10 @@ TRUTH_COLUMNS = {
     "perplexity": "wikitext/perplexity",
 }
 BIAS_COLUMNS = {
-    "WinoBias": f"{unseen_occupations.WINOBIAS}/stereotype_share",
-    "CrowS-Pairs": f"{unseen_occupations.CROWS}/stereotype_share",
+    "WinoBias, share": f"{unseen_occupations.WINOBIAS}/stereotype_share",
+    "WinoBias, log-odds": f"{unseen_occupations.WINOBIAS}/stereotype_log_odds",
+    "CrowS-Pairs, share": f"{unseen_occupations.CROWS}/stereotype_share",
+    "CrowS-Pairs, log-odds": f"{unseen_occupations.CROWS}/stereotype_log_odds",
     "KL, harmless": f"{COST}/kl_responses",
     "perplexity": "wikitext/perplexity",
 }

@@ -89,6 +89,16 @@ def test_responses_are_compared_by_token_and_texts_as_a_whole(
     assert reverse.values.sums == tuple(1.0 - win for win in wins)
 
 
+def test_the_log_odds_of_texts_are_a_mean_with_a_bootstrap() -> None:
+    for labels, sign in ((("true", "false"), 1), (("false", "true"), -1)):
+        result = get_scorer("log_odds").score(
+            metric("log_odds", *labels), EXAMPLES, TextContext(PAIRS)
+        )
+        assert result.values.sums == (-0.5 * sign, -1.0 * sign, 1.0 * sign)
+        assert (result.score.value, result.score.n) == (pytest.approx(-0.5 * sign / 3), 3)
+        assert -1.0 <= result.score.low < result.score.value < result.score.high <= 1.0
+
+
 @pytest.mark.parametrize(
     ("scorer", "context"),
     [("preferred", Context(totals(a=-1.0, x=-1.0))), ("likelier", TextContext(totals(a=-1, x=-1)))],
@@ -117,7 +127,7 @@ def test_in_a_tie_neither_is_preferred(
         ),
     ],
 )
-@pytest.mark.parametrize("scorer", ["preferred", "likelier", "mc1", "mc2"])
+@pytest.mark.parametrize("scorer", ["preferred", "likelier", "log_odds", "mc1", "mc2"])
 def test_pairs_and_questions_need_responses_of_both_labels(
     scorer: str, labels: tuple[str, ...], examples: list[Example], code: str
 ) -> None:

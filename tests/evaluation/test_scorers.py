@@ -46,6 +46,7 @@ BUILT_IN = [
     "kl_responses",
     "kl_tokens",
     "likelier",
+    "log_odds",
     "mc1",
     "mc2",
     "neutral",

@@ -180,7 +180,8 @@ def test_two_columns_are_a_pair(folder: Any) -> None:
     assert len({example.pair for example in made}) == 3
     assert all(example.prompt == () for example in made)
     assert [(spec.metric, spec.scorer) for spec in concept.metrics] == [
-        ("stereotype_share", "likelier")
+        ("stereotype_share", "likelier"),
+        ("stereotype_log_odds", "log_odds"),
     ]
     check_metrics(concept)
 

@@ -66,6 +66,7 @@ def test_every_kind_of_suite_has_a_base_and_an_edited_column(
         ("choose", "one", 4),
         ("choose", "mass", 4),
         ("compare", "stereotype_share", 4),
+        ("compare", "stereotype_log_odds", 4),
         ("read", "perplexity", 4),
     ]
     after = {record.metric: record.after for record in found.metrics}

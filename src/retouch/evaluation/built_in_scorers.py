@@ -13,6 +13,7 @@ from retouch.evaluation.instruction_rules import follows, parse_rule
 from retouch.evaluation.likelihood_scorers import (
     ChoiceScorer,
     LikelierScorer,
+    LogOddsScorer,
     MultipleChoiceScorer,
     PerplexityScorer,
     PreferredScorer,
@@ -186,6 +187,7 @@ BUILT_IN: dict[str, Scorer] = {
         FinalNumberScorer(),
         PreferredScorer(),
         LikelierScorer(),
+        LogOddsScorer(),
         MultipleChoiceScorer("mc1", mass=False),
         MultipleChoiceScorer("mc2", mass=True),
         PerplexityScorer(),

@@ -42,9 +42,15 @@ class PreferredScorer(Scorer):
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
         """The rate over complete pairs, with Wilson's interval."""
+        return _rate([one > 0 for one in self._differences(spec, examples, context)])
+
+    def _differences(
+        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
+    ) -> list[float]:
+        """How much likelier the first of each complete pair is."""
         pairs = [one for pair in _complete_pairs(spec, examples) for one in pair]
         values = self._values(pairs, context)
-        return _rate([a > b for a, b in zip(values[::2], values[1::2], strict=True)])
+        return [a - b for a, b in zip(values[::2], values[1::2], strict=True)]
 
     def _values(self, examples: Sequence[Example], context: ScoringContext) -> list[float]:
         """What is compared of each example."""
@@ -63,6 +69,22 @@ class LikelierScorer(PreferredScorer):
 
     def _values(self, examples: Sequence[Example], context: ScoringContext) -> list[float]:
         return [one.total for one in context.text_logprobs(examples)]
+
+
+class LogOddsScorer(LikelierScorer):
+    """How much likelier the text of the first label is than that of the second, in nats.
+
+    The mean over pairs. The share counts a difference that is hardly there as much as a large one.
+    """
+
+    name = "log_odds"
+
+    def score(
+        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
+    ) -> ScoringResult:
+        """The mean over complete pairs, with a bootstrap over them."""
+        values = each_once(self._differences(spec, examples, context))
+        return ScoringResult(bootstrap(values), values)
 
 
 class MultipleChoiceScorer(Scorer):

@@ -4,7 +4,7 @@
 |---|---|---|
 | requests | one prompt for each row, or for each template and row | each scorer |
 | choices | one for each choice, with the choice as the response, paired by question | by name |
-| pairs | one for each text, without a prompt, paired | `stereotype_share` |
+| pairs | one for each text, without a prompt, paired | `stereotype_share`, `stereotype_log_odds` |
 | text | one for each passage, without a prompt | `perplexity` |
 """
 
@@ -64,7 +64,11 @@ def build_concept(
         ]
     elif isinstance(suite, PairSuite):
         examples = _pairs(suite, rows, limit)
-        metrics = [MetricSpec(suite.name, "stereotype_share", (MORE, LESS), "likelier", "rate")]
+        labels = (MORE, LESS)
+        metrics = [
+            MetricSpec(suite.name, "stereotype_share", labels, "likelier", "rate"),
+            MetricSpec(suite.name, "stereotype_log_odds", labels, "log_odds", "nats"),
+        ]
     else:
         examples = _passages(suite, rows, limit)
         metrics = [MetricSpec(suite.name, "perplexity", (TEXT,), "perplexity", "", "lower")]
