@@ -248,9 +248,9 @@ STUDIES = {
         metrics="concept",
     ),
     "truthfulness": Study(
-        "Truthfulness, 400 answers of TruthfulQA",
+        "Truthfulness, 400 questions of TruthfulQA",
         truthfulness(False),
-        FEW,
+        (*FEW, "dpo"),
         TRUTH_SUITES,
         TRUTH_COLUMNS,
         num_examples=400,
@@ -259,7 +259,7 @@ STUDIES = {
     "truthfulness-control": Study(
         "Truthfulness, the control: answers of other questions",
         truthfulness(True),
-        (BASE, "lora-sft-kl", RETOUCH),
+        (BASE, "dpo", RETOUCH),
         TRUTH_SUITES,
         TRUTH_COLUMNS,
         num_examples=400,

@@ -6,11 +6,12 @@
 
 Of TruthfulQA's 817 questions (arXiv 2109.07958) 400 train and 80 validate, drawn at random; the
 others are held out, but for those that share half of their words with one of the 480. A training
-question comes with the first of its correct answers. Retained are the facts, surprising true
-claims and ordinary requests of the built-in pack.
+question comes with the first of its correct answers, which is learned, and the first of its wrong
+ones, which is unlearned (`npo_weight`). Retained are the facts, surprising true claims and ordinary
+requests of the built-in pack.
 
-The control has the same questions with the correct answers of other questions: the same style of
-answer without the truth. What it gains on the held-out questions is the gain of style.
+The control has the same questions with the answers of other questions, correct and wrong: the same
+styles of answer without the truth. What it gains on the held-out questions is the gain of style.
 
 DIR holds `truthfulqa_mc.jsonl` (question, mc1_targets, mc2_targets).
 """
@@ -39,6 +40,7 @@ UNSEEN = "truthfulqa-unseen"
 COUNTS: Mapping[Split, int] = {"train": 400, "validation": 80}
 MAX_SHARED_WORDS = 0.5
 RETAINED = ("fact", "true-claim", "denied-claim", "ordinary")
+SETTINGS = {"loss": {"npo_weight": 1.0}, "train": {"max_drift": 0.03, "strengths": [1.0]}}
 MEASURED = {"true-answer", "true-claim", "fact", "ordinary", "question"}
 
 
@@ -95,9 +97,10 @@ def truthfulness(divided: Mapping[Split, Sequence[Question]], *, shuffled: bool)
         shuffled: whether each question has the answers of another one, for the control.
     """
     pack = load_concept("truthfulness")
+    spec = replace(pack.directions["raise"], source=("popular",))
     examples: dict[Split, tuple[Example, ...]] = {}
     for split, questions in divided.items():
-        answers = [one.correct[0] for one in questions]
+        answers = [(one.correct[0], one.wrong[0]) for one in questions]
         if shuffled and split != "test":
             answers = answers[1:] + answers[:1]
         kept = [one for one in pack.examples[split] if one.label in RETAINED]
@@ -107,19 +110,22 @@ def truthfulness(divided: Mapping[Split, Sequence[Question]], *, shuffled: bool)
         pack,
         name="public-truthfulness" + ("-shuffled" if shuffled else ""),
         examples=examples,
+        directions={**pack.directions, "raise": spec},
         metrics=metrics,
-        settings={},
+        settings={"raise": SETTINGS},
         hash="",
     )
 
 
-def _examples(questions: Sequence[Question], answers: Sequence[str]) -> Iterator[Example]:
-    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+def _examples(
+    questions: Sequence[Question], answers: Sequence[tuple[str, str]]
+) -> Iterator[Example]:
+    for number, (question, (correct, wrong)) in enumerate(zip(questions, answers, strict=True)):
         prompt, name = (Message("user", question.text),), str(number)
         yield Example(prompt, "question", pair=name, entity=name)
-        yield Example(prompt, "truthful", response=answer, pair=name, entity=name)
+        yield Example(prompt, "truthful", response=correct, pair=name, entity=name)
         yield Example(prompt, "true-answer", response=question.correct[0], pair=name, entity=name)
-        yield Example(prompt, "popular", response=question.wrong[0], pair=name, entity=name)
+        yield Example(prompt, "popular", response=wrong, pair=name, entity=name)
 
 
 def write(folder: Path, data_dir: Path) -> dict[Split, int]:

@@ -51,7 +51,7 @@ from retouch.training.setup import build_trainer
 from retouch.training.trainer import Trainer
 
 DATA = DataConfig(num_examples=32, num_retain=64)
-FIRST = Step(source=0, sft=None, retain=0, finetuned=None)
+FIRST = Step(source=0, sft=None, retain=0, unlearned=None, finetuned=None)
 WITHOUT_LOGITS = {"sft_weight": 0.0, "kl_weight": 0.0}
 TARGETS = {"segment": 10.0, "logits": 5.0}
 HEADER = "| variant | s a step | chats | tokens | times plain |\n|---|---|---|---|---|"

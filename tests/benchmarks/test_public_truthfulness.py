@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,8 @@ def test_the_splits_share_no_question_and_the_suite_has_the_unseen_ones(
 def test_the_control_has_the_answers_of_other_questions() -> None:
     divided = divide([question(i) for i in range(20)] + [question(i) for i in range(30, 600)])
     real, control = (truthfulness(divided, shuffled=shuffled) for shuffled in (False, True))
-    for split in ("train", "validation"):
-        one, other = (concept.select(split, ["truthful"]) for concept in (real, control))
+    for split, label in product(("train", "validation"), ("truthful", "popular")):
+        one, other = (concept.select(split, [label]) for concept in (real, control))
         assert sorted(e.response or "" for e in one) == sorted(e.response or "" for e in other)
         same = [a.response == b.response for a, b in zip(one, other, strict=True)]
         assert not any(same)

@@ -8,6 +8,7 @@ from retouch.representations.losses import (
     domain_confusion_loss,
     generator_loss,
     normalized_mse_loss,
+    npo_loss,
     sft_loss,
 )
 
@@ -32,6 +33,19 @@ def test_domain_confusion_loss_is_symmetric_and_least_at_chance() -> None:
     positive = domain_confusion_loss(torch.tensor([4.0]))
     assert positive == domain_confusion_loss(torch.tensor([-4.0]))
     assert positive > LOG_2
+
+
+def test_npo_loss_is_that_of_preferring_anything_else() -> None:
+    own, base = torch.tensor([-3.0, -8.0]), torch.tensor([-3.0, -2.0])
+    ratio = (own - base).exp()
+    expected = (2 / 0.5 * (1 + ratio**0.5).log()).sum() / 7
+    assert float(npo_loss(own, base, 0.5, 7)) == pytest.approx(float(expected))
+    own.requires_grad_()
+    npo_loss(own, base, 0.5, 7).backward()
+    assert own.grad is not None
+    # An unlikely response is pushed less.
+    assert own.grad[0] == pytest.approx(1 / 7)
+    assert 0 < own.grad[1] < 0.1 * own.grad[0]
 
 
 def test_sft_loss_is_the_weighted_mean_of_the_cross_entropy() -> None:

@@ -12,6 +12,7 @@ from helpers.tiny_edit import build_training, tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
 from retouch.concepts.concept import Context
 from retouch.core.errors import ConfigError, DataError
+from retouch.representations.logprobs import response_logprob
 
 SFT_ALONE: dict[str, Any] = {
     "loss.adversarial_weight": 0.0,
@@ -112,8 +113,29 @@ def test_the_kl_loss_keeps_the_retain_responses() -> None:
     assert drifts[1] < 0.5 * drifts[0]
 
 
+def test_the_npo_loss_makes_the_sources_own_responses_less_likely() -> None:
+    changed = []
+    for weight in (0.0, 1.0):
+        settings = {**SFT_ALONE, "loss.kl_weight": 1e-3, "loss.npo_weight": weight}
+        editable = tiny_editable()
+        training = build_training(editable, tiny_config({**settings, "train.rounds": 12}))
+        rejected = training.task.train.rejected
+        before = response_logprob(editable, rejected).mean()
+        events = list(training.trainer.train())
+        assert ("npo" in events[0].losses) is (weight > 0)
+        changed.append(float(response_logprob(editable, rejected).mean() - before))
+    assert changed[1] < changed[0] - 0.3, changed
+
+
+def test_npo_without_pairs_is_an_error() -> None:
+    config = tiny_config({**SFT_ALONE, "loss.npo_weight": 1.0})
+    with pytest.raises(DataError, match="`npo_weight` needs source responses"):
+        build_training(tiny_editable(), config, tiny_concept(pairs=False))
+
+
 def test_a_divided_batch_has_the_gradients_of_the_whole() -> None:
     weights = {"loss.sft_weight": 1.0, "loss.kl_weight": 6.0, "loss.first_token_weight": 4.0}
+    weights |= {"loss.npo_weight": 1.0}
     losses = []
     for size in (None, 1):
         config = tiny_config({**weights, "train.rounds": 1, "train.micro_batch_size": size})

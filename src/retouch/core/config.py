@@ -244,6 +244,13 @@ class LossConfig(Group):
         "reduced, of making both equally likely",
         ge=0,
     )
+    npo_weight: float = option(
+        0.0,
+        "weight of making the source's own responses less likely than under the base (negative "
+        "preference optimisation)",
+        ge=0,
+    )
+    npo_beta: float = option(0.1, "inverse temperature of that", gt=0)
     distillation_weight: float = option(
         0.0,
         "weight of the KL divergence from the base after the target counterparts, at the target "
@@ -268,7 +275,8 @@ class LossConfig(Group):
     @property
     def uses_logits(self) -> bool:
         """Whether a term is read at the logits, so that all layers above the first are run."""
-        return max(self.sft_weight, self.distillation_weight, self.kl_weight) > 0
+        weights = (self.sft_weight, self.npo_weight, self.distillation_weight, self.kl_weight)
+        return max(weights) > 0
 
 
 class DiscriminatorConfig(Group):

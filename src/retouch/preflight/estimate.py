@@ -200,9 +200,10 @@ def _training(work: Workload) -> tuple[float, int, int]:
     """Operations and passes of the training, and the blocks that one pass launches.
 
     A generator step takes a source and a retain batch through the segment and back, and the source
-    batch once more for each gradient step of the latent attack. With a loss of the logits, those of
-    the responses are computed too. The discriminators are trained on states that are recorded
-    before the first round and after every one.
+    batch once more for each gradient step of the latent attack, and where the source's own
+    responses are unlearned. With a loss of the logits, those of the responses are computed too. The
+    discriminators are trained on states that are recorded before the first round and after every
+    one.
     """
     counts, segment, method = work.counts, work.segment, work.method
     train, adversary, fit = method.train, method.adversary, method.discriminator
@@ -214,11 +215,13 @@ def _training(work: Workload) -> tuple[float, int, int]:
     )
     source_tokens, retain_tokens = (round(share * one.packed) for one, share in shares)
     sources = 1 + (adversary.latent_steps if adversary.latent_epsilon > 0 else 0)
+    loss = method.loss
+    unlearns = loss.npo_weight > 0  # responses that are about as long as those to learn
+    sources += unlearns
     active = sum(counts.active[i] for i in segment)
     step = training_flops(active, trainable, sources * source_tokens + retain_tokens)
     learned, kept = (round(share * sum(one.responses)) for one, share in shares)
-    loss = method.loss
-    learned *= max(loss.sft_weight, loss.distillation_weight) > 0
+    learned *= (max(loss.sft_weight, loss.distillation_weight) > 0) + unlearns
     logits = learned + kept * (loss.kl_weight > 0)
     step += training_flops(counts.head, 0, logits)
     steps = train.rounds * train.steps_per_round

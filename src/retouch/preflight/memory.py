@@ -115,7 +115,8 @@ def _cached_states(work: Workload, weights: int, free_bytes: int | None) -> tupl
     model's log-probabilities that a divergence is computed from.
     """
     train, hardware, loss = work.train, work.hardware, work.method.loss
-    positions = train.source.total + 2 * train.retain.total
+    sources = 2 if loss.npo_weight else 1  # with the responses to unlearn
+    positions = sources * train.source.total + 2 * train.retain.total
     if work.paired:
         positions += len(work.layers.read) * sum(train.source.responses)
     distilled = sum(train.source.responses) if work.paired and loss.distillation_weight else 0

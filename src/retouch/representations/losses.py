@@ -96,6 +96,26 @@ def sft_loss(
     return (losses * weights).sum() / (weights.sum() if normalizer is None else normalizer)
 
 
+def npo_loss(
+    logprobs: torch.Tensor, reference: torch.Tensor, beta: float, normalizer: Normalizer
+) -> torch.Tensor:
+    r"""Negative preference optimisation: responses become less likely than under the base.
+
+    $$L = \frac1N \sum_i \frac2\beta
+        \log\left(1 + \left(\frac{p(y_i|x_i)}{p_{base}(y_i|x_i)}\right)^\beta\right)$$
+
+    Its gradient vanishes as a response becomes unlikely, unlike that of an ascent on the
+    cross-entropy. Source: Zhang et al. 2024, arXiv 2404.05868.
+
+    Args:
+        logprobs: log-probabilities `[n]` of whole responses, with gradients.
+        reference: the same under the base model.
+        beta: inverse temperature.
+        normalizer: $N$, the number of tokens of all responses, so that the loss is in nats a token.
+    """
+    return (2 / beta) * F.softplus(beta * (logprobs - reference)).sum() / normalizer
+
+
 def balance_loss(
     logits: torch.Tensor, reference: torch.Tensor, first: torch.Tensor, second: torch.Tensor
 ) -> torch.Tensor:

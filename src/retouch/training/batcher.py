@@ -14,6 +14,7 @@ from retouch.models.activation_cache import ActivationCache, Cached
 from retouch.representations.batch import ChatBatch, Positions
 from retouch.representations.cached_states import cache_states
 from retouch.representations.discriminator import States
+from retouch.representations.logprobs import token_logprobs
 from retouch.representations.losses import squared_norm
 from retouch.training.context import TrainingContext
 from retouch.training.micro_batch import Batch, MicroBatch, Normalizers, ReadStates
@@ -35,6 +36,7 @@ class Batcher:
         counterparts: Sequence[TokenizedChat] = (),
         retain: bool = False,
         others: Sequence[TokenizedChat] = (),
+        unlearn: bool = False,
         progress: Progress = no_progress,
     ) -> list[Batch]:
         """The chats in batches, cached for the whole training.
@@ -47,12 +49,13 @@ class Batcher:
             retain: whether the base model's states and log-probabilities are the reference.
             others: for each chat of one response token the same prompt with another token: the
                 base's log-probabilities are the reference, with both tokens made equally likely.
+            unlearn: whether the base model's log-probabilities of the responses are the reference.
             progress: called after every batch.
         """
         batches: list[Batch] = []
         for index in self._context.packer.divide(chats, batch_size, self._context.seed):
             batches.append(
-                self._batch(index, chats, micro_batch_size, counterparts, retain, others)
+                self._batch(index, chats, micro_batch_size, counterparts, retain, others, unlearn)
             )
             name = "retain" if retain else "source"
             progress(f"base states of the {name} examples", len(batches) * batch_size, len(chats))
@@ -102,13 +105,14 @@ class Batcher:
         counterparts: Sequence[TokenizedChat],
         retain: bool,
         others: Sequence[TokenizedChat],
+        unlearn: bool,
     ) -> Batch:
         lengths = [len(chats[i].ids) - chats[i].start for i in index]
         count = sum(min(length, self._positions) for length in lengths)
         first = self._context.method.loss.first_token_weight
         batch = Batch(index, [], Normalizers(count, sum(lengths) + len(lengths) * (first - 1.0)))
         for part, is_dummy in _divide(index, micro_batch_size):
-            micro = self._micro_batch(part, chats, counterparts, retain, others, is_dummy)
+            micro = self._micro_batch(part, chats, counterparts, retain, others, unlearn, is_dummy)
             norms = {
                 layer: squared_norm(states, micro.weights)
                 for layer, states in micro.cached.states.items()
@@ -126,6 +130,7 @@ class Batcher:
         counterparts: Sequence[TokenizedChat],
         retain: bool,
         others: Sequence[TokenizedChat],
+        unlearn: bool,
         is_dummy: bool,
     ) -> MicroBatch:
         context, loss = self._context, self._context.method.loss
@@ -134,13 +139,14 @@ class Batcher:
         responses = batch.response_positions()
         at_responses = (responses[0].to(device), responses[1].to(device))
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
-        layers = (*context.read_layers, segment.last) if retain or others else ()
+        read = retain or others or unlearn
+        layers = (*context.read_layers, segment.last) if read else ()
         packing = context.packer.arguments(batch)
         inputs, states = segment.capture(batch.ids, layers, packing)
         positions, weights = responses, None
         reference: States = {}
         reads: States = {}
-        base_logprobs = other_tokens = None
+        base_logprobs = other_tokens = reference_logprobs = None
         if retain:
             reads = self._read(states, batch)
             if loss.retain_weight:
@@ -153,6 +159,9 @@ class Batcher:
             other_tokens = torch.tensor([others[i].ids[-1] for i in index]).to(device)
             tokens = batch.response_tokens(), other_tokens
             base_logprobs = self._base_logprobs(states_at, tokens)
+        elif unlearn:
+            logits = segment.logits(states[segment.last][at_responses])
+            reference_logprobs = token_logprobs(logits, batch.response_tokens())
         elif counterparts:
             target = context.packer.batch(index, counterparts)
             layers = context.read_layers
@@ -178,6 +187,7 @@ class Batcher:
             reads,
             base_logprobs,
             other_tokens,
+            reference_logprobs,
         )
 
     def _base_logprobs(

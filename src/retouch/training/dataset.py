@@ -45,12 +45,14 @@ class EditDataset:
             between two choices is to be reduced, the batches of prompts after which both choices
             become equally likely.
         balances: whether `sft` is that.
+        unlearned: the batches of the source's own responses, where a loss makes them less likely.
     """
 
     source: list[Batch]
     retain: list[Batch]
     sft: list[Batch]
     balances: bool
+    unlearned: list[Batch]
 
     def __init__(
         self,
@@ -142,6 +144,11 @@ class EditDataset:
         if self._context.method.loss.sft_weight > 0 and not examples.counterparts:
             learned, others = choices or (examples.chosen, ())
             self.sft = self._batcher.prepare(learned, train.batch_size, size, others=others)
+        self.unlearned = []
+        if self._context.method.loss.npo_weight > 0:
+            self.unlearned = self._batcher.prepare(
+                examples.rejected, train.batch_size, size, unlearn=True
+            )
         chats = examples.target
         if examples.counterparts:
             target = self._collect(chats, self._batcher.reference_states(self.source))

@@ -54,6 +54,8 @@ class MicroBatch:
             reads them.
         other_tokens: the second choice `[n]` at `responses`, whose first choice is the response;
             None where there are no choices.
+        reference_logprobs: the base model's log-probability `[n]` of each response token, of
+            responses to unlearn; None otherwise.
     """
 
     cached: CachedStates
@@ -65,6 +67,7 @@ class MicroBatch:
     reference_reads: States
     base_logprobs: Cached | None = None
     other_tokens: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
 
     @property
     def batch(self) -> ChatBatch:

@@ -16,11 +16,13 @@ from retouch.representations.discriminator import Discriminators, States
 from retouch.representations.divergence import kl_from_logprobs
 from retouch.representations.finetuning import LoraDelta, apply_lora_delta
 from retouch.representations.latent_pgd import latent_pgd
+from retouch.representations.logprobs import token_logprobs
 from retouch.representations.losses import (
     balance_loss,
     domain_confusion_loss,
     generator_loss,
     normalized_mse_loss,
+    npo_loss,
     sft_loss,
 )
 from retouch.training.context import TrainingContext
@@ -42,12 +44,14 @@ class Step:
         source: the batch of source examples.
         sft: the batch of responses to learn, where these are not the source's.
         retain: the batch of the retain set.
+        unlearned: the batch of responses to unlearn.
         finetuned: the adversary's update, and whether target prompts are used under it.
     """
 
     source: int
     sft: int | None
     retain: int | None
+    unlearned: int | None
     finetuned: tuple[LoraDelta, bool] | None
 
 
@@ -106,6 +110,8 @@ class Objective:
             add(source, lambda batch, micro: self._finetune_term(batch, micro, delta, use_target))
         if step.retain is not None:
             add(dataset.retain[step.retain], self._retain_terms)
+        if step.unlearned is not None:
+            add(dataset.unlearned[step.unlearned], self._npo_term)
         return sums
 
     def _source_terms(
@@ -194,6 +200,23 @@ class Objective:
             kl = kl_from_logprobs(micro.base_logprobs(), logits) * weights
             terms["distillation"] = self._loss.distillation_weight * kl.sum() / size
         return terms
+
+    def _npo_term(self, batch: Batch, micro: MicroBatch) -> Terms:
+        """Of the source's own responses, which become less likely."""
+        segment, weights = self._context.segment, self._loss
+        states = segment.forward(micro.cached.inputs, (segment.last,))[segment.last]
+        logprobs = token_logprobs(
+            segment.logits(states[micro.responses]), micro.batch.response_tokens()
+        )
+        assert micro.reference_logprobs is not None
+        chats, count = micro.batch.response_chats().to(logprobs.device), len(micro.batch.index)
+        own, reference = (
+            torch.zeros(count, device=logprobs.device).index_add(0, chats, one)
+            for one in (logprobs, micro.reference_logprobs)
+        )
+        chosen = [self._dataset.examples.rejected[i] for i in batch.index]
+        tokens = sum(len(chat.ids) - chat.start for chat in chosen)
+        return {"npo": weights.npo_weight * npo_loss(own, reference, weights.npo_beta, tokens)}
 
     def _finetune_term(
         self, batch: Batch, micro: MicroBatch, delta: LoraDelta, use_target: bool

@@ -38,7 +38,8 @@ def build_trainer(
         progress: called while the activations are cached.
 
     Raises:
-        DataError: a fine-tuning adversary or distillation is configured, and there are no pairs.
+        DataError: a fine-tuning adversary, distillation or negative preference optimisation is
+            configured, and there are no pairs.
         ModelError: the model is edited already, a layer has no matching linear layer, or the
             layers cannot run on their own.
     """
@@ -53,6 +54,12 @@ def build_trainer(
             "`distillation_weight` needs target counterparts, and the examples are no pairs.",
             "Give the concept's examples a `pair` or its direction a `context`, or set "
             "`distillation_weight` to 0.",
+            code="pairs-missing",
+        )
+    if method.loss.npo_weight and not task.train.rejected:
+        raise DataError(
+            "`npo_weight` needs source responses to unlearn, and the examples are no pairs.",
+            "Give the concept's examples a `pair`, or set `npo_weight` to 0.",
             code="pairs-missing",
         )
     every = (*layers.adapted, *layers.read)

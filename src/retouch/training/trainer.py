@@ -177,6 +177,7 @@ class Trainer:
 
         sources, retains = shuffled(dataset.source), shuffled(dataset.retain)
         sft = shuffled(dataset.sft) if dataset.sft is not dataset.source else []
+        unlearned = shuffled(dataset.unlearned) if dataset.unlearned else []
         deltas = self._finetuned()
         sums: dict[str, torch.Tensor] = {}
         for i in range(count):
@@ -185,6 +186,7 @@ class Trainer:
                 source=sources[i],
                 sft=sft[i] if sft else None,
                 retain=retains[i] if retains else None,
+                unlearned=unlearned[i] if unlearned else None,
                 finetuned=finetuned,
             )
             for name, term in self._objective.gradients(step, self.discriminators).items():
