@@ -156,12 +156,11 @@ class Study:
 
 
 def truthfulness(control: bool) -> Callable[[Inputs], Concept]:
-    """The concept of TruthfulQA's training questions, or its control."""
+    """The concept of TruthfulQA's training questions, or its control; it is written."""
 
     def make(inputs: Inputs) -> Concept:
         folder = inputs.made / "truthfulness"
-        if not folder.exists():
-            public_truthfulness.write(folder, inputs.data_dir)
+        public_truthfulness.write(folder, inputs.data_dir)
         return load_concept_file(folder / ("control" if control else "concept"))
 
     return make
