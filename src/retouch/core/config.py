@@ -246,7 +246,7 @@ class LossConfig(Group):
     )
     npo_weight: float = option(
         0.0,
-        "weight of making the source's own responses less likely than under the base (negative "
+        "weight of making the responses of the source less likely than under the base (negative "
         "preference optimisation)",
         ge=0,
     )
