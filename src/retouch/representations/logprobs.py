@@ -41,11 +41,16 @@ def response_logprobs(logits: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
     return token_logprobs(logits[rows, positions], batch.response_tokens())
 
 
+def sum_by_chat(values: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
+    """Sums `[chats]` of values `[n]` at `batch.response_positions()`."""
+    chats = batch.response_chats().to(values.device)
+    return torch.zeros(len(batch.index), device=values.device).index_add(0, chats, values)
+
+
 def mean_by_chat(values: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
     """Means `[chats]` of values `[n]` at `batch.response_positions()`."""
-    chats = batch.response_chats().to(values.device)
-    total = torch.zeros(len(batch.index), device=values.device).index_add(0, chats, values)
-    mean: torch.Tensor = total / torch.bincount(chats, minlength=len(batch.index))
+    counts = torch.bincount(batch.response_chats(), minlength=len(batch.index))
+    mean: torch.Tensor = sum_by_chat(values, batch) / counts.to(values.device)
     return mean
 
 

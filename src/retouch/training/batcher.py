@@ -139,8 +139,9 @@ class Batcher:
         responses = batch.response_positions()
         at_responses = (responses[0].to(device), responses[1].to(device))
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
-        read = retain or others or unlearn
-        layers = (*context.read_layers, segment.last) if read else ()
+        layers = (*context.read_layers, segment.last) if retain or others else ()
+        if unlearn:
+            layers = (segment.last,)
         packing = context.packer.arguments(batch)
         inputs, states = segment.capture(batch.ids, layers, packing)
         positions, weights = responses, None

@@ -16,7 +16,7 @@ from retouch.representations.discriminator import Discriminators, States
 from retouch.representations.divergence import kl_from_logprobs
 from retouch.representations.finetuning import LoraDelta, apply_lora_delta
 from retouch.representations.latent_pgd import latent_pgd
-from retouch.representations.logprobs import token_logprobs
+from retouch.representations.logprobs import sum_by_chat, token_logprobs
 from retouch.representations.losses import (
     balance_loss,
     domain_confusion_loss,
@@ -205,14 +205,11 @@ class Objective:
         """Of the source's own responses, which become less likely."""
         segment, weights = self._context.segment, self._loss
         states = segment.forward(micro.cached.inputs, (segment.last,))[segment.last]
-        logprobs = token_logprobs(
-            segment.logits(states[micro.responses]), micro.batch.response_tokens()
-        )
+        logits = segment.logits(states[micro.responses])
+        logprobs = token_logprobs(logits, micro.batch.response_tokens())
         assert micro.reference_logprobs is not None
-        chats, count = micro.batch.response_chats().to(logprobs.device), len(micro.batch.index)
         own, reference = (
-            torch.zeros(count, device=logprobs.device).index_add(0, chats, one)
-            for one in (logprobs, micro.reference_logprobs)
+            sum_by_chat(one, micro.batch) for one in (logprobs, micro.reference_logprobs)
         )
         chosen = [self._dataset.examples.rejected[i] for i in batch.index]
         tokens = sum(len(chat.ids) - chat.start for chat in chosen)
