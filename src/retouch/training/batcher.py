@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +19,16 @@ from retouch.representations.logprobs import token_logprobs
 from retouch.representations.losses import squared_norm
 from retouch.training.context import TrainingContext
 from retouch.training.micro_batch import Batch, MicroBatch, Normalizers, ReadStates
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a loss compares chats with; the arguments of `Batcher.prepare`."""
+
+    counterparts: Sequence[TokenizedChat]
+    retain: bool
+    others: Sequence[TokenizedChat]
+    unlearn: bool
 
 
 class Batcher:
@@ -52,11 +63,10 @@ class Batcher:
             unlearn: whether the base model's log-probabilities of the responses are the reference.
             progress: called after every batch.
         """
+        against = _Reference(counterparts, retain, others, unlearn)
         batches: list[Batch] = []
         for index in self._context.packer.divide(chats, batch_size, self._context.seed):
-            batches.append(
-                self._batch(index, chats, micro_batch_size, counterparts, retain, others, unlearn)
-            )
+            batches.append(self._batch(index, chats, micro_batch_size, against))
             name = "retain" if retain else "source"
             progress(f"base states of the {name} examples", len(batches) * batch_size, len(chats))
         # One collective operation for all batches.
@@ -102,17 +112,14 @@ class Batcher:
         index: list[int],
         chats: Sequence[TokenizedChat],
         micro_batch_size: int,
-        counterparts: Sequence[TokenizedChat],
-        retain: bool,
-        others: Sequence[TokenizedChat],
-        unlearn: bool,
+        against: _Reference,
     ) -> Batch:
         lengths = [len(chats[i].ids) - chats[i].start for i in index]
         count = sum(min(length, self._positions) for length in lengths)
         first = self._context.method.loss.first_token_weight
         batch = Batch(index, [], Normalizers(count, sum(lengths) + len(lengths) * (first - 1.0)))
         for part, is_dummy in _divide(index, micro_batch_size):
-            micro = self._micro_batch(part, chats, counterparts, retain, others, unlearn, is_dummy)
+            micro = self._micro_batch(part, chats, against, is_dummy)
             norms = {
                 layer: squared_norm(states, micro.weights)
                 for layer, states in micro.cached.states.items()
@@ -127,10 +134,7 @@ class Batcher:
         self,
         index: list[int],
         chats: Sequence[TokenizedChat],
-        counterparts: Sequence[TokenizedChat],
-        retain: bool,
-        others: Sequence[TokenizedChat],
-        unlearn: bool,
+        against: _Reference,
         is_dummy: bool,
     ) -> MicroBatch:
         context, loss = self._context, self._context.method.loss
@@ -139,8 +143,8 @@ class Batcher:
         responses = batch.response_positions()
         at_responses = (responses[0].to(device), responses[1].to(device))
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
-        layers = (*context.read_layers, segment.last) if retain or others else ()
-        if unlearn:
+        layers = (*context.read_layers, segment.last) if against.retain or against.others else ()
+        if against.unlearn:
             layers = (segment.last,)
         packing = context.packer.arguments(batch)
         inputs, states = segment.capture(batch.ids, layers, packing)
@@ -148,23 +152,23 @@ class Batcher:
         reference: States = {}
         reads: States = {}
         base_logprobs = other_tokens = reference_logprobs = None
-        if retain:
+        if against.retain:
             reads = self._read(states, batch)
             if loss.retain_weight:
                 positions = batch.token_positions()
                 reference = {segment.last: states[segment.last][positions]}
             if loss.kl_weight:
                 base_logprobs = self._base_logprobs(states[segment.last][at_responses])
-        elif others:
+        elif against.others:
             states_at = states[segment.last][at_responses]
-            other_tokens = torch.tensor([others[i].ids[-1] for i in index]).to(device)
+            other_tokens = torch.tensor([against.others[i].ids[-1] for i in index]).to(device)
             tokens = batch.response_tokens(), other_tokens
             base_logprobs = self._base_logprobs(states_at, tokens)
-        elif unlearn:
+        elif against.unlearn:
             logits = segment.logits(states[segment.last][at_responses])
             reference_logprobs = token_logprobs(logits, batch.response_tokens())
-        elif counterparts:
-            target = context.packer.batch(index, counterparts)
+        elif against.counterparts:
+            target = context.packer.batch(index, against.counterparts)
             layers = context.read_layers
             if loss.distillation_weight:
                 layers = (*layers, segment.last)
