@@ -39,6 +39,8 @@ from benchmarks.saved_records import saved_records
 from benchmarks.strengths import curves, strengths_table
 from retouch.comparison.compare import Comparison, compare
 from retouch.comparison.grid import GridPoint
+from retouch.comparison.objective import metric_key
+from retouch.comparison.result import final_score
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept, load_concept_file
 from retouch.core.atomic import atomic_write
@@ -353,6 +355,14 @@ def capability(inputs: Inputs, found: Comparison) -> str:
 
 def scaled_methods(inputs: Inputs, found: Comparison) -> str:
     """The section about adapters at lower strengths."""
+    cost = f"{COST}/refusal"
+    limit = next(
+        final_score(record).value
+        for result in found.results
+        if (result.point.method, result.point.seed) == (RETOUCH, 0)
+        for record in result.records
+        if metric_key(record) == cost
+    )
     by_method = curves(
         inputs.editable,
         found,
@@ -360,16 +370,15 @@ def scaled_methods(inputs: Inputs, found: Comparison) -> str:
         STRENGTH_SUITES,
         inputs.data_dir,
         MAX_NEW_TOKENS,
+        cost,
+        limit,
     )
-    if RETOUCH not in by_method:
-        return ""
-    cost = f"{COST}/refusal"
     return (
         "### At the over-refusal of Retouch\n\n"
         "Each adapter of seed 0 at the strength at which harmless requests are refused as often as "
         "with Retouch, interpolated between measured strengths; at strength 1 where it refuses "
-        "fewer of them.\n\n"
-        f"{strengths_table(found, by_method, STRENGTH_COLUMNS, cost, RETOUCH)}\n"
+        "no more of them.\n\n"
+        f"{strengths_table(found, by_method, STRENGTH_COLUMNS, cost, limit)}\n"
     )
 
 

@@ -14,8 +14,9 @@ from benchmarks.figures import table
 from benchmarks.overview import Columns
 from benchmarks.saved_records import saved_records
 from retouch.comparison.compare import Comparison
+from retouch.comparison.grid import GridPoint
 from retouch.comparison.objective import metric_key
-from retouch.comparison.result import final_score
+from retouch.comparison.result import Result, final_score
 from retouch.core.formatting import show_value
 from retouch.core.metrics import Metrics
 from retouch.core.types import Record
@@ -25,7 +26,7 @@ from retouch.models.editable_model import EditableModel
 from retouch.models.load import adapter_added
 from retouch.suites.registry import load_suite_concepts
 
-STRENGTHS = (0.6, 0.8)
+HALVINGS = 2
 FOLDER = "strengths"
 
 Values = Mapping[str, float]
@@ -41,69 +42,94 @@ def curves(
     suites: Sequence[str],
     data_dir: Path,
     max_new_tokens: int,
+    cost: str,
+    limit: float,
 ) -> dict[str, Curve]:
-    """Measure the adapters of seed 0 at lower strengths, those whose result is not there yet.
+    """Measure the adapters of seed 0 at the strengths around the one that costs as much as allowed.
+
+    The strengths between which the cost passes the limit are halved, at first 0 and 1. A method
+    that costs no more as it is needs no further measurement.
 
     Args:
         editable: the base model.
         found: the comparison, whose folder has the adapters and gets the results.
-        methods: those with an adapter; others are left out.
+        methods: those with an adapter. Left out is one that lacks both a result and its adapter.
         suites: public evaluation sets, of those that the comparison has measured.
         data_dir: their files.
         max_new_tokens: maximum length of a response.
+        cost: the metric that is the cost, as `suite/metric`.
+        limit: the largest cost.
     """
     results = {result.point.method: result for result in found.results if result.point.seed == 0}
     known, concepts = BaseResults(), load_suite_concepts(suites, data_dir, None)
-    out: dict[str, Curve] = {}
-    for method in methods:
-        point, whole = results[method].point, results[method].records
+
+    def saved(point: GridPoint, strength: float) -> Values | None:
         adapter = found.path / "adapters" / point.name
-        curve: dict[float, Values] = {0.0: {metric_key(one): one.before.value for one in whole}}
-        for strength in STRENGTHS:
-            file = found.path / FOLDER / f"{point.name}-{strength:g}.json"
-            identity = {**found.grid.identity(point), "strength": strength, "suites": list(suites)}
+        file = found.path / FOLDER / f"{point.name}-{strength:g}.json"
+        identity = {**found.grid.identity(point), "strength": strength, "suites": list(suites)}
 
-            def measure(adapter: Path = adapter, strength: float = strength) -> Metrics:
-                with adapter_added(editable, adapter), scaled(editable, strength):
-                    return evaluate(
-                        editable, [], suites=concepts, max_new_tokens=max_new_tokens, known=known
-                    ).metrics
+        def measure() -> Metrics:
+            with adapter_added(editable, adapter), scaled(editable, strength):
+                return evaluate(
+                    editable, [], suites=concepts, max_new_tokens=max_new_tokens, known=known
+                ).metrics
 
-            records = saved_records(file, identity, measure if adapter.exists() else None)
-            if records is not None:
-                curve[strength] = _final_values(records)
-        if len(curve) > 1:
-            out[method] = {**curve, 1.0: _final_values(whole)}
-    return out
+        records = saved_records(file, identity, measure if adapter.exists() else None)
+        return None if records is None else _final_values(records)
+
+    def complete(result: Result) -> Curve | None:
+        before = {metric_key(one): one.before.value for one in result.records}
+        curve = {0.0: before, 1.0: _final_values(result.records)}
+        for _ in range(HALVINGS):
+            around = _around(curve, cost, limit)
+            if around is None:
+                break
+            strength = sum(around) / 2
+            values = saved(result.point, strength)
+            if values is None:
+                return None
+            curve[strength] = values
+        return curve
+
+    measured = {method: complete(results[method]) for method in methods}
+    return {method: curve for method, curve in measured.items() if curve is not None}
 
 
 def _final_values(records: Sequence[Record]) -> Values:
     return {metric_key(one): final_score(one).value for one in records}
 
 
+def _around(curve: Curve, cost: str, limit: float) -> tuple[float, float] | None:
+    """The greatest strength within a limit, and the next; None if that is the greatest of all."""
+    strengths = sorted(curve, reverse=True)
+    if curve[strengths[0]][cost] <= limit:
+        return None
+    pairs = ((low, high) for high, low in pairwise(strengths) if curve[low][cost] <= limit)
+    return next(pairs, (0.0, strengths[-2]))
+
+
 def at_cost(curve: Curve, cost: str, limit: float) -> tuple[float, Values]:
     """The greatest strength whose cost is within a limit, and the metrics there, by interpolation.
 
-    Strength 1 where the method costs no more than that as it is.
+    Strength 1 where the method costs no more than that as it is; 0 where the base costs more.
     """
-    strengths = sorted(curve, reverse=True)
-    if curve[strengths[0]][cost] <= limit:
-        return strengths[0], curve[strengths[0]]
-    for above, below in pairwise(strengths):
-        high, low = curve[above], curve[below]
-        if low[cost] <= limit < high[cost]:
-            share = (limit - low[cost]) / (high[cost] - low[cost])
-            values = {key: low[key] + share * (high[key] - low[key]) for key in high if key in low}
-            return below + share * (above - below), values
-    return 0.0, curve[0.0]
+    around = _around(curve, cost, limit)
+    if around is None:
+        return max(curve), curve[max(curve)]
+    below, above = around
+    low, high = curve[below], curve[above]
+    if low[cost] > limit:
+        return 0.0, curve[0.0]
+    share = (limit - low[cost]) / (high[cost] - low[cost])
+    values = {key: low[key] + share * (high[key] - low[key]) for key in high if key in low}
+    return below + share * (above - below), values
 
 
 def strengths_table(
-    found: Comparison, by_method: Mapping[str, Curve], columns: Columns, cost: str, reference: str
+    found: Comparison, by_method: Mapping[str, Curve], columns: Columns, cost: str, limit: float
 ) -> str:
-    """A row for each method, at the strength at which it costs what the reference does."""
+    """A row for each method, at the strength at which it costs as much as allowed."""
     units = {metric_key(one): one.unit for result in found.results for one in result.records}
-    limit = by_method[reference][1.0][cost]
     lines = [["method", "strength", *columns]]
     for method, curve in by_method.items():
         strength, values = at_cost(curve, cost, limit)

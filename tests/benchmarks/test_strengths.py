@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.strengths import STRENGTHS, Curve, at_cost, curves, strengths_table
+from benchmarks.strengths import Curve, at_cost, curves, strengths_table
 from helpers.char_tokenizer import char_editable
 from helpers.public_data import write_requests
 from retouch.comparison.compare import Comparison
@@ -15,6 +15,16 @@ from retouch.core.types import Record, Score
 from retouch.models import adapters
 
 COST, EFFECT = "harmless/refusal", "harmful/refusal"
+KEY = "jailbreakbench/refusal"
+POINT = GridPoint("retouch", 128, 0)
+
+
+def compared(path: Path) -> Comparison:
+    """A comparison of one method that refuses every request of a suite."""
+    scores = Score(0, 0, 1, 2), Score(1, 0, 1, 2)
+    whole = Record("jailbreakbench", "refusal", "share", "higher", *scores)
+    grid = make_grid("pocket", "auto", "raise", ["retouch"], 1, [128])
+    return Comparison(path, grid, (Result(POINT, "done", records=(whole,)),))
 
 
 def values(cost: float, effect: float) -> dict[str, float]:
@@ -40,28 +50,34 @@ def test_a_method_that_costs_more_at_any_strength_is_the_base() -> None:
     assert at_cost(curve, COST, 0.1) == (0.0, values(0.2, 0.0))
 
 
+def test_an_adapter_without_results_is_left_out(tmp_path: Path) -> None:
+    write_requests(tmp_path / "data")
+    found = compared(tmp_path)
+    suites, data = ["jailbreakbench:2"], tmp_path / "data"
+    assert curves(char_editable(), found, ["retouch"], suites, data, 4, KEY, 0.5) == {}
+    # One that costs no more as it is needs none.
+    (curve,) = curves(char_editable(), found, ["retouch"], suites, data, 4, KEY, 1.0).values()
+    assert sorted(curve) == [0.0, 1.0]
+
+
 def test_the_adapters_are_measured_once_and_kept(tmp_path: Path) -> None:
     write_requests(tmp_path / "data")
     editable = char_editable()
-    point = GridPoint("retouch", 128, 0)
     adapters.attach(editable, [0], LoraConfig(), 0)
-    adapters.save(editable, tmp_path / "adapters" / point.name)
+    adapters.save(editable, tmp_path / "adapters" / POINT.name)
     adapters.detach(editable)
-    whole = Record(
-        "jailbreakbench", "refusal", "share", "higher", Score(0, 0, 1, 2), Score(1, 0, 1, 2)
-    )
-    grid = make_grid("pocket", "auto", "raise", ["retouch"], 1, [128])
-    found = Comparison(tmp_path, grid, (Result(point, "done", records=(whole,)),))
+    found = compared(tmp_path)
 
     def measured() -> dict[str, Curve]:
-        return curves(editable, found, ["retouch"], ["jailbreakbench:2"], tmp_path / "data", 4)
+        data = tmp_path / "data"
+        return curves(editable, found, ["retouch"], ["jailbreakbench:2"], data, 4, KEY, 0.5)
 
     first = measured()
     (curve,) = first.values()
-    assert list(curve) == [0.0, *STRENGTHS, 1.0]
+    # The adapter refuses nothing at a lower strength, so the upper half is halved each time.
+    assert sorted(curve) == [0.0, 0.5, 0.75, 1.0]
     # The adapter is read only where a result is missing.
-    (tmp_path / "adapters" / point.name / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapters" / POINT.name / "adapter_model.safetensors").unlink()
     assert measured() == first
-    key = "jailbreakbench/refusal"
-    page = strengths_table(found, first, {"refused": key}, key, "retouch")
-    assert "1.00" in page
+    page = strengths_table(found, first, {"refused": KEY}, KEY, 0.5)
+    assert "0.88" in page
