@@ -469,7 +469,7 @@ def build_case_trainer(
     tests = [segment.capture_inputs(batch.ids) for batch in batches]
 
     @torch.no_grad()
-    def run_tests(_: Segment | None = None) -> ValidationResult:
+    def run_tests(_: Segment | None) -> ValidationResult:
         for inputs in tests:
             segment.forward(inputs, case.read_layers)
         return ValidationResult(0.0, 0.0)

@@ -230,7 +230,7 @@ def _count_step(editable: EditableModel, case: Case) -> tuple[int, int, int]:
         with saved_tensors_hooks(record, lambda tensor: tensor):
             states = segment.forward(inputs, case.read_layers)
             loss = torch.stack([found[:, -1].float().mean() for found in states.values()]).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     # A transposed weight is no Parameter any more, and a cached tensor counts once.
     weights = {p.untyped_storage().data_ptr() for p in editable.model.parameters()}
     cached = _storages(inputs)
@@ -296,7 +296,8 @@ def main(words: Sequence[str] | None = None) -> None:
     cases = {case.name: case for case in GPU_CASES}
     defaults = ["limit"] if options.device == "cpu" else list(cases)
     only = parse_names(parser, "--only", options.only, ["limit", *cases]) or defaults
-    run, batch_sizes, matrix_size = in_new_process, BATCH_SIZES, MATRIX_SIZE
+    run, matrix_size = in_new_process, MATRIX_SIZE
+    batch_sizes: Sequence[int] = BATCH_SIZES
     if options.small:  # starting a process would take longer than the work
         cases, run = {name: small(case) for name, case in cases.items()}, in_this_process
         batch_sizes, matrix_size = SMALL_BATCH_SIZES, SMALL_MATRIX_SIZE

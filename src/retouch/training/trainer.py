@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import torch
@@ -27,11 +27,12 @@ from retouch.core.errors import DivergedError
 from retouch.core.types import RoundEvent
 from retouch.models import distributed
 from retouch.models.adapters import parameters
+from retouch.models.segment import Segment
 from retouch.representations.batch import shuffled_forever
 from retouch.representations.discriminator import Discriminators
 from retouch.representations.finetuning import LoraDelta
 from retouch.task.best_checkpoint import BestCheckpoint, copy_into
-from retouch.task.validation import ValidationResult, Validator
+from retouch.task.validation import ValidationResult
 from retouch.training.checkpoint import (
     TrainingState,
     optimizer_tensors,
@@ -68,10 +69,19 @@ class Trainer:
         self,
         context: TrainingContext,
         dataset: EditDataset,
-        validator: Validator,
+        validate: Callable[[Segment | None], ValidationResult],
         adversary: FinetuningAdversary | None = None,
     ) -> None:
-        self._context, self.dataset, self._validator = context, dataset, validator
+        """Prepare the first round; the adapter is attached.
+
+        Args:
+            context: the model, the segment and the settings.
+            dataset: the batches.
+            validate: measures the present adapter, from the segment's cached inputs where they
+                lead to the logits, else (None) through the whole model.
+            adversary: fine-tunes the adapter away, to train against that.
+        """
+        self._context, self.dataset, self._run_validation = context, dataset, validate
         self._adversary = adversary
         self._train, self._discriminator = context.method.train, context.method.discriminator
         self._weights = parameters(context.editable)
@@ -140,7 +150,7 @@ class Trainer:
 
     def _validate(self) -> ValidationResult:
         segment = self._context.segment
-        return distributed.broadcast(self._validator(segment if segment.to_logits else None))
+        return distributed.broadcast(self._run_validation(segment if segment.to_logits else None))
 
     def _new_discriminators(self, number: int, fit: Pool) -> Discriminators:
         """Untrained discriminators of a round, standardised for the states that they will fit."""
