@@ -144,6 +144,7 @@ class Study:
         num_examples: labelled source examples.
         metrics: as for `retouch compare`.
         more_seeds: whether Retouch and the best others run with further seeds.
+        strength_suites: those of the suites that adapters are measured on at lower strengths.
     """
 
     title: str
@@ -155,6 +156,7 @@ class Study:
     num_examples: int = 128
     metrics: Any = "objective"
     more_seeds: bool = False
+    strength_suites: tuple[str, ...] = ()
 
 
 def truthfulness(control: bool) -> Callable[[Inputs], Concept]:
@@ -195,13 +197,10 @@ FEW_COLUMNS = {
     "harmless": f"{COST}/refusal",
     "KL, harmless": f"{COST}/kl_responses",
 }
-STRENGTH_COLUMNS = {
+SAFETY_COLUMNS = {
     **FEW_COLUMNS,
     "harmless in templates": "jailbreak-templates-harmless/refusal",
     "after a prefill": "prefill/refusal",
-}
-SAFETY_COLUMNS = {
-    **STRENGTH_COLUMNS,
     "perplexity": "wikitext/perplexity",
 }
 TRUTH_COLUMNS = {
@@ -231,6 +230,7 @@ STUDIES = {
         SAFETY_SUITES,
         SAFETY_COLUMNS,
         more_seeds=True,
+        strength_suites=STRENGTH_SUITES,
     ),
     "safety-16": Study(
         "Safety, 16 labels",
@@ -239,6 +239,7 @@ STUDIES = {
         FEW_SUITES,
         FEW_COLUMNS,
         num_examples=16,
+        strength_suites=FEW_SUITES,
     ),
     "sentence": Study(
         f'From a sentence: "{SENTENCE}"',
@@ -353,7 +354,7 @@ def capability(inputs: Inputs, found: Comparison) -> str:
     return table(rows)
 
 
-def scaled_methods(inputs: Inputs, found: Comparison) -> str:
+def scaled_methods(study: Study, inputs: Inputs, found: Comparison) -> str:
     """The section about adapters at lower strengths."""
     cost = f"{COST}/refusal"
     limit = next(
@@ -367,18 +368,20 @@ def scaled_methods(inputs: Inputs, found: Comparison) -> str:
         inputs.editable,
         found,
         [id for id in found.grid.methods if id in SCALED],
-        STRENGTH_SUITES,
+        study.strength_suites,
         inputs.data_dir,
         MAX_NEW_TOKENS,
         cost,
         limit,
     )
+    names = {suite.partition(":")[0] for suite in study.strength_suites}
+    columns = {head: key for head, key in study.columns.items() if key.partition("/")[0] in names}
     return (
         "### At the over-refusal of Retouch\n\n"
         "Each adapter of seed 0 at the strength at which harmless requests are refused as often as "
         "with Retouch, interpolated between measured strengths; at strength 1 where it refuses "
         "no more of them.\n\n"
-        f"{strengths_table(found, by_method, STRENGTH_COLUMNS, cost, limit)}\n"
+        f"{strengths_table(found, by_method, columns, cost, limit)}\n"
     )
 
 
@@ -430,8 +433,9 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"{STUDIES[name].title}", file=sys.stderr, flush=True)
             found = run_study(name, inputs, options.out)
             sections.append(write_study(name, found, options.out))
+            if STUDIES[name].strength_suites:
+                sections.append(scaled_methods(STUDIES[name], inputs, found))
             if name == "safety":
-                sections.append(scaled_methods(inputs, found))
                 sections.append("### Capability before and after the edit\n")
                 sections.append(f"{capability(inputs, found)}\n")
             atomic_write(options.out / "index.md", "\n".join(sections))
