@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from retouch.comparison.objective import Objective
 from retouch.comparison.plot import render_plot
-from retouch.comparison.summary import SeedStats, SummaryRow
-from retouch.comparison.table import Column, html, make_table, markdown
+from retouch.comparison.summary import PairedTest, SeedStats, SummaryRow
+from retouch.comparison.table import Column, html, make_table, markdown, suite_table
 from retouch.concepts.concept import MetricSpec
+from retouch.core.types import Score
 
 
 def row(method: str, effect: float, drift: float) -> SummaryRow:
@@ -32,6 +33,15 @@ def test_the_best_method_is_marked_and_never_the_base() -> None:
     assert marked == {("a", 1), ("c", 1), ("b", 2)}
     assert "| a | **80.0 % (70.0 %)** | 0.2 | 1.0 |" in markdown(table)
     assert "<td>a</td><td><b>80.0 % (70.0 %)</b></td><td>0.2</td>" in html(table)
+
+
+def test_the_star_of_a_difference_is_outside_of_the_bold_text() -> None:
+    column = Column("s/e", "s: e", "rate", "higher")
+    tests = [PairedTest("a", 8, "s/e", 1, Score(0.1, 0.05, 0.15, 8), 0.01, 0.02)]
+    table = suite_table(8, ROWS, [column], tests, {})
+    # CommonMark: a run of asterisks after a space ends no bold text.
+    assert "| **80.0 % (70.0 %)** * | 70.0 % (60.0 %) |" in markdown(table)
+    assert "<b>80.0 % (70.0 %)</b> *</td>" in html(table)
 
 
 def test_a_plot_has_a_panel_for_each_number_of_examples() -> None:

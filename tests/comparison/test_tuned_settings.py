@@ -25,7 +25,7 @@ def test_saved_settings_are_read_back_with_their_budget(tmp_path: Path) -> None:
         "retouch": {"lora.r": 4, "train.rounds": 3},
         "steering": {"strength": 0.5, "layers": [1, 2]},
     }
-    assert origin == str(file)
+    assert origin == file.name
     text = file.read_text()
     assert "# retouch: 9 trials\n" in text
     assert "# steering: 40 trials\n" in text

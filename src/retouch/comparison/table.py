@@ -40,10 +40,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a table, and whether it is the best of its column."""
+    """An entry of a table, whether it is the best of its column, and a mark after it."""
 
     text: str
     best: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,7 @@ def suite_table(
             (
                 Entry(listed.title),
                 *(
-                    replace(entry, text=f"{entry.text} *")
-                    if (column.key, row.method) in differs
-                    else entry
+                    replace(entry, mark=" *") if (column.key, row.method) in differs else entry
                     for entry, row in zip(entries, rows, strict=True)
                 ),
             )
@@ -177,7 +176,8 @@ def markdown(table: Table) -> str:
 
     lines = [line(table.head), "|---" + "|---:" * (len(table.head) - 1) + "|"]
     lines += [
-        line([f"**{entry.text}**" if entry.best else entry.text for entry in row])
+        # Markdown ends no bold text with a space before the asterisks: the mark comes after them.
+        line([(f"**{entry.text}**" if entry.best else entry.text) + entry.mark for entry in row])
         for row in table.rows
     ]
     lines += ["", *(f"{note}  " for note in _numbered(table.notes))] if table.notes else []
@@ -188,7 +188,10 @@ def html(table: Table) -> str:
     """The table in HTML, with its footnotes."""
     lines = ["".join(f"<th>{escape(text)}</th>" for text in table.head)]
     for row in table.rows:
-        texts = (f"<b>{escape(one.text)}</b>" if one.best else escape(one.text) for one in row)
+        texts = (
+            (f"<b>{escape(one.text)}</b>" if one.best else escape(one.text)) + escape(one.mark)
+            for one in row
+        )
         lines.append("".join(f"<td>{text}</td>" for text in texts))
     notes = "".join(f"<br>{escape(note)}" for note in _numbered(table.notes))
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table><p>{notes}</p>"

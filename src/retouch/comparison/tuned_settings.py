@@ -51,7 +51,7 @@ def find_tuned(
         ConfigError: the file is missing or wrong.
     """
     if file is not None:
-        return _read(file), str(file)
+        return _read(file), file.name  # published pages name no folder of this machine
     name = concept.name
     shipped = resources.files("retouch.comparison") / "tuned" / f"{name}-{direction}.yaml"
     builtin = name in builtin_names() and load_concept(name).hash == concept.hash
