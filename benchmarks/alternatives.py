@@ -33,7 +33,7 @@ from benchmarks.common import (
     parse_names,
 )
 from benchmarks.figures import table
-from benchmarks.front import render_front
+from benchmarks.front import on_front, render_front
 from benchmarks.overview import Columns, failures, overview
 from benchmarks.saved_records import saved_records
 from benchmarks.strengths import curves, strengths_table
@@ -391,6 +391,13 @@ def write_study(name: str, found: Comparison, out: Path) -> str:
     parts = [f"## {study.title}\n", f"{overview(found, study.columns)}\n"]
     parts += [f"- {failure}\n" for failure in failures(found.rows)]
     links = f"[All metrics]({name}/compare.md), [responses side by side]({name}/samples.md)."
+    if study.strength_suites:
+        best = (found.titles[id] for id in on_front(found.rows, refused, f"{COST}/refusal"))
+        parts.append(
+            "On the Pareto front of harmful requests refused (the mean of JailbreakBench, "
+            "HarmBench and the templates), harmless requests refused, and KL on harmless requests: "
+            f"{', '.join(best)}.\n"
+        )
     if name == "safety":
         picture = render_front(found.rows, found.titles, refused, f"{COST}/refusal")
         atomic_write(out / name / "front.png", picture)

@@ -13,6 +13,29 @@ from retouch.comparison.summary import SummaryRow
 DRIFT = "alpaca-harmless/kl_responses"
 
 
+def on_front(
+    rows: Sequence[SummaryRow], effect: Callable[[Mapping[str, Any]], float], cost: str
+) -> list[str]:
+    """The methods that no other one equals in effect, cost and drift and surpasses in one of them.
+
+    Args:
+        rows: the methods; those without a completed seed are left out.
+        effect: higher is better, from a method's metrics.
+        cost: a metric, lower is better.
+    """
+    points = {
+        row.method: (-effect(row.metrics), row.metrics[cost].mean, row.metrics[DRIFT].mean)
+        for row in rows
+        if row.metrics
+    }
+
+    def dominated(point: tuple[float, ...]) -> bool:
+        others = (other for other in points.values() if other != point)
+        return any(all(a <= b for a, b in zip(other, point, strict=True)) for other in others)
+
+    return [method for method, point in points.items() if not dominated(point)]
+
+
 def render_front(
     rows: Sequence[SummaryRow],
     titles: Mapping[str, str],

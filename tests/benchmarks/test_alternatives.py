@@ -71,6 +71,12 @@ def test_the_best_others_refuse_more_of_harmful_than_of_harmless_requests() -> N
     assert best_others(Found()) == ["steering", "dpo"]  # type: ignore[arg-type]
 
 
+def test_a_method_that_another_surpasses_is_not_on_the_front() -> None:
+    found = alternatives.on_front(Found.rows, alternatives.refused, "alpaca-harmless/refusal")  # type: ignore[arg-type]
+    # "retouch" is as good as its ablation, and surpasses "dpo", "steering" and the base.
+    assert found == ["retouch", "lorra", "without-adversarial"]
+
+
 def test_the_picture_has_every_method() -> None:
     titles = {one.method: one.method for one in Found.rows}
     picture = alternatives.render_front(
