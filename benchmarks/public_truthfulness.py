@@ -76,16 +76,16 @@ def divide(questions: Sequence[Question]) -> dict[Split, list[Question]]:
     random.Random(0).shuffle(shuffled)
     train = shuffled[: COUNTS["train"]]
     validation = shuffled[len(train) : len(train) + COUNTS["validation"]]
-    seen = [_words(one.text) for one in (*train, *validation)]
+    seen = [word_set(one.text) for one in (*train, *validation)]
     test = [
         one
         for one in shuffled[len(train) + len(validation) :]
-        if overlap(_words(one.text), seen) < MAX_SHARED_WORDS
+        if overlap(word_set(one.text), seen) < MAX_SHARED_WORDS
     ]
     return {"train": train, "validation": validation, "test": test}
 
 
-def _words(text: str) -> set[str]:
+def word_set(text: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 
