@@ -80,7 +80,7 @@ def last_states(
     return {layer: torch.cat(parts)[place] for layer, parts in found.items()}
 
 
-def pairs_told_apart(correct: torch.Tensor, wrong: torch.Tensor) -> Score:
+def pair_accuracy(correct: torch.Tensor, wrong: torch.Tensor) -> Score:
     """The share of pairs whose correct state `[n, hidden]` gets the higher score in its fold."""
     fold, hits = torch.arange(len(correct)) % FOLDS, 0
     for number in range(FOLDS):
@@ -113,7 +113,7 @@ def measure(
 ) -> dict[int, Score]:
     """The share of pairs told apart, by layer."""
     correct, wrong = (last_states(editable, questions, one) for one in zip(*answers, strict=True))
-    return {layer: pairs_told_apart(correct[layer], wrong[layer]) for layer in correct}
+    return {layer: pair_accuracy(correct[layer], wrong[layer]) for layer in correct}
 
 
 def probe_table(editable: EditableModel, questions: Sequence[Question]) -> str:

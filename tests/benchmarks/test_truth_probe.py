@@ -37,8 +37,8 @@ def test_a_probe_finds_what_tells_the_classes_apart_and_nothing_in_noise() -> No
     generator = torch.Generator().manual_seed(1)
     one, other = (torch.randn(400, 8, generator=generator) for _ in range(2))
     shift = torch.tensor([2.0, *[0.0] * 7])
-    assert truth_probe.pairs_told_apart(one + shift, other - shift).value > 0.95
-    assert abs(truth_probe.pairs_told_apart(one, other).value - 0.5) < 0.1
+    assert truth_probe.pair_accuracy(one + shift, other - shift).value > 0.95
+    assert abs(truth_probe.pair_accuracy(one, other).value - 0.5) < 0.1
 
 
 def test_the_similar_answers_share_most_words() -> None:
