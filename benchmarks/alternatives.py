@@ -39,8 +39,6 @@ from benchmarks.saved_records import saved_records
 from benchmarks.strengths import curves, strengths_table
 from retouch.comparison.compare import Comparison, compare
 from retouch.comparison.grid import GridPoint
-from retouch.comparison.objective import metric_key
-from retouch.comparison.result import final_score
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept, load_concept_file
 from retouch.core.atomic import atomic_write
@@ -357,13 +355,6 @@ def capability(inputs: Inputs, found: Comparison) -> str:
 def scaled_methods(study: Study, inputs: Inputs, found: Comparison) -> str:
     """The section about adapters at lower strengths."""
     cost = f"{COST}/refusal"
-    limit = next(
-        final_score(record).value
-        for result in found.results
-        if (result.point.method, result.point.seed) == (RETOUCH, 0)
-        for record in result.records
-        if metric_key(record) == cost
-    )
     by_method = curves(
         inputs.editable,
         found,
@@ -372,8 +363,10 @@ def scaled_methods(study: Study, inputs: Inputs, found: Comparison) -> str:
         inputs.data_dir,
         MAX_NEW_TOKENS,
         cost,
-        limit,
+        RETOUCH,
     )
+    if RETOUCH not in by_method:
+        return ""
     names = {suite.partition(":")[0] for suite in study.strength_suites}
     columns = {head: key for head, key in study.columns.items() if key.partition("/")[0] in names}
     return (
@@ -381,7 +374,7 @@ def scaled_methods(study: Study, inputs: Inputs, found: Comparison) -> str:
         "Each adapter of seed 0 at the strength at which harmless requests are refused as often as "
         "with Retouch, interpolated between measured strengths; at strength 1 where it refuses "
         "no more of them.\n\n"
-        f"{strengths_table(found, by_method, columns, cost, limit)}\n"
+        f"{strengths_table(found, by_method, columns, cost, RETOUCH)}\n"
     )
 
 

@@ -43,24 +43,32 @@ def curves(
     data_dir: Path,
     max_new_tokens: int,
     cost: str,
-    limit: float,
+    reference: str,
 ) -> dict[str, Curve]:
-    """Measure the adapters of seed 0 at the strengths around the one that costs as much as allowed.
+    """Measure the adapters of seed 0 at the strengths around the one that costs what a method does.
 
-    The strengths between which the cost passes the limit are halved, at first 0 and 1. A method
-    that costs no more as it is needs no further measurement.
+    The strengths between which the cost passes that of the reference are halved, at first 0 and 1.
+    A method that costs no more as it is needs no further measurement.
 
     Args:
         editable: the base model.
         found: the comparison, whose folder has the adapters and gets the results.
-        methods: those with an adapter. Left out is one that lacks both a result and its adapter.
+        methods: those with an adapter. Left out is one that failed, or whose adapter is needed and
+            absent.
         suites: public evaluation sets, of those that the comparison has measured.
         data_dir: their files.
         max_new_tokens: maximum length of a response.
         cost: the metric that is the cost, as `suite/metric`.
-        limit: the largest cost.
+        reference: the method that all are compared with. If it failed, nothing is measured.
     """
-    results = {result.point.method: result for result in found.results if result.point.seed == 0}
+    results = {
+        result.point.method: result
+        for result in found.results
+        if result.point.seed == 0 and result.records
+    }
+    if reference not in results:
+        return {}
+    limit = _final_values(results[reference].records)[cost]
     known, concepts = BaseResults(), load_suite_concepts(suites, data_dir, None)
 
     def saved(point: GridPoint, strength: float) -> Values | None:
@@ -91,7 +99,7 @@ def curves(
             curve[strength] = values
         return curve
 
-    measured = {method: complete(results[method]) for method in methods}
+    measured = {method: complete(results[method]) for method in methods if method in results}
     return {method: curve for method, curve in measured.items() if curve is not None}
 
 
@@ -126,9 +134,10 @@ def at_cost(curve: Curve, cost: str, limit: float) -> tuple[float, Values]:
 
 
 def strengths_table(
-    found: Comparison, by_method: Mapping[str, Curve], columns: Columns, cost: str, limit: float
+    found: Comparison, by_method: Mapping[str, Curve], columns: Columns, cost: str, reference: str
 ) -> str:
-    """A row for each method, at the strength at which it costs as much as allowed."""
+    """A row for each method, at the strength at which it costs what the reference does."""
+    limit = by_method[reference][1.0][cost]
     units = {metric_key(one): one.unit for result in found.results for one in result.records}
     lines = [["method", "strength", *columns]]
     for method, curve in by_method.items():

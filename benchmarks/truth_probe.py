@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from benchmarks.common import add_load_options, argument_parser, load_config
 from benchmarks.figures import table
+from benchmarks.public_labels import overlap
 from benchmarks.public_truthfulness import Question, divide, read_questions, word_set
 from retouch.concepts.chat import TokenizedChat, tokenize_chat
 from retouch.core.errors import RetouchError
@@ -50,8 +51,7 @@ def similar_answers(questions: Sequence[Question]) -> Answers:
     """The correct and the wrong answer of each question that share most words (Jaccard index)."""
 
     def shared(pair: tuple[str, str]) -> float:
-        one, other = map(word_set, pair)
-        return len(one & other) / len(one | other)
+        return overlap(word_set(pair[0]), [word_set(pair[1])])
 
     return [max(((c, w) for c in one.correct for w in one.wrong), key=shared) for one in questions]
 

@@ -20,11 +20,18 @@ POINT = GridPoint("retouch", 128, 0)
 
 
 def compared(path: Path) -> Comparison:
-    """A comparison of one method that refuses every request of a suite."""
-    scores = Score(0, 0, 1, 2), Score(1, 0, 1, 2)
-    whole = Record("jailbreakbench", "refusal", "share", "higher", *scores)
-    grid = make_grid("pocket", "auto", "raise", ["retouch"], 1, [128])
-    return Comparison(path, grid, (Result(POINT, "done", records=(whole,)),))
+    """A comparison of a method that refuses every request of a suite with one that refuses half."""
+    results = []
+    for method, refused in (("retouch", 1.0), ("lorra", 0.5), ("dpo", None)):
+        point = GridPoint(method, 128, 0)
+        if refused is None:
+            results.append(Result(point, "failed", "The loss is not finite."))
+            continue
+        scores = Score(0, 0, 1, 2), Score(refused, 0, 1, 2)
+        record = Record("jailbreakbench", "refusal", "share", "higher", *scores)
+        results.append(Result(point, "done", records=(record,)))
+    grid = make_grid("pocket", "auto", "raise", [one.point.method for one in results], 1, [128])
+    return Comparison(path, grid, tuple(results))
 
 
 def values(cost: float, effect: float) -> dict[str, float]:
@@ -50,14 +57,21 @@ def test_a_method_that_costs_more_at_any_strength_is_the_base() -> None:
     assert at_cost(curve, COST, 0.1) == (0.0, values(0.2, 0.0))
 
 
-def test_an_adapter_without_results_is_left_out(tmp_path: Path) -> None:
+def test_a_method_without_results_is_left_out(tmp_path: Path) -> None:
     write_requests(tmp_path / "data")
-    found = compared(tmp_path)
-    suites, data = ["jailbreakbench:2"], tmp_path / "data"
-    assert curves(char_editable(), found, ["retouch"], suites, data, 4, KEY, 0.5) == {}
+    found, editable = compared(tmp_path), char_editable()
+
+    def measured(reference: str) -> dict[str, Curve]:
+        suites, data = ["jailbreakbench:2"], tmp_path / "data"
+        return curves(editable, found, ["retouch", "dpo"], suites, data, 4, KEY, reference)
+
+    # There is no adapter to measure at a lower strength.
+    assert measured("lorra") == {}
     # One that costs no more as it is needs none.
-    (curve,) = curves(char_editable(), found, ["retouch"], suites, data, 4, KEY, 1.0).values()
+    (curve,) = measured("retouch").values()
     assert sorted(curve) == [0.0, 1.0]
+    # A reference that failed has no cost.
+    assert measured("dpo") == {}
 
 
 def test_the_adapters_are_measured_once_and_kept(tmp_path: Path) -> None:
@@ -70,14 +84,15 @@ def test_the_adapters_are_measured_once_and_kept(tmp_path: Path) -> None:
 
     def measured() -> dict[str, Curve]:
         data = tmp_path / "data"
-        return curves(editable, found, ["retouch"], ["jailbreakbench:2"], data, 4, KEY, 0.5)
+        methods, suites = ["retouch", "lorra"], ["jailbreakbench:2"]
+        return curves(editable, found, methods, suites, data, 4, KEY, "lorra")
 
     first = measured()
-    (curve,) = first.values()
     # The adapter refuses nothing at a lower strength, so the upper half is halved each time.
-    assert sorted(curve) == [0.0, 0.5, 0.75, 1.0]
+    assert sorted(first["retouch"]) == [0.0, 0.5, 0.75, 1.0]
+    assert sorted(first["lorra"]) == [0.0, 1.0]
     # The adapter is read only where a result is missing.
     (tmp_path / "adapters" / POINT.name / "adapter_model.safetensors").unlink()
     assert measured() == first
-    page = strengths_table(found, first, {"refused": KEY}, KEY, 0.5)
+    page = strengths_table(found, first, {"refused": KEY}, KEY, "lorra")
     assert "0.88" in page

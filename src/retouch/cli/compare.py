@@ -132,7 +132,9 @@ def _print_tables(comparison: Comparison) -> None:
         for i, name in enumerate(table.head):
             made.add_column(name, justify="right" if i else "left", overflow="fold")
         for row in table.rows:
-            entries = [(entry.text, "bold green" if entry.best else "") for entry in row]
+            entries = [
+                (entry.text + entry.mark, "bold green" if entry.best else "") for entry in row
+            ]
             made.add_row(*map(output.styled, entries))
         console.print(made)
         for number, note in enumerate(table.notes, start=1):
