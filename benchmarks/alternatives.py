@@ -371,9 +371,9 @@ def scaled_methods(study: Study, inputs: Inputs, found: Comparison) -> str:
     columns = {head: key for head, key in study.columns.items() if key.partition("/")[0] in names}
     return (
         "### At the over-refusal of Retouch\n\n"
-        "Each adapter of seed 0 at the strength at which harmless requests are refused as often as "
-        "with Retouch, interpolated between measured strengths; at strength 1 where it refuses "
-        "no more of them.\n\n"
+        "Each adapter at the strength at which harmless requests are refused as often as with "
+        "Retouch, interpolated between measured strengths; at strength 1 where it refuses no more "
+        "of them. The figures are means over seeds.\n\n"
         f"{strengths_table(found, by_method, columns, cost, RETOUCH)}\n"
     )
 

@@ -6,6 +6,7 @@ cannot be compared. The strength of an adapter moves it along its own curve, fro
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -44,31 +45,34 @@ def curves(
     max_new_tokens: int,
     cost: str,
     reference: str,
-) -> dict[str, Curve]:
-    """Measure the adapters of seed 0 at the strengths around the one that costs what a method does.
+) -> dict[str, tuple[Curve, ...]]:
+    """Measure adapters at the strengths around the one that costs what another method does.
 
-    The strengths between which the cost passes that of the reference are halved, at first 0 and 1.
-    A method that costs no more as it is needs no further measurement.
+    The strengths between which the cost passes that of the reference, the mean of its seeds, are
+    halved, at first 0 and 1. An adapter that costs no more as it is needs no further measurement,
+    and the reference none at all.
 
     Args:
         editable: the base model.
         found: the comparison, whose folder has the adapters and gets the results.
-        methods: those with an adapter. Left out is one that failed, or whose adapter is needed and
-            absent.
+        methods: those with an adapter. Left out is a seed that failed, or whose adapter is needed
+            and absent.
         suites: public evaluation sets, of those that the comparison has measured.
         data_dir: their files.
         max_new_tokens: maximum length of a response.
         cost: the metric that is the cost, as `suite/metric`.
         reference: the method that all are compared with. If it failed, nothing is measured.
+
+    Returns:
+        The curves of each method, one for each seed.
     """
     results = {
-        result.point.method: result
-        for result in found.results
-        if result.point.seed == 0 and result.records
+        method: [one for one in found.results if one.point.method == method and one.records]
+        for method in {reference, *methods}
     }
-    if reference not in results:
+    if not results[reference]:
         return {}
-    limit = _final_values(results[reference].records)[cost]
+    limit = statistics.fmean(_final_values(one.records)[cost] for one in results[reference])
     known, concepts = BaseResults(), load_suite_concepts(suites, data_dir, None)
 
     def saved(point: GridPoint, strength: float) -> Values | None:
@@ -88,7 +92,7 @@ def curves(
     def complete(result: Result) -> Curve | None:
         before = {metric_key(one): one.before.value for one in result.records}
         curve = {0.0: before, 1.0: _final_values(result.records)}
-        for _ in range(HALVINGS):
+        for _ in range(HALVINGS if result.point.method != reference else 0):
             around = _around(curve, cost, limit)
             if around is None:
                 break
@@ -99,8 +103,11 @@ def curves(
             curve[strength] = values
         return curve
 
-    measured = {method: complete(results[method]) for method in methods if method in results}
-    return {method: curve for method, curve in measured.items() if curve is not None}
+    by_method: dict[str, tuple[Curve, ...]] = {}
+    for method in methods:
+        measured = [complete(result) for result in results[method]]
+        by_method[method] = tuple(curve for curve in measured if curve is not None)
+    return {method: of_seeds for method, of_seeds in by_method.items() if of_seeds}
 
 
 def _final_values(records: Sequence[Record]) -> Values:
@@ -134,14 +141,28 @@ def at_cost(curve: Curve, cost: str, limit: float) -> tuple[float, Values]:
 
 
 def strengths_table(
-    found: Comparison, by_method: Mapping[str, Curve], columns: Columns, cost: str, reference: str
+    found: Comparison,
+    by_method: Mapping[str, Sequence[Curve]],
+    columns: Columns,
+    cost: str,
+    reference: str,
 ) -> str:
-    """A row for each method, at the strength at which it costs what the reference does."""
-    limit = by_method[reference][1.0][cost]
+    """A row for each method, at the strengths at which its seeds cost what the reference does.
+
+    The figures are means over seeds.
+    """
+    limit = statistics.fmean(curve[1.0][cost] for curve in by_method[reference])
     units = {metric_key(one): one.unit for result in found.results for one in result.records}
-    lines = [["method", "strength", *columns]]
-    for method, curve in by_method.items():
-        strength, values = at_cost(curve, cost, limit)
-        texts = [show_value(values[key], units[key]) for key in columns.values()]
-        lines.append([found.titles[method], f"{strength:.2f}", *texts])
+    lines = [["method", "seeds", "strength", *columns]]
+    for method, of_seeds in by_method.items():
+        if method == reference:
+            points = [(1.0, curve[1.0]) for curve in of_seeds]
+        else:
+            points = [at_cost(curve, cost, limit) for curve in of_seeds]
+        strength = statistics.fmean(one for one, _ in points)
+        texts = [
+            show_value(statistics.fmean(values[key] for _, values in points), units[key])
+            for key in columns.values()
+        ]
+        lines.append([found.titles[method], str(len(points)), f"{strength:.2f}", *texts])
     return table(lines)

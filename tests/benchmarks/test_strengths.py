@@ -20,17 +20,21 @@ POINT = GridPoint("retouch", 128, 0)
 
 
 def compared(path: Path) -> Comparison:
-    """A comparison of a method that refuses every request of a suite with one that refuses half."""
+    """A comparison of a method that refuses every request of a suite with one that refuses half.
+
+    The second seed of the latter refuses as few as a quarter.
+    """
     results = []
-    for method, refused in (("retouch", 1.0), ("lorra", 0.5), ("dpo", None)):
-        point = GridPoint(method, 128, 0)
+    cases = [("retouch", 0, 1.0), ("lorra", 0, 0.5), ("lorra", 1, 0.25), ("dpo", 0, None)]
+    for method, seed, refused in cases:
+        point = GridPoint(method, 128, seed)
         if refused is None:
             results.append(Result(point, "failed", "The loss is not finite."))
             continue
         scores = Score(0, 0, 1, 2), Score(refused, 0, 1, 2)
         record = Record("jailbreakbench", "refusal", "share", "higher", *scores)
         results.append(Result(point, "done", records=(record,)))
-    grid = make_grid("pocket", "auto", "raise", [one.point.method for one in results], 1, [128])
+    grid = make_grid("pocket", "auto", "raise", ["retouch", "lorra", "dpo"], 1, [128])
     return Comparison(path, grid, tuple(results))
 
 
@@ -61,14 +65,14 @@ def test_a_method_without_results_is_left_out(tmp_path: Path) -> None:
     write_requests(tmp_path / "data")
     found, editable = compared(tmp_path), char_editable()
 
-    def measured(reference: str) -> dict[str, Curve]:
+    def measured(reference: str) -> dict[str, tuple[Curve, ...]]:
         suites, data = ["jailbreakbench:2"], tmp_path / "data"
         return curves(editable, found, ["retouch", "dpo"], suites, data, 4, KEY, reference)
 
     # There is no adapter to measure at a lower strength.
     assert measured("lorra") == {}
     # One that costs no more as it is needs none.
-    (curve,) = measured("retouch").values()
+    ((curve,),) = measured("retouch").values()
     assert sorted(curve) == [0.0, 1.0]
     # A reference that failed has no cost.
     assert measured("dpo") == {}
@@ -82,17 +86,20 @@ def test_the_adapters_are_measured_once_and_kept(tmp_path: Path) -> None:
     adapters.detach(editable)
     found = compared(tmp_path)
 
-    def measured() -> dict[str, Curve]:
+    def measured() -> dict[str, tuple[Curve, ...]]:
         data = tmp_path / "data"
         methods, suites = ["retouch", "lorra"], ["jailbreakbench:2"]
         return curves(editable, found, methods, suites, data, 4, KEY, "lorra")
 
     first = measured()
     # The adapter refuses nothing at a lower strength, so the upper half is halved each time.
-    assert sorted(first["retouch"]) == [0.0, 0.5, 0.75, 1.0]
-    assert sorted(first["lorra"]) == [0.0, 1.0]
+    assert [sorted(curve) for curve in first["retouch"]] == [[0.0, 0.5, 0.75, 1.0]]
+    # The reference is not measured, not even the seed that costs more than the mean.
+    assert [sorted(curve) for curve in first["lorra"]] == [[0.0, 1.0]] * 2
     # The adapter is read only where a result is missing.
     (tmp_path / "adapters" / POINT.name / "adapter_model.safetensors").unlink()
     assert measured() == first
     page = strengths_table(found, first, {"refused": KEY}, KEY, "lorra")
-    assert "0.88" in page
+    # A cost of 0.375, the mean of two seeds, lies three eighths of the way from 0.75 to 1.
+    assert "0.84" in page
+    assert page.count("0.375") == 2
