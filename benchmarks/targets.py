@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.common import argument_parser, command_json, edit_run, parse_names, retouch_command
 from retouch.concepts.registry import load_concept
+from retouch.core.run_dir import RunDir
 from retouch.core.types import Direction, Record
 from retouch.evaluation.strength_sweep import effect_records
 from retouch.models.adapter_merging import merge_adapters
@@ -397,7 +398,8 @@ def _edit_in_turn(out: Path, seed: int) -> list[Path]:
         edit_run(path, edit.concept, edit.direction, options, model=model, suites="none")
         model = f"{path}-merged"
         if not Path(model).exists():
-            words = ["export", str(path), "--format", "merged", "--out", model]
+            edited = RunDir.open(path).config().model
+            words = ["export", str(path), "--model", edited, "--format", "merged", "--out", model]
             subprocess.run(retouch_command(*words), check=True, stdout=subprocess.DEVNULL)
         paths.append(path)
     return paths

@@ -30,6 +30,10 @@ one: the defaults below, the settings that a concept's pack gives, a YAML or TOM
 (`--config FILE` or `config=`), and an option of the command line or an argument in Python. The
 resolved configuration is written to `config.yaml` in the run directory. Unknown keys are errors.
 
+The model, the direction, `allow_weakening`, the device, its memory limit, `fsdp` and
+`trust_remote_code` come [from the caller alone](../security.md): a file may repeat them and cannot set
+them. A pack may set the training, and of the data only how much is used.
+
 In a file, the groups are nested mappings:
 
 ```yaml

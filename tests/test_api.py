@@ -144,7 +144,10 @@ def test_a_run_of_a_model_from_a_folder_is_resumed_from_what_was_recorded(tmp_pa
     tokenizer.save_pretrained(folder)
     from_folder = AutoModelForCausalLM.from_pretrained(folder)
     run = _stopped_run(from_folder, tokenizer, tmp_path / "run")
-    result = retouch.resume(run, on_event=lambda event: None)
+    with pytest.raises(ConfigError, match="`model`") as error:
+        retouch.resume(run)
+    assert error.value.code == "caller-only"
+    result = retouch.resume(run, str(folder), on_event=lambda event: None)
     assert result.config.model == str(folder)
     assert RunDir.open(run).finished
 
@@ -155,7 +158,7 @@ def test_resuming_with_other_weights_is_an_error(tmp_path: Path) -> None:
         model.model.embed_tokens.weight.mul_(1.5)
     run = _stopped_run(model, tokenizer, tmp_path / "run")
     with pytest.raises(RunError) as error:
-        retouch.resume(run, on_event=lambda event: None)
+        retouch.resume(run, RunDir.open(run).config().model, on_event=lambda event: None)
     assert error.value.code == "model-changed"
     again, _ = pocket()
     with torch.no_grad():
@@ -331,9 +334,7 @@ def test_the_merged_export_has_the_chat_template_of_the_loaded_model(tmp_path: P
     model, tokenizer = pocket()
     tokenizer.chat_template = "{# changed #}" + tokenizer.chat_template
     config = small_settings(ONE_ROUND)
-    run = retouch.edit(
-        model, tokenizer, "pocket-tone", config=config, output_dir=tmp_path / "run"
-    ).path
-    export(RunDir.open(run), "merged", tmp_path / "merged")
+    run = retouch.edit(model, tokenizer, "pocket-tone", config=config, output_dir=tmp_path / "run")
+    export(RunDir.open(run.path), "merged", tmp_path / "merged", model=run.config.model)
     exported = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert exported.chat_template == tokenizer.chat_template

@@ -36,7 +36,12 @@ def test_the_sum_is_measured_beside_each_edit_and_written(run: Path, tmp_path: P
     other = tmp_path / "other"
     shutil.copytree(run, other)
     result = merging.merge(
-        [run, other], tmp_path / "sum", [0.5, 0.5], limit=2, load_config=LoadConfig(device="cpu")
+        [run, other],
+        tmp_path / "sum",
+        [0.5, 0.5],
+        model="pocket",
+        limit=2,
+        load_config=LoadConfig(device="cpu"),
     )
     assert result.path == tmp_path / "sum"
     assert list(result.metrics) == [str(run), str(other), merging.MERGED]
@@ -50,13 +55,15 @@ def test_the_sum_is_measured_beside_each_edit_and_written(run: Path, tmp_path: P
 
 def test_the_checks_precede_the_model(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        merging.merge([run], tmp_path / "sum", [1.0, 2.0])
+        merging.merge([run], tmp_path / "sum", [1.0, 2.0], model="pocket")
     assert raised.value.code == "weights-count"
     with pytest.raises(RunError):
-        merging.merge([run], run)
+        merging.merge([run], run, model="pocket")
     other = tmp_path / "other"
     RunDir.create(other, retouch.EditConfig(model="other"))
     with pytest.raises(ConfigError) as raised:
-        merging.merge([run, other], tmp_path / "sum")
+        merging.merge([run, other], tmp_path / "sum", model="pocket")
     assert raised.value.code == "models-differ"
+    with pytest.raises(ConfigError, match="edits 'pocket'"):
+        merging.merge([run], tmp_path / "sum", model="other")
     assert not (tmp_path / "sum").exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,8 +21,10 @@ import retouch
 from helpers.pocket_edit import small_config, small_flags, small_settings
 from helpers.tiny_models import tiny_editable
 from retouch import pipeline
+from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError, DataError, RefusedError, RunError
+from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
 from retouch.core.types import RoundEvent
 from retouch.models.load import POCKET
@@ -98,7 +101,7 @@ def test_peft_loads_the_adapter_and_the_merged_model_needs_no_peft(
     assert not torch.allclose(base(**ids).logits, edited, atol=1e-2)
     peft = PeftModel.from_pretrained(base, str(run.path / "adapter")).eval()
     assert torch.allclose(peft(**ids).logits, edited, atol=1e-4)
-    export(RunDir.open(run.path), "merged", tmp_path / "merged")
+    export(RunDir.open(run.path), "merged", tmp_path / "merged", model="pocket")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not hasattr(merged, "peft_config")
     assert torch.allclose(merged(**ids).logits, edited, atol=1e-4)
@@ -285,3 +288,57 @@ def test_examples_of_other_concepts_are_retained_too() -> None:
     assert set(both[40:]) == {"plain", "science", "legend", "stereotyped", "balanced"}
     with pytest.raises(DataError, match="nowhere"):
         labels(**{"data.retain_concepts": ("nowhere",)})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model", "somebody/else"),
+        ("direction", "lower"),
+        ("allow_weakening", "because I say so"),
+        ("load.trust_remote_code", True),
+        ("load.device", "cuda:7"),
+        ("load.max_device_memory", "1GiB"),
+        ("load.fsdp", True),
+    ],
+)
+def test_a_shared_configuration_decides_nothing_that_the_caller_must(
+    tmp_path: Path, setting: str, value: Any
+) -> None:
+    file = tmp_path / "shared.yaml"
+    shared = nest({setting: value, "train.rounds": 3})
+    file.write_text(yaml.safe_dump(shared))
+    with pytest.raises(ConfigError, match=f"`{setting}`") as error:
+        pipeline.configure({}, file)
+    assert error.value.code == "caller-only"
+    # It may repeat what the caller gives, as the configuration of a run does.
+    given = {"concept": "safety", "model": "other", **nest({setting: value})}
+    file.write_text(yaml.safe_dump(shared | {"model": given["model"]}))
+    assert pipeline.configure(given, file).train.rounds == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"allow_weakening": "because I say so"},
+        {"load": {"trust_remote_code": True}},
+        {"direction": "lower"},
+        {"data": {"ignore_contrast": True}},
+        {"data": {"retain_concepts": ["tone"]}},
+        {"evaluation": {"suites": "none"}},
+        {"train": {"activation_cache": "1TiB"}},
+        {"seed": 3},
+    ],
+)
+def test_a_pack_sets_nothing_but_the_training(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pack = tmp_path / "pack"
+    save_pack(load_concept("tone"), pack)
+    values = yaml.safe_load((pack / "concept.yaml").read_text())
+    values["settings"] = {"raise": {"train": {"rounds": 2}}}
+    (pack / "concept.yaml").write_text(yaml.safe_dump(values))
+    assert pipeline.configure({"model": "other", "concept": str(pack)}).train.rounds == 2
+    values["settings"] = {"raise": settings}
+    (pack / "concept.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(DataError) as error:
+        pipeline.configure({"model": "other", "concept": str(pack)})
+    assert error.value.code == "settings-refused"

@@ -10,6 +10,7 @@ from pathlib import Path
 from retouch.concepts.registry import concept_for_model
 from retouch.core.atomic import atomic_folder
 from retouch.core.config import LoadConfig
+from retouch.core.config_file import explicit
 from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, check_free, find_adapter
 from retouch.core.types import OnEvent, Record, StageEvent, ignore_event
@@ -37,6 +38,7 @@ def merge(
     output_dir: Path | str,
     weights: Sequence[float] | None = None,
     *,
+    model: str,
     limit: int | None = 200,
     load_config: LoadConfig | None = None,
     on_event: OnEvent = ignore_event,
@@ -47,13 +49,15 @@ def merge(
         runs: run directories of edits of the same model.
         output_dir: a new folder for the PEFT adapter, whose rank is the sum of the runs' ranks.
         weights: the weight of each run (default: 1 each).
+        model: the name of the model that the runs edit.
         limit: maximum number of test examples per metric.
-        load_config: how the model is loaded; what it does not set is taken from the first run
-            (revision, chat template, trust_remote_code).
+        load_config: how the model is loaded; the revision and the chat template are those of the
+            first run where it does not set them.
         on_event: receives the events.
 
     Raises:
-        ConfigError: the runs edit different models, or their number differs from that of weights.
+        ConfigError: the runs edit different models, or another one than `model`; or their number
+            differs from that of weights.
         RunError: a run has no adapter, or `output_dir` is in use.
         ModelError: the model cannot be loaded, or an adapter is not plain LoRA.
     """
@@ -66,12 +70,11 @@ def merge(
         )
     opened = [RunDir.open(path) for path in paths]
     configs = [run.config() for run in opened]
-    _check_same_model(paths, [(config.model, config.load.revision) for config in configs])
+    _check_same_model(paths, [(config.model, config.load.revision) for config in configs], model)
     for path in paths:
         find_adapter(path)
     check_free(output_dir)
     edits = dict.fromkeys((config.concept, config.direction) for config in configs)
-    model = configs[0].model
     concepts = [
         (concept_for_model(name, model_name(model)), direction) for name, direction in edits
     ]
@@ -91,7 +94,15 @@ def merge(
     return MergeResult(output_dir, metrics)
 
 
-def _check_same_model(paths: Sequence[Path], models: Sequence[tuple[str, str | None]]) -> None:
+def _check_same_model(
+    paths: Sequence[Path], models: Sequence[tuple[str, str | None]], given: str
+) -> None:
+    if models[0][0] != given:
+        raise ConfigError(
+            f"{paths[0]} edits {models[0][0]!r:.200}, and `model` is {given!r}.",
+            "Give the model that the runs edit.",
+            code="models-differ",
+        )
     for path, model in zip(paths, models, strict=True):
         if model != models[0]:
             names = [f"{name} ({revision or 'default revision'})" for name, revision in models]
@@ -104,9 +115,8 @@ def _check_same_model(paths: Sequence[Path], models: Sequence[tuple[str, str | N
 
 def _load_config(run: RunDir, given: LoadConfig | None) -> LoadConfig:
     """The load options that were given, on top of those of a run that decide the weights."""
-    reused = {"revision", "trust_remote_code", "chat_template"}
-    values = run.load_config().model_dump(include=reused)
-    return LoadConfig(**values | (given.model_dump(exclude_unset=True) if given else {}))
+    options = {**run.load_options(), "quantize": "none"}
+    return LoadConfig(**options | (explicit(given) if given else {}))
 
 
 def _report(on_event: OnEvent, name: str, description: str, done: int, total: int) -> None:

@@ -24,7 +24,12 @@ from retouch.concepts.registry import (
 from retouch.contrast.measure import check_concept
 from retouch.contrast.report import ContrastReport
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
-from retouch.core.config_file import explicit, read_config_file, resolve
+from retouch.core.config_file import (
+    check_caller_only,
+    explicit,
+    read_config_file,
+    resolve,
+)
 from retouch.core.errors import RunError
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
@@ -43,15 +48,15 @@ from retouch.models.load import adapter_added, as_editable, loaded_already, mode
 from retouch.reporting.safety_gate import check_weakening
 from retouch.result import EditResult
 from retouch.run_record import (
+    check_caller,
     check_fingerprint,
     load_model,
-    load_recorded_model,
     save_inputs,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
 from retouch.suites.registry import load_suite_concepts
 
-RESUME_HINT = "retouch.resume(path) continues the run."
+RESUME_HINT = "retouch.resume(path, model) continues the run."
 
 
 def edit(
@@ -103,18 +108,27 @@ def resume(
     model: Any = None,
     tokenizer: Any = None,
     *,
+    direction: Direction | None = None,
+    allow_weakening: str | None = None,
+    load_config: LoadConfig | None = None,
     on_event: OnEvent | None = None,
 ) -> EditResult:
     """Continue a run that was interrupted; a finished one is read back.
 
+    The settings are those of the run. But a run may come from somebody else, so the model, the
+    direction, the device, `trust_remote_code` and `allow_weakening` must be given as for `edit`.
+
     Args:
         path: the run directory.
-        model: the model, where the run was started with one from memory that cannot be loaded by
-            its name.
-        tokenizer: its tokenizer.
+        model: a name or a loaded model, the one that the run was started with.
+        tokenizer: the tokenizer of a transformers model.
+        direction: that of the run.
+        allow_weakening: the reason, where the run weakens safety.
+        load_config: the device and `trust_remote_code` of the run, where they are not the defaults.
         on_event: receives the events, as for `edit`.
 
     Raises:
+        ConfigError: the run has another value of what the caller must give.
         RunError: `path` is not a run, or its concept or its model has changed since.
     """
     distributed.init()
@@ -126,6 +140,15 @@ def resume(
         recorded = run.provenance().get("outcome")
         outcome = None if recorded is None else from_plain(Outcome, recorded)
         return EditResult(run.path, config, Metrics(records), samples, outcome=outcome)
+    editable = as_editable(model, tokenizer)
+    given = {
+        "model": model if isinstance(model, str) else None,
+        "direction": direction,
+        "allow_weakening": allow_weakening,
+        "load": explicit(load_config) if load_config else None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    check_caller(run, config, given, editable is not None)
     concept = concept_for_model(
         load_concept_file(run.concept) if run.has_concept else config.concept,
         model_name(config.model),
@@ -139,7 +162,8 @@ def resume(
             code="concept-changed",
         )
     with displayed(on_event, RESUME_HINT) as events:
-        editable = as_editable(model, tokenizer) or load_recorded_model(run, config, events)
+        load_config = config.load.model_copy(update=run.load_options())
+        editable = editable or load_model(config.model, load_config, events)
         check_fingerprint(run, editable, facts)
         distributed.barrier()
         return run_stages(run, config, concept, editable, events)
@@ -303,7 +327,8 @@ def configure(
         editable: the model, where it is not given by its name.
 
     Raises:
-        ConfigError: a key is unknown or a value is wrong; or load options beside a loaded model.
+        ConfigError: a key is unknown or a value is wrong; a file decides what the caller must; or
+            load options beside a loaded model.
         DataError: the concept is for other models, or cannot be loaded.
     """
     where = "`config`"
@@ -322,6 +347,8 @@ def configure(
         if values.get("load") or overrides.get("load"):
             raise loaded_already("config.load")
         fixed |= {"model": editable.name, "load": editable.load_config.model_dump()}
+    if isinstance(config, Path | str):
+        check_caller_only(values, resolve(overrides, fixed, where=where), where)
     untuned = resolve(values, overrides, fixed, where=where)
     concept = concept_for_model(concept or untuned.concept, model_name(untuned.model))
     if untuned.concept == AUTO_CONCEPT:

@@ -10,6 +10,7 @@ from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import concept_for_model
 from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig, LoadConfig
+from retouch.core.config_file import check_caller_only, resolve
 from retouch.core.errors import DataError, RunError
 from retouch.core.process import describe_machine
 from retouch.core.run_dir import RunDir
@@ -62,13 +63,14 @@ def describe_edit(editable: EditableModel, task: EditTask) -> dict[str, Any]:
 
 
 def save_inputs(run: RunDir, concept: Concept, editable: EditableModel) -> None:
-    """Keep what exists in memory alone, so that the run can be resumed from its folder."""
+    """Keep what a later call needs and the run's folder alone may have."""
     config = run.config()
     if not _is_stored(config.concept, concept, config.model):
         with atomic_folder(run.concept) as folder:
             save_pack(concept, folder)
     template = getattr(editable.tokenizer, "chat_template", None)
-    if editable.in_memory and isinstance(template, str):
+    is_set = editable.in_memory or config.load.chat_template is not None
+    if is_set and isinstance(template, str):
         atomic_write(run.chat_template, template)
 
 
@@ -113,19 +115,28 @@ def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableMode
     return load(name, config, on_event=on_event)
 
 
-def load_recorded_model(run: RunDir, config: EditConfig, on_event: OnEvent) -> EditableModel:
-    """The model of a run, from what the run recorded.
+def check_caller(run: RunDir, config: EditConfig, given: Mapping[str, Any], loaded: bool) -> None:
+    """Check that a caller who resumes a run gave what only a caller decides.
+
+    Args:
+        run: the run.
+        config: its configuration.
+        given: what the caller gave, as nested values.
+        loaded: whether the caller gave a loaded model.
 
     Raises:
-        RunError: it was in memory and has no name to load it by.
+        ConfigError: the run has another model, direction, device or reason, or runs code, and the
+            caller did not give it.
+        RunError: the run's model was in memory and has no name to load it by.
     """
-    if config.model == IN_MEMORY:
+    if config.model == IN_MEMORY and not loaded:
         raise RunError(
             f"The run {run.path} was started with a model that has no name to load it by.",
             "Pass it: retouch.resume(path, model, tokenizer).",
             code="model-in-memory",
         )
-    return load_model(config.model, run.load_config(), on_event)
+    recorded = config.model_dump(exclude={"model", "load"} if loaded else None)
+    check_caller_only(recorded, resolve(given, where="the options"), str(run.path / "config.yaml"))
 
 
 def check_fingerprint(run: RunDir, editable: EditableModel, facts: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from retouch import pipeline
 from retouch.cli.loading import resolve_base
 from retouch.concepts.concept import Concept
 from retouch.core.config import EditConfig
+from retouch.core.errors import ConfigError, RunError
 from retouch.core.metrics import Metrics
 from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
@@ -245,25 +246,37 @@ def test_the_base_of_a_run_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
             "chat_template": "own.jinja",
             "quantize": "4bit",
             "max_device_memory": "8GiB",
+            "trust_remote_code": True,
             "device": "cuda:3",
             "dtype": "float16",
         },
     )
     run = run_with_adapter(tmp_path / "run", config)
+    run.chat_template.write_text("{{ messages }}")
     for folder in (run.path, run.adapter):
-        found, base = resolve_base({}, folder)
+        found, base = resolve_base({"model": "m"}, folder)
         assert found == run.adapter
-        assert base.model == "m"
         load = base.load
-        assert (load.revision, load.chat_template, load.quantize, load.max_device_memory) == (
-            *("v1", "own.jinja", "4bit", "8GiB"),
+        assert (load.revision, load.chat_template, load.quantize) == (
+            *("v1", str(run.chat_template), "4bit"),
         )
-        # The device and the dtype are those of the machine that loads it.
-        assert (load.device, load.dtype) == ("auto", "auto")
-    given = nest({"load.quantize": "none", "load.revision": "v2", "load.device": "cpu"})
+        # The device, the dtype, and whether code runs are the caller's.
+        assert (load.device, load.dtype, load.max_device_memory) == ("auto", "auto", None)
+        assert not load.trust_remote_code
+    given = {"model": "m", **nest({"load.quantize": "none", "load.revision": "v2"})}
     _, base = resolve_base(given, run.path)
-    assert (base.load.quantize, base.load.revision, base.load.device) == ("none", "v2", "cpu")
-    assert base.load.chat_template == "own.jinja"
+    assert (base.load.quantize, base.load.revision) == ("none", "v2")
+    run.chat_template.unlink()
+    with pytest.raises(RunError) as error:
+        resolve_base({"model": "m"}, run.path)
+    assert error.value.code == "chat-template-missing"
+
+
+def test_the_model_of_an_adapter_is_given_by_the_caller(tmp_path: Path) -> None:
+    run = run_with_adapter(tmp_path / "run", EditConfig(model="somebody/else"))
+    with pytest.raises(ConfigError, match="MODEL is missing") as error:
+        resolve_base({}, run.path)
+    assert "'somebody/else'" in error.value.hint
 
 
 def test_a_model_that_is_given_does_not_get_the_options_of_the_run(tmp_path: Path) -> None:
@@ -277,7 +290,7 @@ def test_a_model_that_is_given_does_not_get_the_options_of_the_run(tmp_path: Pat
 def test_the_chat_template_of_a_model_from_memory_is_that_of_the_run(tmp_path: Path) -> None:
     run = run_with_adapter(tmp_path / "run", EditConfig(model="m"))
     run.chat_template.write_text("{{ messages }}")
-    _, base = resolve_base({}, run.path)
+    _, base = resolve_base({"model": "m"}, run.path)
     assert base.load.chat_template == str(run.chat_template)
 
 
@@ -297,7 +310,8 @@ def test_merge_reports_runs_that_cannot_be_merged(
     for name, model in (("a", "pocket"), ("b", "other")):
         RunDir.create(tmp_path / name, EditConfig(model=model))
     runs, out = [str(tmp_path / name) for name in names], tmp_path / "out"
-    assert part in error_of(call("merge", *runs, "--out", str(out), *options), exit_code)
+    command = ["merge", *runs, "--model", "pocket", "--out", str(out), *options]
+    assert part in error_of(call(*command), exit_code)
     assert not out.exists()
 
 

@@ -73,7 +73,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
             run.concept.mkdir()
         return train(path, config, on_event)
 
-    def resume(path: Path, *, on_event: Any) -> FakeResult:
+    def resume(path: Path, model: str | None = None, *, on_event: Any, **given: Any) -> FakeResult:
+        received["given"] = {"model": model, **given}
         received["resumed"] = path
         return train(path, RunDir.open(path).config(), on_event)
 
@@ -169,15 +170,19 @@ def test_an_unknown_quantisation_or_template_is_reported_before_anything_runs(
 
 def test_edit_needs_a_model_and_resume_excludes_options(pipeline: dict[str, Any]) -> None:
     assert "MODEL" in error_of(call("edit", "--lora-r", "4"), 2)
-    assert "MODEL, --lora-r" in error_of(
-        call("edit", "pocket", "--resume", "stopped", "--lora-r", "4"), 2
-    )
+    message = error_of(call("edit", "pocket", "--resume", "stopped", "--lora-r", "4"), 2)
+    assert "Leave out --lora-r." in message
     assert "--out" in error_of(call("edit", "--resume", "stopped", "--out", "there"), 2)
     assert "`--quiet` and `--json`" in error_of(call("edit", "pocket", "--quiet", "--json"), 2)
     assert "'a'" in error_of(call("edit", "a", "--model", "b"), 2)
     RunDir.create(Path("stopped"), EditConfig(seed=4))
-    assert call("edit", "--resume", "stopped").exit_code == 0
+    options = ("--direction", "lower", "--trust-remote-code", "--allow-weakening", "a test")
+    assert call("edit", "pocket", "--resume", "stopped", *options).exit_code == 0
     assert pipeline["resumed"] == Path("stopped")
+    given = pipeline["given"]
+    assert (given["model"], given["direction"]) == ("pocket", "lower")
+    assert given["load_config"].trust_remote_code
+    assert given["allow_weakening"] == "a test"
 
 
 @pytest.fixture
@@ -225,10 +230,9 @@ def test_options_that_exclude_an_instruction(pipeline: dict[str, Any]) -> None:
     assert "`--prompts`" in error_of(call("edit", "pocket", "--prompts", "p.txt"), 2)
 
 
-def test_the_model_may_come_from_the_configuration_file(pipeline: dict[str, Any]) -> None:
+def test_the_model_does_not_come_from_the_configuration_file(pipeline: dict[str, Any]) -> None:
     Path("settings.yaml").write_text("model: other\n")
-    assert call("edit", "--config", "settings.yaml").exit_code == 0
-    assert pipeline["config"].model == "other"
+    assert "MODEL is missing" in error_of(call("edit", "--config", "settings.yaml"), 2)
 
 
 def test_edit_shows_stages_rounds_and_metrics(pipeline: dict[str, Any]) -> None:
@@ -276,9 +280,11 @@ def test_fields_in_an_error_become_flags(pipeline: dict[str, Any]) -> None:
 
 def test_an_interrupted_edit_tells_how_to_continue(pipeline: dict[str, Any]) -> None:
     pipeline["raises"] = KeyboardInterrupt()
-    result = call("edit", "pocket")
+    result = call("edit", "pocket", "--direction", "lower", "--allow-weakening", "a test")
     assert result.exit_code == 130
-    assert "retouch edit --resume runs/pocket-safety-raise-1" in result.stderr
+    options = "--direction lower --allow-weakening 'a test'"
+    command = f"retouch edit pocket {options} --resume runs/pocket-safety-lower-1"
+    assert command in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
 

@@ -111,7 +111,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(run: EditResult, tmp_path: 
             "smollm2", concept="safety", config=config, output_dir=path, on_event=interrupt
         )
     assert not RunDir.open(path).finished
-    retouch.resume(path)
+    retouch.resume(path, "smollm2")
     assert (path / WEIGHTS).read_bytes() == (run.path / WEIGHTS).read_bytes()
 
 
@@ -119,7 +119,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(run: EditResult, tmp_path: 
 def test_the_merged_model_is_the_edited_one_in_plain_transformers(
     run: EditResult, prompts: list[dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    export(RunDir.open(run.path), "merged", tmp_path / "merged")
+    export(RunDir.open(run.path), "merged", tmp_path / "merged", model="smollm2")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert not hasattr(plain, "peft_config")
     merged = load("smollm2", adapter=run.path).merged_copy().model

@@ -40,7 +40,7 @@ def doctor(
     exit code is 0 if the edit can run, and 1 if a problem prevents it.
     """
     # Errors in the options are reported before the seconds that importing the libraries takes.
-    resolve_with_model(settings, "retouch doctor pocket --concept pocket-safety", config)
+    resolve_with_model(settings, "retouch doctor pocket --concept pocket-safety")
     quiet_libraries()
     from retouch import pipeline
     from retouch.preflight.check import run_preflight

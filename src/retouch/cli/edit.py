@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,12 @@ from retouch.cli import output
 from retouch.cli.loading import quiet_libraries, resolve_with_model
 from retouch.cli.options import CONFIG, FLAGS, ConfigFile, configured, option, out_dir
 from retouch.concepts.registry import load_concept
+from retouch.core.config import EditConfig
+from retouch.core.config_file import CALLER_ONLY, resolve
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten
 from retouch.core.process import launched_rank
-from retouch.core.run_dir import check_free
+from retouch.core.run_dir import RunDir, check_free
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Event, OnEvent, StageEvent
 
@@ -61,19 +64,19 @@ def edit(
     if quiet and as_json:
         raise ConfigError("`quiet` and `as_json` exclude each other.", code="options-exclusive")
     if resume is not None:
-        extra = ["MODEL" if path == "model" else FLAGS[path] for path in flatten(settings)]
+        extra = [FLAGS[path] for path in flatten(settings) if path not in CALLER_ONLY]
         own = {"config": config, "out": output_dir, "instruction": instruction, "prompts": prompts}
         extra += [f"--{name}" for name, value in own.items() if value]
         if extra:
             raise ConfigError(
-                "`resume` continues a run with the configuration that it was started with.",
+                "`resume` continues a run with the settings that it was started with.",
                 f"Leave out {', '.join(extra)}.",
                 code="options-exclusive",
             )
     else:
         # Errors in the options are reported before the seconds that importing the libraries takes.
         example = "retouch edit pocket --concept pocket-safety, or retouch edit --resume RUN"
-        resolve_with_model(settings, example, config)
+        resolve_with_model(settings, example)
     if instruction is not None and "concept" in settings:
         raise ConfigError(
             "`instruction` and `concept` exclude each other.",
@@ -131,7 +134,15 @@ def run(
     try:
         with progress:
             if path is not None:
-                result = pipeline.resume(path, on_event=on_event)
+                given = resolve(settings, where="the options")
+                result = pipeline.resume(
+                    path,
+                    given.model if "model" in settings else None,
+                    direction=given.direction,
+                    allow_weakening=given.allow_weakening,
+                    load_config=given.load,
+                    on_event=on_event,
+                )
             else:
                 resolved = pipeline.configure(settings, config)
                 if instruction is not None:
@@ -159,7 +170,8 @@ def run(
     except KeyboardInterrupt:
         message = "Interrupted before anything was written."
         if path is not None and (path / "config.yaml").exists():
-            message = f"Interrupted. Continue with: retouch edit --resume {path}"
+            command = _resume_command(RunDir.open(path).config(), path)
+            message = f"Interrupted. Continue with: {command}"
         raise KeyboardInterrupt(message) from None
     if as_json and not silent:
         plain = {"run": result.path, "outcome": result.outcome, "metrics": result.metrics}
@@ -183,6 +195,17 @@ def run(
                 (f"retouch export {path} --out {path.name}-adapter", "the adapter for PEFT"),
             )
     return result
+
+
+def _resume_command(config: EditConfig, path: Path) -> str:
+    """The command that continues a run, with what only a caller decides."""
+    words = ["retouch", "edit", config.model]
+    values, defaults = flatten(config.model_dump()), flatten(EditConfig().model_dump())
+    for name in CALLER_ONLY[1:]:
+        value = values[name]
+        if value != defaults[name]:
+            words += [FLAGS[name]] if value is True else [FLAGS[name], str(value)]
+    return shlex.join([*words, "--resume", str(path)])
 
 
 def _from_instruction(

@@ -13,43 +13,52 @@ from retouch.core.config_file import resolve
 from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, find_adapter
 
-# The load options of a run that other commands reuse; device and dtype may differ.
-REUSED = ("revision", "trust_remote_code", "chat_template", "quantize", "max_device_memory")
 
-
-def resolve_with_model(
-    settings: Mapping[str, Any], example: str, config: Path | None = None
-) -> EditConfig:
-    """The configuration of the options, which name a model unless there is a configuration file.
+def resolve_with_model(settings: Mapping[str, Any], example: str) -> EditConfig:
+    """The configuration of the options, which name a model.
 
     Raises:
-        ConfigError: there is neither, with the command of `example` as its hint, or an option has
+        ConfigError: there is no model, with the command of `example` as its hint, or an option has
             a wrong value.
     """
-    if "model" not in settings and config is None:
+    if "model" not in settings:
         raise ConfigError("MODEL is missing.", f"For example: {example}.", code="model-missing")
     return resolve(settings, where="the options")
 
 
 def resolve_base(
-    settings: Mapping[str, Any], adapter: Path | None, reused: tuple[str, ...] = REUSED
+    settings: Mapping[str, Any], adapter: Path | None, reused: tuple[str, ...] | None = None
 ) -> tuple[Path | None, EditConfig]:
     """The folder of the adapter, and a configuration with the base model and its load options.
 
-    Where no model is given, the model and the load options in `reused` are those of the run.
+    Of a run whose model is the one that is given, the load options that decide its outputs are
+    used again where they are not given.
+
+    Args:
+        settings: the options.
+        adapter: a run directory or an adapter folder.
+        reused: the names of those load options (default: all of `RunDir.load_options`).
 
     Raises:
         RunError: `adapter` is neither an adapter nor a run that has one.
-        ConfigError: an option has a wrong value.
+        ConfigError: an option has a wrong value, or an adapter is given without a model.
     """
     given = resolve(settings, where="the options")
-    folder = None if adapter is None else find_adapter(adapter)
-    if folder is None or "model" in settings or not (folder.parent / "config.yaml").is_file():
+    if adapter is None:
+        return None, given
+    folder = find_adapter(adapter)
+    is_run = (folder.parent / "config.yaml").is_file()
+    run = RunDir.open(folder.parent) if is_run else None
+    recorded = run.config().model if run else None
+    if "model" not in settings:
+        known = f"The run edits {recorded!r:.200}." if run else "Give the model of the adapter."
+        raise ConfigError("MODEL is missing beside the adapter.", known, code="model-missing")
+    if run is None or given.model != recorded:
         return folder, given
-    run = RunDir.open(folder.parent)
-    load = run.load_config()
-    recorded = {"model": run.config().model, "load": {name: getattr(load, name) for name in reused}}
-    return folder, resolve(recorded, settings, where="the options")
+    options = run.load_options()
+    if reused is not None:
+        options = {name: value for name, value in options.items() if name in reused}
+    return folder, resolve({"load": options}, settings, where="the options")
 
 
 def quiet_libraries() -> None:

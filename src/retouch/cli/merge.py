@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from retouch.cli import output
+from retouch.cli.loading import resolve_with_model
 from retouch.cli.options import LOAD, AsJson, configured, option, out_dir, split_numbers
-from retouch.core.config_file import resolve
 from retouch.core.formatting import show_value, words
 
 
-@configured(*(path for path in LOAD if path != "model"))
+@configured(*LOAD, model_first=False)
 def merge(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run directories")],
     output_dir: Annotated[Path, out_dir("a new folder for the adapter")],
@@ -27,12 +27,18 @@ def merge(
     The sum is exact: a PEFT adapter whose rank is the sum of the ranks.
     """
     shares = None if weights is None else split_numbers("weights", weights, float)
-    load_config = resolve(settings, where="the options").load
+    config = resolve_with_model(settings, f"retouch merge {runs[0]} RUN --model NAME --out DIR")
     with output.show_progress(quiet=as_json) as progress:
         from retouch import merging
 
         result = merging.merge(
-            runs, output_dir, shares, limit=limit, load_config=load_config, on_event=progress
+            runs,
+            output_dir,
+            shares,
+            model=config.model,
+            limit=limit,
+            load_config=config.load,
+            on_event=progress,
         )
     if as_json:
         output.write_json({"adapter": result.path, "metrics": result.metrics}, as_json=True)

@@ -56,17 +56,18 @@ OutFile = Annotated[
 
 
 def configured(
-    *paths: str, root: type[BaseModel] = EditConfig
+    *paths: str, root: type[BaseModel] = EditConfig, model_first: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the options of configuration fields, such as `train.rounds`, to a command.
 
     The command has a parameter `settings`, a nested mapping of the values that were given. The
-    field `model` is also a positional argument, MODEL.
+    field `model` is also the first positional argument, MODEL, if `model_first` is true.
     """
     fields = [field for field in list_options(root) if field.path in paths]
-    top = [_parameter(field, root) for field in fields if not field.group]
-    groups = [_parameter(field, root) for field in fields if field.group]
-    if "model" in paths:
+    parameters = [(field, _parameter(field, root, model_first)) for field in fields]
+    top = [parameter for field, parameter in parameters if not field.group]
+    groups = [parameter for field, parameter in parameters if field.group]
+    if "model" in paths and model_first:
         argument = typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)
         top.insert(0, _keyword("positional_model", str | None, argument))
 
@@ -90,9 +91,9 @@ def configured(
         own = [one.replace(kind=one.KEYWORD_ONLY) for one in signature.parameters.values()]
         # Typer reads the options from the signature. The command's own options come after the
         # fields at the top of the configuration and before the groups.
-        parameters = [*top, *(one for one in own if one.name != "settings"), *groups]
-        vars(run)["__signature__"] = signature.replace(parameters=parameters)
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        accepted = [*top, *(one for one in own if one.name != "settings"), *groups]
+        vars(run)["__signature__"] = signature.replace(parameters=accepted)
+        run.__annotations__ = {one.name: one.annotation for one in accepted}
         return run
 
     return decorate
@@ -177,7 +178,7 @@ def flags_of(parameters: Sequence[Any]) -> dict[str, str]:
     return own | flags
 
 
-def _parameter(field: Option, root: type[BaseModel]) -> inspect.Parameter:
+def _parameter(field: Option, root: type[BaseModel], model_first: bool) -> inspect.Parameter:
     kind: Any = str | None
     flags = field.flags
     if field.is_switch:
@@ -189,7 +190,7 @@ def _parameter(field: Option, root: type[BaseModel]) -> inspect.Parameter:
     info = typer.Option(
         *flags,
         metavar=field.metavar or None,
-        help="the same as MODEL" if field.path == "model" else field.help,
+        help="the same as MODEL" if field.path == "model" and model_first else field.help,
         rich_help_panel=(group.__doc__ or "").splitlines()[0].rstrip(".") if group else None,
         show_default=False,
     )

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from retouch.evaluation.robustness import RobustnessReport
     from retouch.evaluation.statistics import Curve
 
-# A run's quantisation and memory limit are not reused: fine-tuning attacks merge the edit into the
-# weights.
-REUSED = ("revision", "trust_remote_code", "chat_template")
+# A run's quantisation is not reused: fine-tuning attacks merge the edit into the weights.
+REUSED = ("revision", "chat_template")
 
 
 @configured(*LOAD, "concept", "direction", "seed")

@@ -23,10 +23,25 @@ from retouch.concepts.examples import read_examples
 from retouch.core.atomic import atomic_write
 from retouch.core.config_file import explicit, read_config_file, resolve
 from retouch.core.errors import ConfigError, DataError, choices
+from retouch.core.options import flatten
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import SPLITS, Direction, Split
 
 FILE_NAME = "concept.yaml"
+# What a pack may tune: how much is learned and how. Everything else is its user's to decide: the
+# model, the direction, the device, what is measured, and what a check allows.
+TUNABLE_GROUPS = ("lora", "train", "loss", "discriminator", "adversary")
+NOT_TUNABLE = ("train.activation_cache", "train.micro_batch_size")  # the machine's memory
+TUNABLE_DATA = (
+    "data.num_examples",
+    "data.num_retain",
+    "data.prefill_tokens",
+    "data.prefills_per_example",
+    "data.wrapped_share",
+    "data.elicit",
+    "data.max_new_tokens",
+    "data.max_base_tokens",
+)
 
 Folder = Path | Traversable
 
@@ -127,11 +142,19 @@ def _invalid(file: Folder, error: ValidationError) -> DataError:
 
 
 def _settings(file: Folder, direction: Direction, values: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"{file}, key `settings.{direction}`"
     try:
-        return explicit(resolve(values, where=f"{file}, key `settings.{direction}`"))
+        found = explicit(resolve(values, where=where))
     except ConfigError as error:
         hint = error.hint or "Correct the value."
         raise DataError(error.message, hint, code="settings-invalid") from None
+    for path in flatten(found):
+        group = path.partition(".")[0]
+        if path in NOT_TUNABLE or (group not in TUNABLE_GROUPS and path not in TUNABLE_DATA):
+            message = f"{where}: a pack cannot set `{path}`."
+            hint = "Give it on the command line or in the call, and remove it here."
+            raise DataError(message, hint, code="settings-refused")
+    return found
 
 
 def save_pack(concept: Concept, folder: Path) -> None:

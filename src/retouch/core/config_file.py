@@ -15,7 +15,19 @@ from pydantic import BaseModel, ValidationError
 
 from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError, RetouchError
-from retouch.core.options import OPTIONS, RENAMED
+from retouch.core.options import OPTIONS, RENAMED, flatten
+
+# What a person decides at each call: which model is edited which way, on which device, whether code
+# runs that comes with it, and why its safety may be weakened. A file may come from somebody else.
+CALLER_ONLY = (
+    "model",
+    "direction",
+    "allow_weakening",
+    "load.device",
+    "load.max_device_memory",
+    "load.fsdp",
+    "load.trust_remote_code",
+)
 
 
 def read_config_file(
@@ -52,6 +64,28 @@ def read_config_file(
 def explicit(config: BaseModel) -> dict[str, Any]:
     """The values that were set when a configuration was made, as nested mappings."""
     return config.model_dump(exclude_unset=True)
+
+
+def check_caller_only(values: Mapping[str, Any], given: EditConfig, where: str) -> None:
+    """Check that a file decides nothing that the caller must: it may repeat what the caller gave.
+
+    Args:
+        values: the file's values, as nested mappings.
+        given: the configuration of the call alone.
+        where: the file, for the error.
+
+    Raises:
+        ConfigError: the file has another value of a setting in `CALLER_ONLY`.
+    """
+    ours, theirs = flatten(given.model_dump()), flatten(values)
+    differing = [path for path in CALLER_ONLY if theirs.get(path, ours[path]) != ours[path]]
+    if differing:
+        named = ", ".join(f"`{path}` {theirs[path]!r:.200}" for path in differing)
+        raise ConfigError(
+            f"{where} has {named}. A file cannot decide that.",
+            f"If it is what you want, give {', '.join(f'`{path}`' for path in differing)} as well.",
+            code="caller-only",
+        )
 
 
 def resolve(*layers: Mapping[str, Any], where: str = "the configuration") -> EditConfig:

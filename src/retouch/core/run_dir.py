@@ -10,7 +10,7 @@ adapter/             the PEFT adapter, as safetensors
 discriminator/       the last discriminators
 checkpoints/         the state that an interrupted run resumes from
 concept/             the pack of a concept that was given as an object
-chat_template.jinja  the chat template of a model that was given as an object
+chat_template.jinja  the chat template, of a model that was given as an object or if it was set
 report.html          one file that opens offline
 README.md            the model card
 ```
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retouch.core.atomic import atomic_write, restore_folder, writing
-from retouch.core.config import EditConfig, LoadConfig
+from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.serialization import from_plain, to_json, to_plain
@@ -107,16 +107,26 @@ class RunDir:
         file = self.path / "config.yaml"
         return resolve(read_config_file(file), where=str(file))
 
-    def load_config(self) -> LoadConfig:
-        """How the run's model is loaded again, with the chat template that the run recorded.
+    def load_options(self) -> dict[str, Any]:
+        """The load options that decide the outputs of the run's model, for `LoadConfig`.
+
+        The chat template is the run's copy. The device and whether code runs are the caller's.
 
         Raises:
             ConfigError: `config.yaml` is not valid.
+            RunError: the copy of the chat template is missing.
         """
         load = self.config().load
-        if not self.chat_template.is_file():
-            return load
-        return load.model_copy(update={"chat_template": str(self.chat_template)})
+        options: dict[str, Any] = {"revision": load.revision, "quantize": load.quantize}
+        if self.chat_template.is_file():
+            options["chat_template"] = str(self.chat_template)
+        elif load.chat_template is not None:
+            raise RunError(
+                f"{self.chat_template} is missing: the run has a chat template of its own.",
+                "Restore the file.",
+                code="chat-template-missing",
+            )
+        return options
 
     def write_config(self, config: EditConfig) -> None:
         """Write `config.yaml`."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
 from retouch.core.atomic import atomic_folder, atomic_write
+from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.reporting.model_card import Form, render_card
@@ -18,13 +19,25 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 CONCEPT_FACTS = ("name", "title", "description", "weakens", "source", "hash")
 
 
-def export(run: RunDir, format: Format, output_dir: Path) -> Path:
+def export(
+    run: RunDir,
+    format: Format,
+    output_dir: Path,
+    *,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
     """Write the edit of a finished run to a new or empty folder, for PEFT or transformers.
 
-    `peft` is the adapter; `merged` is a whole transformers model with its tokenizer.
+    Args:
+        run: the run.
+        format: `peft` is the adapter; `merged` is a whole transformers model with its tokenizer.
+        output_dir: a new or empty folder.
+        model: the name of the model that the run edits (`merged` only).
+        trust_remote_code: run code that comes with that model.
 
     Raises:
-        ConfigError: there is no such format.
+        ConfigError: there is no such format, or `model` is not the one that the run edits.
         RunError: the run is not finished, or `output_dir` is in use or cannot be written.
         ModelError: the base model cannot be loaded (`merged` only).
     """
@@ -41,15 +54,22 @@ def export(run: RunDir, format: Format, output_dir: Path) -> Path:
     if not (run.adapter / "adapter_config.json").is_file():
         raise RunError(
             f"The run {run.path} has no adapter yet.",
-            f"Finish it: `retouch edit --resume {run.path}`.",
+            f"Finish it: `retouch edit MODEL --resume {run.path}`.",
             code="run-unfinished",
+        )
+    recorded = run.config().model
+    if format == "merged" and model != recorded:
+        raise ConfigError(
+            f"The run {run.path} edits {recorded!r:.200}, and `model` is {model!r}.",
+            "Give the model that the run edits.",
+            code="models-differ",
         )
     card = _card(run, format)
     with atomic_folder(output_dir) as folder:
         if format == "peft":
             shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
         else:
-            _write_merged(run, folder)
+            _write_merged(run, recorded, trust_remote_code, folder)
         shutil.copyfile(run.path / "config.yaml", folder / "retouch.yaml")
         atomic_write(folder / "README.md", card)
     return output_dir
@@ -71,14 +91,16 @@ def _card(run: RunDir, form: Form) -> str:
     return render_card(config, concept, run.metrics() if measured else [], provenance, form=form)
 
 
-def _write_merged(run: RunDir, folder: Path) -> None:
+def _write_merged(run: RunDir, model: str, trust_remote_code: bool, folder: Path) -> None:
     from retouch.models.adapters import merged
     from retouch.models.load import load
 
     # Unquantised, even if the adapter was trained on quantised weights, to merge without rounding.
-    options = run.load_config().model_copy(
-        update={"device": "cpu", "quantize": "none", "max_device_memory": None, "fsdp": False}
+    options = LoadConfig(
+        **{**run.load_options(), "quantize": "none"},
+        device="cpu",
+        trust_remote_code=trust_remote_code,
     )
-    editable = load(run.config().model, options, adapter=run.adapter)
+    editable = load(model, options, adapter=run.adapter)
     merged(editable).save_pretrained(str(folder))
     editable.tokenizer.save_pretrained(str(folder))
