@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import torch
 
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.run_dir import find_adapter
+from retouch.models.adapter_files import read_adapter_config
 from retouch.models.adapters import detach
 from retouch.models.editable_model import EditableModel
 from retouch.models.interventions import Steering
-from retouch.models.load import adapter_errors, add_adapter
+from retouch.models.load import add_adapter
 
 
 def has_strength(editable: EditableModel) -> bool:
@@ -74,8 +75,6 @@ def merge_adapters(
         ModelError: the model is edited already, or an adapter does not fit it or is not plain LoRA.
         RunError: a folder has no adapter.
     """
-    from peft import PeftConfig
-
     if len(folders) != len(weights) or not folders:
         message = f"`weights` must have a value per adapter, got {len(weights)} for {len(folders)}."
         hint = "Give at least one adapter, and a weight for each."
@@ -87,9 +86,7 @@ def merge_adapters(
     names = [f"part{i}" for i in range(len(folders))] if len(folders) > 1 else ["default"]
     try:
         for name, folder in zip(names, map(find_adapter, folders), strict=True):
-            with adapter_errors(editable, folder):
-                config = PeftConfig.from_pretrained(str(folder))
-            if not _is_plain_lora(config):
+            if not _is_plain_lora(read_adapter_config(folder)):
                 message = f"The adapter {folder} is not plain LoRA on linear layers."
                 hint = "Only plain LoRA adapters can be summed; merge others into a model."
                 raise ModelError(message, hint, code="adapter-unsupported")
@@ -101,11 +98,10 @@ def merge_adapters(
     editable.model.requires_grad_(False).eval()
 
 
-def _is_plain_lora(config: Any) -> bool:
+def _is_plain_lora(config: Mapping[str, Any]) -> bool:
     """Whether the adapter adds (alpha / r) B A to linear layers, and nothing else."""
     more = ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "target_parameters")
-    is_lora = config.peft_type == "LORA" and config.bias == "none"
-    return is_lora and not any(getattr(config, name, None) for name in more)
+    return config.get("bias", "none") == "none" and not any(config.get(name) for name in more)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from retouch.core.model_names import MODEL_HINT, NAMED_MODELS, POCKET_NAME, is_g
 from retouch.core.run_dir import find_adapter
 from retouch.core.types import OnEvent, ignore_event
 from retouch.models import distributed
+from retouch.models.adapter_files import check_weights, read_adapter_config
 from retouch.models.editable_model import EditableModel, prepare_tokenizer
 from retouch.models.fsdp import shard
 from retouch.models.gguf import local_copy
@@ -251,16 +252,29 @@ def add_adapter(editable: EditableModel, folder: Path, name: str = "default") ->
         ModelError: the adapter does not fit the model.
         RunError: there is no adapter.
     """
-    from peft import PeftModel
+    import peft
 
     folder = find_adapter(folder)
+    config = read_adapter_config(folder)
     with adapter_errors(editable, folder):
         if editable.offload_plan is not None:
-            _keep_adapted_layers(editable, folder)
+            _keep_adapted_layers(editable, config)
+        path = str(folder.absolute())  # a folder's name is no hub id, whatever it is called
+        settings = peft.PeftConfig.from_pretrained(path)
+        settings.inference_mode = True
         if editable.adapted:
-            editable.model.load_adapter(str(folder), adapter_name=name)
+            editable.model.add_adapter(name, settings)
         else:
-            editable.model = PeftModel.from_pretrained(editable.model, str(folder), name)
+            # As of PEFT's `from_pretrained`, whose errors would leave layers in the model.
+            editable.model = peft.PeftModelForCausalLM(editable.model, settings, name)
+        try:
+            check_weights(editable, folder, name)
+            editable.model.load_adapter(path, adapter_name=name, local_files_only=True)
+        except BaseException:
+            editable.model.delete_adapter(name)
+            if not editable.model.peft_config:
+                editable.model = editable.model.unload()
+            raise
     editable.model.requires_grad_(False).eval()
 
 
@@ -288,9 +302,8 @@ def adapter_added(editable: EditableModel, adapter: Path | str | None) -> Iterat
         editable.model = editable.model.unload()
 
 
-def _keep_adapted_layers(editable: EditableModel, folder: Path) -> None:
+def _keep_adapted_layers(editable: EditableModel, config: Mapping[str, Any]) -> None:
     """Keep the layers that an adapter's configuration names, or all, on the device."""
-    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     modules, inside = config.get("target_modules"), f"{editable.layout.path}."
     names = [name for name in modules or () if isinstance(modules, list) and inside in name]
     numbers = {name.split(inside, 1)[1].split(".")[0] for name in names}

@@ -1,0 +1,135 @@
+"""The files of a PEFT adapter from elsewhere, checked before PEFT reads them, and after."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retouch.core.errors import ModelError
+from retouch.models.editable_model import EditableModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+MAX_CONFIG_BYTES = 1 << 20
+
+# What a LoRA adapter needs. Other settings of PEFT name modules to import or files to read, or
+# belong to kinds of adapters that are not tested here: they must have their default.
+KNOWN = frozenset(
+    (
+        "alpha_pattern",
+        "base_model_name_or_path",
+        "bias",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_dora",
+        "use_rslora",
+    )
+)
+# PEFT takes these texts as regular expressions, which can take forever.
+PATTERNS = ("target_modules", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save")
+NAME = re.compile(r"[\w.-]{1,500}")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The settings of an adapter, checked: plain values of a LoRA adapter with safetensors weights.
+
+    Raises:
+        ModelError: the weights are pickled or missing, or the settings are broken, of another kind
+            of adapter, or could import or read something else.
+    """
+    if not (folder / WEIGHTS).is_file():
+        pickled = next((name for name in PICKLED if (folder / name).exists()), None)
+        problem = f"{WEIGHTS} is missing" + (f", and {pickled} may run code" if pickled else "")
+        hint = "Save the adapter with `safe_serialization=True`." if pickled else ""
+        raise ModelError(f"{folder}: {problem}.", hint, code="adapter-not-safetensors")
+    file = folder / CONFIG
+    try:
+        size = file.stat().st_size
+        values = json.loads(file.read_text("utf-8")) if size <= MAX_CONFIG_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _invalid(file, f"cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise _invalid(file, "is no JSON object of a LoRA adapter")
+    if values.get("peft_type") != "LORA":
+        raise _invalid(file, f"has `peft_type` {values.get('peft_type')!r:.100}, which is not LORA")
+    if values.get("task_type") not in ("CAUSAL_LM", None):
+        raise _invalid(
+            file, f"has `task_type` {values['task_type']!r:.100}, which is not CAUSAL_LM"
+        )
+    defaults = _defaults()
+    for key, value in values.items():
+        if key not in KNOWN and value not in (None, False, [], {}, defaults.get(key)):
+            raise _invalid(file, f"has {key!r:.100}: {value!r:.100}, which is not supported")
+    for key in PATTERNS:
+        value = values.get(key) or ()
+        names = [value] if isinstance(value, str) else list(value)
+        if wrong := [one for one in names if not isinstance(one, str) or not NAME.fullmatch(one)]:
+            raise _invalid(file, f"has {wrong[0]!r:.100} in `{key}`, which is no name of a module")
+    if not isinstance(values.get("init_lora_weights", True), bool):
+        raise _invalid(file, f"has `init_lora_weights` {values['init_lora_weights']!r:.100}")
+    return values
+
+
+def check_weights(editable: EditableModel, folder: Path, name: str) -> None:
+    """Check that the file has the tensors of an adapter that was added to the model, and no others.
+
+    PEFT would leave tensors that the file lacks as they were initialised, and ignore those that are
+    unexpected.
+
+    Raises:
+        ModelError: a tensor is missing, unexpected, of another shape or not finite.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    expected: Mapping[str, Any] = get_peft_model_state_dict(
+        editable.model, adapter_name=name, save_embedding_layers=False
+    )
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        found = set(file.keys())
+        problem = ""
+        if missing := sorted(expected.keys() - found):
+            problem = f"lacks the tensor {missing[0]!r:.200}"
+        elif unexpected := sorted(found - expected.keys()):
+            problem = f"has the unexpected tensor {unexpected[0]!r:.200}"
+        elif other := [key for key in sorted(found) if _shape(file, key) != expected[key].shape]:
+            problem = f"has another shape for the tensor {other[0]!r:.200}"
+        elif broken := [key for key in sorted(found) if not file.get_tensor(key).isfinite().all()]:
+            problem = f"has values that are not finite in the tensor {broken[0]!r:.200}"
+    if problem:
+        hint = "Load it on the model that it was trained for, or make it again."
+        message = f"The adapter {folder} does not fit {editable.name}: it {problem}."
+        raise ModelError(message, hint, code="adapter-mismatch")
+
+
+def _shape(file: Any, key: str) -> tuple[int, ...]:
+    return tuple(file.get_slice(key).get_shape())
+
+
+def _defaults() -> dict[str, Any]:
+    """The defaults of PEFT's settings."""
+    from peft import LoraConfig
+
+    return LoraConfig().to_dict()
+
+
+def _invalid(file: Path, problem: str) -> ModelError:
+    hint = "Retouch loads LoRA adapters with safetensors weights alone."
+    return ModelError(f"{file} {problem}.", hint, code="adapter-config-invalid")
