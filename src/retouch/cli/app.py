@@ -21,6 +21,7 @@ from retouch.cli import (
     evaluate,
     export,
     merge,
+    output,
     robustness,
     tune,
 )
@@ -61,7 +62,7 @@ class Commands(TyperGroup):
             if not message:
                 raise
         if launched_rank() == 0:  # all processes raise the same error
-            typer.echo(message, err=True)
+            output.echo(message, err=True)
         raise typer.Exit(exit_code)
 
 
@@ -121,7 +122,7 @@ _add(export.export, "Export an adapter or a merged model with its model card.")
 
 def _version(given: bool) -> None:
     if given:
-        typer.echo(f"retouch {__version__}")
+        output.echo(f"retouch {__version__}")
         raise typer.Exit
 
 

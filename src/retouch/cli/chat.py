@@ -6,8 +6,6 @@ import sys
 from contextlib import nullcontext
 from typing import Annotated, Any
 
-import typer
-
 from retouch.cli import output
 from retouch.cli.loading import quiet_libraries, resolve_base
 from retouch.cli.options import LOAD, Adapter, MaxNewTokens, configured, option
@@ -34,7 +32,7 @@ def chat(
 
     def report(event: Event) -> None:
         if isinstance(event, StageEvent):
-            typer.echo(event.detail, err=True)
+            output.echo(event.detail, err=True)
 
     editable = load(config.model, config.load, adapter=folder, on_event=report)
     conversation = Conversation(editable, system, max_new_tokens)
@@ -56,7 +54,7 @@ def chat(
         if command == "/reset":
             conversation.reset()
         elif command.startswith("/"):
-            typer.echo(f"Unknown command {command}. {HELP}", err=True)
+            output.echo(f"Unknown command {command}. {HELP}", err=True)
         elif command:
             _respond(conversation, text)
 
@@ -120,11 +118,11 @@ class Conversation:
 def _respond(conversation: Conversation, text: str) -> None:
     responses = conversation.respond(text)
     if conversation.truncated:
-        typer.echo("(The oldest turns exceeded the model's context and were removed.)", err=True)
+        output.echo("(The oldest turns exceeded the model's context and were removed.)", err=True)
     console = output.console()
     if not console.is_terminal:
         for name, response in responses.items():
-            typer.echo(f"{name}: {response}" if len(responses) > 1 else response)
+            output.echo(f"{name}: {response}" if len(responses) > 1 else response)
     elif len(responses) > 1:
         console.print(output.side_by_side(responses["base"], responses["edited"]))
     else:

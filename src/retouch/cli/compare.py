@@ -122,7 +122,7 @@ def compare(
             on_event=progress,
         )
     _print_tables(comparison)
-    typer.echo(f"Tables and plots: {comparison.path / 'compare.md'}")
+    output.echo(f"Tables and plots: {comparison.path / 'compare.md'}")
 
 
 def _print_tables(comparison: Comparison) -> None:

@@ -155,4 +155,4 @@ def check(name: Name) -> None:
             code="concept-invalid",
         )
     total = sum(len(examples) for examples in concept.examples.values())
-    typer.echo(f"{concept.name} is valid: {total} examples.")
+    output.echo(f"{concept.name} is valid: {total} examples.")

@@ -76,8 +76,8 @@ def demo(
         raise ConfigError(f"There is no demo of {model!r}.", hint, code="demo-unknown")
     chosen = DEMOS[model]
     if renamed := move_aside(output_dir):
-        typer.echo(f"The earlier demo was moved to {renamed}.")
-    typer.echo(f"{chosen.introduction}\n")
+        output.echo(f"The earlier demo was moved to {renamed}.")
+    output.echo(f"{chosen.introduction}\n")
     settings = {
         "model": model,
         "concept": chosen.concept,
@@ -102,7 +102,7 @@ def demo(
 def _print_pairs(heading: str, pairs: Sequence[Pair]) -> None:
     """Print the prompts with both models' responses, side by side."""
     if pairs:
-        typer.echo(f"\n{heading}")
+        output.echo(f"\n{heading}")
     console = output.console()
     for pair in pairs:
         console.print()

@@ -123,7 +123,7 @@ def run(
     def on_event(event: Event) -> None:
         if as_json and not silent:
             kind = "stage" if isinstance(event, StageEvent) else "round"
-            typer.echo(to_json({"event": kind, **to_plain(event)}))
+            output.echo(to_json({"event": kind, **to_plain(event)}))
         else:
             progress(event)
 
@@ -175,9 +175,9 @@ def run(
         raise KeyboardInterrupt(message) from None
     if as_json and not silent:
         plain = {"run": result.path, "outcome": result.outcome, "metrics": result.metrics}
-        typer.echo(to_json(to_plain(plain)))
+        output.echo(to_json(to_plain(plain)))
     elif quiet and not silent:
-        typer.echo(str(result.path))
+        output.echo(str(result.path))
     elif not silent:
         console.print()
         if result.outcome is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from retouch.cli import output
 from retouch.cli.loading import quiet_libraries
 from retouch.cli.options import configured, option, out_dir
 from retouch.core.config_file import resolve
@@ -37,5 +38,5 @@ def export(
         model=given.model if "model" in settings else None,
         trust_remote_code=given.load.trust_remote_code,
     )
-    typer.echo(f"Exported: {path}")
-    typer.echo(f"The model card {path / 'README.md'} tells how to load it.")
+    output.echo(f"Exported: {path}")
+    output.echo(f"The model card {path / 'README.md'} tells how to load it.")

@@ -51,4 +51,4 @@ def merge(
         rows.append([name, *(show_value(score.value, unit) for score, unit in measured)])
     heads = ["", *(words(record.metric) for record in first)]
     output.console().print(output.plain(heads, rows))
-    typer.echo(f"The adapter: {result.path}")
+    output.echo(f"The adapter: {result.path}")

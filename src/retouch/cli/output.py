@@ -15,7 +15,7 @@ import typer
 from retouch.cli.loading import quiet_libraries
 from retouch.core.atomic import atomic_write
 from retouch.core.finding import Finding
-from retouch.core.formatting import change, metric_title, score_columns, show_p
+from retouch.core.formatting import change, metric_title, score_columns, show_p, visible
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Message, Record
 
@@ -37,10 +37,22 @@ LEVEL_STYLES = {"error": "red", "warning": "yellow", "ok": "green"}
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints strings as they are."""
+    """A console that prints strings as they are, with control characters made visible."""
     from rich.console import Console
 
-    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+    class VisibleConsole(Console):
+        """Shows strings, also those in the cells of tables, as `visible` makes them."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            """The text of a string."""
+            return super().render_str(visible(text), **options)
+
+    return VisibleConsole(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line to stdout or stderr, with control characters made visible."""
+    typer.echo(visible(text), err=err)
 
 
 @contextmanager
@@ -79,10 +91,11 @@ def table(*columns: str, **options: Any) -> Table:
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
-    """A text of parts with their styles."""
+    """A text of parts with their styles, with control characters made visible."""
     from rich.text import Text
 
-    return Text.assemble(*parts)
+    shown = [visible(one) if isinstance(one, str) else (visible(one[0]), one[1]) for one in parts]
+    return Text.assemble(*shown)
 
 
 def plain(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
@@ -157,7 +170,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 def print_next_steps(path: Path, *steps: tuple[str, str], noun: str = "run") -> None:
     """Print the path of a run, and commands with their descriptions, unwrapped for copying."""
-    typer.echo(f"The {noun}: {path}\nNext:")
+    echo(f"The {noun}: {path}\nNext:")
     width = max(len(command) for command, _ in steps)
     for command, description in steps:
         line = styled("  ", (command.ljust(width), "cyan"), (f"  {description}", "dim"))

@@ -15,6 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from retouch.core.formatting import visible
 from retouch.core.types import Event, RoundEvent, StageEvent
 
 HEADER = f"{'':11}{'round':>7} {'discriminator':>14} {'validation':>10} {'drift':>9}"
@@ -59,7 +60,8 @@ class EditProgress(Progress):
         self._printed = (event.stage, event.detail)
         self._has_header = False
         seconds = f"  {time.monotonic() - self._start_time:.0f} s"
-        line = Text.assemble((f"{event.stage:>9}  ", "cyan"), event.detail, (seconds, "dim"))
+        detail = visible(event.detail)
+        line = Text.assemble((f"{event.stage:>9}  ", "cyan"), detail, (seconds, "dim"))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def _print_round(self, event: RoundEvent) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from retouch.cli import output
 from retouch.cli.loading import resolve_base
 from retouch.cli.options import LOAD, Adapter, AsJson, OutFile, configured, option, split_names
@@ -72,7 +70,7 @@ def robustness(
     _print_report(report, config.model + (f" with {adapter}" if adapter else ""))
     skipped = [name for name in ATTACKS if name not in report.seconds]
     if names is None and skipped:
-        typer.echo(f"Not applicable to this model or concept: {', '.join(skipped)}.")
+        output.echo(f"Not applicable to this model or concept: {', '.join(skipped)}.")
 
 
 def _print_report(report: RobustnessReport, title: str) -> None:
@@ -91,4 +89,4 @@ def _print_report(report: RobustnessReport, title: str) -> None:
         heads = [f"{curve.suite}: {words(curve.metric)}" for curve in curves]
         console.print(output.plain([along, *heads], rows))
     timings = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
-    typer.echo(f"Time: {timings}")
+    output.echo(f"Time: {timings}")

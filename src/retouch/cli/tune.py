@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from retouch.cli import output
 from retouch.cli.loading import resolve_with_model
 from retouch.cli.options import LOAD, configured, option, out_dir, split_assignments
@@ -75,7 +73,7 @@ def tune(
     _print_front(study, best)
     if save is not None:
         save_settings(save, method, study.best_settings, study.cost())
-        typer.echo(f"Saved to {save}: retouch compare {config.model} --tuned {save}")
+        output.echo(f"Saved to {save}: retouch compare {config.model} --tuned {save}")
 
 
 def _print_front(study: Study, best: Trial) -> None:
@@ -90,8 +88,8 @@ def _print_front(study: Study, best: Trial) -> None:
 
     front = study.pareto_front
     trials = front if best in front else [*front, best]
-    typer.echo("The Pareto front on the validation split:")
+    output.echo("The Pareto front on the validation split:")
     heads = ["trial", "effect", "drift", "settings", ""]
     output.console().print(output.plain(heads, map(row, trials)))
     failed = sum(trial.state == "failed" for trial in study.trials)
-    typer.echo(f"{study.cost()}{f'; {failed} failed' if failed else ''}: {study.path}")
+    output.echo(f"{study.cost()}{f'; {failed} failed' if failed else ''}: {study.path}")

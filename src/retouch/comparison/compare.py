@@ -43,6 +43,7 @@ from retouch.core.errors import ConfigError
 from retouch.core.formatting import DIRECTION_DONE
 from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
+from retouch.core.run_dir import safe_name
 from retouch.core.serialization import to_json, to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent
 from retouch.evaluation.evaluate import MAX_NEW_TOKENS
@@ -230,7 +231,7 @@ def compare(
         samples=samples,
         load_config=load_config,
     )
-    path = Path(output_dir or f"runs/compare-{grid.concept.name}-{direction}")
+    path = Path(output_dir or Path("runs", safe_name(f"compare-{grid.concept.name}-{direction}")))
     if save_adapters:
         grid = replace(grid, adapters=path / "adapters")
     with displayed(on_event, "The same call continues with the points that are left.") as events:

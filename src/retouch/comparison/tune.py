@@ -37,6 +37,7 @@ from retouch.core.errors import ConfigError
 from retouch.core.options import flatten, list_options, nest
 from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
+from retouch.core.run_dir import safe_name
 from retouch.core.serialization import to_plain
 from retouch.core.types import Direction, OnEvent, StageEvent
 from retouch.methods import registry
@@ -134,7 +135,9 @@ def tune(
         "limit": limit,
         **({"fixed": to_plain(fixed)} if fixed else {}),
     }
-    path = Path(output_dir or f"runs/tune-{grid.concept.name}-{direction}-{method}")
+    path = Path(
+        output_dir or Path("runs", safe_name(f"tune-{grid.concept.name}-{direction}-{method}"))
+    )
     saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
     study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift, saved)
     if study.budget_spent or suggest(space, study.trials, seed) is None:

@@ -1,4 +1,4 @@
-"""How a score is written for people, everywhere the same."""
+"""How scores and texts are written for people, everywhere the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ ChangeKind = Literal["better", "worse", "changed", "unclear", ""]
 
 MIN_P = 0.0001  # smaller p-values are shown as `< 0.0001`
 
+# A terminal obeys control characters, and shows text in another order after marks of direction.
+# Each is shown as one other character, so that positions in the text stay the same.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_VISIBLE |= dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F)), 0xFFFD)
+_VISIBLE |= dict.fromkeys(range(0x2066, 0x206A), 0xFFFD)
+
 DIRECTION_DONE = {"raise": "raised", "lower": "lowered"}
+
+
+def visible(text: str) -> str:
+    """A text for a terminal, with control characters made visible instead of obeyed."""
+    return text.translate(_VISIBLE)
 
 
 def show_value(value: float, unit: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from retouch.core.formatting import visible
 from retouch.core.types import Event, OnEvent, RoundEvent
 
 logger = logging.getLogger("retouch")
@@ -30,7 +31,7 @@ class TqdmProgress:
             logger.info("round %d of %d: %s", event.round, event.rounds, status)
             self._show("train: rounds", event.round, event.rounds, status)
             return
-        name = ": ".join(filter(None, (event.stage, event.detail)))
+        name = visible(": ".join(filter(None, (event.stage, event.detail))))
         if event.detail and event.detail != self._logged:
             self._logged = event.detail
             logger.info(name)

@@ -34,6 +34,8 @@ from retouch.core.types import Record, RoundEvent, Sample
 
 T = TypeVar("T")
 
+MAX_NAME = 100  # characters of a file's name that a concept's name decides
+
 
 class RunDir:
     """One run on disk, at `path`. Use `create` or `open` to make an instance."""
@@ -254,13 +256,14 @@ def find_adapter(path: Path) -> Path:
 
 
 def next_free(folder: Path, stem: str) -> Path:
-    """The first of `folder/STEM-1`, `folder/STEM-2`, ... that does not exist.
-
-    Characters other than letters, digits, `.`, `_` and `-` are replaced, so that the path is always
-    inside the folder.
-    """
-    name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
+    """The first of `folder/STEM-1`, `folder/STEM-2`, ... that does not exist, inside the folder."""
+    name = safe_name(stem)
     return next(path for i in count(1) if not (path := folder / f"{name}-{i}").exists())
+
+
+def safe_name(text: str) -> str:
+    """A text as the name of a file or folder: of letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:MAX_NAME] or "run"
 
 
 def _read(file: Path) -> str:

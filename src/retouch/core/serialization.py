@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -34,7 +35,7 @@ def from_plain(kind: type[T], values: Any) -> T:
 
 
 def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str:
-    """JSON text of plain values.
+    """JSON text of plain values, without characters that a terminal obeys.
 
     Raises:
         ValueError: `value` holds NaN or an infinity.
@@ -45,4 +46,5 @@ def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str
     except UnicodeEncodeError:
         # Half of a surrogate pair, as broken data may hold, has no UTF-8 form, only an escape.
         return json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort)
-    return text
+    # JSON escapes those below 32 itself.
+    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)

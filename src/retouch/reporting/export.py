@@ -16,6 +16,7 @@ from retouch.reporting.model_card import Form, render_card
 
 Format = Literal["peft", "merged"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CONCEPT_FACTS = ("name", "title", "description", "weakens", "source", "hash")
 
 
@@ -38,7 +39,8 @@ def export(
 
     Raises:
         ConfigError: there is no such format, or `model` is not the one that the run edits.
-        RunError: the run is not finished, or `output_dir` is in use or cannot be written.
+        RunError: the run is not finished, or has a link in place of a file; or `output_dir` is in
+            use or cannot be written.
         ModelError: the base model cannot be loaded (`merged` only).
     """
     if format not in FORMATS:
@@ -67,12 +69,22 @@ def export(
     card = _card(run, format)
     with atomic_folder(output_dir) as folder:
         if format == "peft":
-            shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
+            for name in ADAPTER_FILES:
+                _copy(run.adapter / name, folder / name)
         else:
             _write_merged(run, recorded, trust_remote_code, folder)
-        shutil.copyfile(run.path / "config.yaml", folder / "retouch.yaml")
+        _copy(run.path / "config.yaml", folder / "retouch.yaml")
         atomic_write(folder / "README.md", card)
     return output_dir
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of a run. A link could lead to any file of this machine."""
+    if source.is_symlink() or source.parent.is_symlink() or not source.is_file():
+        raise RunError(
+            f"{source} is not a regular file.", "Restore the run.", code="not-a-regular-file"
+        )
+    shutil.copyfile(source, target)
 
 
 def concept_facts(concept: Concept) -> dict[str, Any]:
