@@ -84,6 +84,7 @@ def evaluate(
     if judge is None and (judge_format or judge_label):
         given = "judge_format" if judge_format else "judge_label"
         raise ConfigError(f"`{given}` needs `judge`.", "Give both, or neither.")
+    output.check_metrics_file(output_file)
     folder, config = resolve_base(settings, adapter)
     with output.show_progress(quiet=as_json) as progress:
         from retouch import pipeline

@@ -5,6 +5,7 @@ rich is imported when something is printed, so that `--help` is fast.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from retouch.cli.loading import quiet_libraries
-from retouch.core.atomic import atomic_write
+from retouch.core.atomic import atomic_write, check_output_file
 from retouch.core.finding import Finding
 from retouch.core.formatting import change, metric_title, score_columns, show_p, visible
 from retouch.core.serialization import to_json, to_plain
@@ -71,6 +72,24 @@ def show_progress(
             yield progress
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted) from None
+
+
+def check_metrics_file(file: Path | None) -> None:
+    """Check, before the work, that metrics can be written to a file.
+
+    Raises:
+        RunError: the file exists and holds no metrics.
+    """
+    if file is not None:
+        check_output_file(file, _holds_metrics)
+
+
+def _holds_metrics(text: str) -> bool:
+    values = json.loads(text)
+    records = values.get("records") if isinstance(values, dict) else values
+    return isinstance(records, list) and all(
+        isinstance(one, dict) and {"suite", "metric", "before"} <= one.keys() for one in records
+    )
 
 
 def write_json(values: Any, *, as_json: bool, file: Path | None = None) -> None:

@@ -44,6 +44,7 @@ def robustness(
 
     With an adapter the base model is attacked in the same way, for comparison.
     """
+    output.check_metrics_file(output_file)
     folder, config = resolve_base(settings, adapter, REUSED)
     with output.show_progress(quiet=as_json) as progress:
         from retouch.evaluation.robustness import ATTACKS, check_attacks, run_robustness

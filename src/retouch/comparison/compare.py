@@ -37,7 +37,7 @@ from retouch.comparison.samples import render_samples
 from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
 from retouch.comparison.table import Table, html, main_columns, make_table, render_markdown
 from retouch.concepts.concept import Concept
-from retouch.core.atomic import atomic_write
+from retouch.core.atomic import atomic_write, check_output_folder
 from retouch.core.config import AUTO_CONCEPT, LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.formatting import DIRECTION_DONE
@@ -232,6 +232,7 @@ def compare(
         load_config=load_config,
     )
     path = Path(output_dir or Path("runs", safe_name(f"compare-{grid.concept.name}-{direction}")))
+    check_output_folder(path, ("compare.json", "results"))
     if save_adapters:
         grid = replace(grid, adapters=path / "adapters")
     with displayed(on_event, "The same call continues with the points that are left.") as events:

@@ -32,6 +32,7 @@ from retouch.comparison.runner import Runner
 from retouch.comparison.study import FILE, MAX_DRIFT, Study, Trial
 from retouch.comparison.tuned_settings import make_settings
 from retouch.concepts.concept import Concept
+from retouch.core.atomic import check_output_folder
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten, list_options, nest
@@ -138,6 +139,7 @@ def tune(
     path = Path(
         output_dir or Path("runs", safe_name(f"tune-{grid.concept.name}-{direction}-{method}"))
     )
+    check_output_folder(path, (FILE,))
     saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
     study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift, saved)
     if study.budget_spent or suggest(space, study.trials, seed) is None:

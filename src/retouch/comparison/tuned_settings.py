@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import builtin_names, load_concept
-from retouch.core.atomic import atomic_write
+from retouch.core.atomic import atomic_write, check_output_file
 from retouch.core.config_file import invalid, read_config_file
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten, list_options, nest
@@ -84,9 +84,10 @@ def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: 
     `budget` states the cost of the search, for the comment.
 
     Raises:
-        ConfigError: the file exists and is not a file of tuned settings.
-        RunError: it cannot be written.
+        ConfigError: the file has settings of a method that does not exist.
+        RunError: the file exists and is not a file of tuned settings, or cannot be written.
     """
+    check_output_file(file, lambda text: text.startswith(HEAD))
     saved = _read(file) if file.is_file() else {}
     budgets = dict(_BUDGET.findall(file.read_text("utf-8"))) if saved else {}
     saved[method], budgets[method] = dict(settings), budget

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,8 +48,12 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     The file's folder is created if it is missing.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the path is a link, a folder, a device or a FIFO; the disk is full; or the folder
+            cannot be written.
     """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        message = f"{path} is not a regular file and would be replaced."
+        raise RunError(message, "Choose another path.", code="path-taken")
     content = data.encode("utf-8") if isinstance(data, str) else data
     temporary = _temporary(path)
     with writing(path):
@@ -62,6 +66,36 @@ def atomic_write(path: Path, data: str | bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_output_file(path: Path, is_ours: Callable[[str], bool]) -> None:
+    """Check that a file can be written: nothing is there, or an earlier output of ours.
+
+    Raises:
+        RunError: something else is there.
+    """
+    if not (path.is_symlink() or path.exists()):
+        return
+    try:
+        if path.is_file() and not path.is_symlink() and is_ours(path.read_text("utf-8")):
+            return
+    except (OSError, ValueError, RecursionError):
+        pass
+    message = f"{path} exists, and is no earlier output of this command."
+    raise RunError(message, "Choose another file, or remove that one.", code="path-taken")
+
+
+def check_output_folder(path: Path, marks: Sequence[str]) -> None:
+    """Check that a folder can be written into: it is new or empty, or has one of our `marks`.
+
+    Raises:
+        RunError: it is a file, or has other files alone.
+    """
+    if path.is_dir() and (any((path / name).exists() for name in marks) or not any(path.iterdir())):
+        return
+    if path.is_symlink() or path.exists():
+        message = f"{path} exists, and is no earlier output of this command."
+        raise RunError(message, "Choose another folder.", code="path-taken")
 
 
 @contextmanager

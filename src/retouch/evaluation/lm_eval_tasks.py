@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retouch.core.atomic import atomic_write
+from retouch.core.atomic import atomic_write, check_output_file
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.plugins import import_library
 from retouch.core.types import Progress, no_progress
@@ -147,6 +147,8 @@ def run_tasks(
     if seed is not None:
         kinds = ("random", "numpy_random", "torch_random", "fewshot_random")
         options |= {f"{kind}_seed": seed for kind in kinds}
+    for file in (BASE_FILE, EDITED_FILE) if out is not None else ():
+        check_output_file(out / file, lambda text: "results" in json.loads(text))
     warnings: list[str] = []
     with ExitStack() as stack:
         bars = stack.enter_context(_contained(editable, warnings, progress))
