@@ -147,8 +147,9 @@ def run_tasks(
     if seed is not None:
         kinds = ("random", "numpy_random", "torch_random", "fewshot_random")
         options |= {f"{kind}_seed": seed for kind in kinds}
-    for file in (BASE_FILE, EDITED_FILE) if out is not None else ():
-        check_output_file(out / file, lambda text: "results" in json.loads(text))
+    if out is not None:
+        for file in (BASE_FILE, EDITED_FILE):
+            check_output_file(out / file, lambda text: "results" in json.loads(text))
     warnings: list[str] = []
     with ExitStack() as stack:
         bars = stack.enter_context(_contained(editable, warnings, progress))

@@ -127,7 +127,7 @@ def _defaults() -> dict[str, Any]:
     """The defaults of PEFT's settings."""
     from peft import LoraConfig
 
-    return LoraConfig().to_dict()
+    return dict(LoraConfig().to_dict())
 
 
 def _invalid(file: Path, problem: str) -> ModelError:
