@@ -129,12 +129,14 @@ def split_assignments(name: str, texts: Sequence[str]) -> dict[str, Any]:
     """
     import yaml
 
+    from retouch.core.config_file import load_yaml
+
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            found[key] = load_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
             equals = ""
         if not (key and equals and value):
             message = f"`{name}`: {text!r} is not of the form NAME=VALUE."

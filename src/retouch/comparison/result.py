@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from retouch.comparison.grid import GridPoint
 from retouch.comparison.objective import metric_key
 from retouch.core.errors import RunError
+from retouch.core.files import MAX_RECORD, read_text
 from retouch.core.serialization import from_plain
 from retouch.core.types import Record, Sample, Score
 from retouch.evaluation.statistics import ExampleValues
@@ -65,9 +66,9 @@ def read_saved(
     if not file.exists():
         return None
     try:
-        saved = json.loads(file.read_text("utf-8"))
-        found, value = saved["identity"], from_plain(kind, saved[key])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = json.loads(read_text(file, MAX_RECORD))
+        found, value = dict(saved["identity"]), from_plain(kind, saved[key])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         hint = "Remove it, which repeats its runs, or set another `output_dir`."
         raise RunError(f"{file} is broken: {error}.", hint, code=code) from None
     for name in sorted({*found, *identity}):

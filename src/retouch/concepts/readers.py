@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retouch.core.errors import DataError, choices, code_list
+from retouch.core.files import MAX_TABLE, read_file
 
 REQUIRED = ("prompt", "label")
 
@@ -107,7 +108,7 @@ def read_lines(file: Path) -> Iterator[tuple[SourceLocation, str]]:
 
 def _read_bytes(file: Path | Traversable) -> bytes:
     try:
-        return file.read_bytes()
+        return read_file(file, MAX_TABLE)
     except FileNotFoundError:
         message = f"The file {file} does not exist."
         raise DataError(message, "Check the path.", code="file-missing") from None
@@ -204,6 +205,8 @@ def _read_jsonl(file: str, data: bytes, *_: Columns) -> Rows:
         except json.JSONDecodeError as error:
             message = f"not valid JSON ({error.msg})."
             raise location.error("json-syntax", message, hint, error.colno) from None
+        except ValueError as error:  # a number of more digits than Python converts
+            raise location.error("json-syntax", f"{error}.", hint) from None
         except RecursionError:
             raise location.error("json-syntax", "the JSON is nested too deeply.", hint) from None
         if not isinstance(values, dict):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError, RetouchError
+from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.options import OPTIONS, RENAMED, flatten
 
 # What a person decides at each call: which model is edited which way, on which device, whether code
@@ -44,14 +45,14 @@ def read_config_file(
     """
     form = "TOML" if file.name.endswith(".toml") else "YAML"
     try:
-        text = file.read_text("utf-8")
+        text = read_text(file, MAX_CONFIG)
     except FileNotFoundError:
         raise kind(f"The file {file} does not exist.", hint, code="file-missing") from None
     except (OSError, UnicodeDecodeError) as error:
-        message = f"{file} cannot be read: {error}."
+        message = f"{file} cannot be read: {getattr(error, 'strerror', None) or error}."
         raise kind(message, "Save it as UTF-8.", code="file-unreadable") from None
     try:
-        values = tomllib.loads(text) if form == "TOML" else yaml.safe_load(text)
+        values = tomllib.loads(text) if form == "TOML" else load_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         # A date in YAML that does not exist is a ValueError, as all errors of TOML are.
         message = f"{file} is not valid {form}: {error}."
@@ -59,6 +60,51 @@ def read_config_file(
     if values is not None and not isinstance(values, dict):
         raise kind(f"{file} is not a mapping.", "Write `key: value` lines.", code=code)
     return values or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: texts as keys, no aliases, dates or tags.
+
+    A few aliases can stand for billions of values.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases are not supported", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        values = super().construct_mapping(node, deep)
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if not isinstance(self.construct_object(key), str) or names.count(key.value) > 1:
+                problem = "is not a text" if names.count(key.value) == 1 else "appears twice"
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value:.100}` {problem}", key.start_mark
+                )
+        return values
+
+
+# A date stays a text.
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_yaml(text: str) -> Any:
+    """The values of a YAML document: plain ones, with texts as keys.
+
+    Raises:
+        yaml.YAMLError: it does not parse, or has aliases, tags or other keys.
+        ValueError: a number has too many digits.
+        RecursionError: it is nested too deeply.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def explicit(config: BaseModel) -> dict[str, Any]:

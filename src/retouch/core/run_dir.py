@@ -29,6 +29,7 @@ from retouch.core.atomic import atomic_write, restore_folder, writing
 from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
+from retouch.core.files import MAX_RECORD, read_file
 from retouch.core.serialization import from_plain, to_json, to_plain
 from retouch.core.types import Record, RoundEvent, Sample
 
@@ -268,7 +269,7 @@ def safe_name(text: str) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text("utf-8", errors="replace")
+        return read_file(file, MAX_RECORD).decode("utf-8", errors="replace")
     except OSError as error:
         raise RunError(
             f"{file} cannot be read: {error.strerror or error}.", code="file-unreadable"
@@ -278,7 +279,7 @@ def _read(file: Path) -> str:
 def _parse(file: Path, kind: type[T], text: str, line: int = 0) -> T:
     try:
         return from_plain(kind, json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{file}{f', line {line},' if line else ''} is broken: {error}.",
             "Restore the file, or start a new run.",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from retouch.core.errors import ModelError
+from retouch.core.files import MAX_CONFIG, read_text
 from retouch.models.editable_model import EditableModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-MAX_CONFIG_BYTES = 1 << 20
 
 # What a LoRA adapter needs. Other settings of PEFT name modules to import or files to read, or
 # belong to kinds of adapters that are not tested here: they must have their default.
@@ -61,8 +61,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: {problem}.", hint, code="adapter-not-safetensors")
     file = folder / CONFIG
     try:
-        size = file.stat().st_size
-        values = json.loads(file.read_text("utf-8")) if size <= MAX_CONFIG_BYTES else None
+        values = json.loads(read_text(file, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise _invalid(file, f"cannot be read: {error}") from None
     if not isinstance(values, dict):

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError
+from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.model_names import MODEL_HINT, NAMED_MODELS, POCKET_NAME, is_gguf_name
 from retouch.core.run_dir import find_adapter
 from retouch.core.types import OnEvent, ignore_event
@@ -48,8 +49,8 @@ def model_name(name: str) -> str:
 def _sizes(folder: Path) -> list[Any] | None:
     """The values of a model's configuration that tell pocket from other models."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(read_text(folder / "config.json", MAX_CONFIG))
+    except (OSError, ValueError, RecursionError):
         return None
     names = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
     return [config.get(name) for name in names] if isinstance(config, dict) else None
@@ -201,7 +202,7 @@ def set_chat_template(tokenizer: Any, path: Path) -> None:
             of the user's turn.
     """
     try:
-        tokenizer.chat_template = path.read_text("utf-8")
+        tokenizer.chat_template = read_text(path, MAX_CONFIG)
         chat = [{"role": "user", "content": PROBE}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     except (OSError, UnicodeDecodeError) as error:
