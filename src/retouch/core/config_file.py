@@ -71,21 +71,22 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases are not supported", self.peek_event().start_mark
-            )
+            mark = self.get_mark()
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
         values = super().construct_mapping(node, deep)
-        names = [key.value for key, _ in node.value]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if not isinstance(self.construct_object(key), str) or names.count(key.value) > 1:
-                problem = "is not a text" if names.count(key.value) == 1 else "appears twice"
+            problem = "" if isinstance(self.construct_object(key), str) else "is not a text"
+            if problem or key.value in seen:
+                problem = problem or "appears twice"
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key.value:.100}` {problem}", key.start_mark
                 )
+            seen.add(key.value)
         return values
 
 
