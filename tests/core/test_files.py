@@ -47,13 +47,14 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         list(read_table(table))
 
 
-BOMB = "a: &a [x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*a, *a]\n" for i in range(3))
+BOMB = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
         (BOMB, "aliases"),
+        ("a: &a x\nb: [" + "*a, " * 101 + "]", "aliases"),
         ("a: !!python/object/apply:os.system ['true']", "python/object"),
         ("1: x", "`1` is not a text"),
         ("null: x", "`null` is not a text"),
@@ -72,6 +73,10 @@ def test_yaml_of_more_than_plain_values_is_one_error(tmp_path: Path, text: str, 
     with pytest.raises(ConfigError) as error:
         read_config_file(file)
     assert part in error.value.message
+
+
+def test_an_alias_is_the_value_again() -> None:
+    assert load_yaml("a: &a [x]\nb: *a\nc: *a") == {key: ["x"] for key in "abc"}
 
 
 def test_a_date_is_a_text() -> None:

@@ -62,18 +62,33 @@ def read_config_file(
     return values or {}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML of plain values: texts as keys, no aliases, dates or tags.
+MAX_ALIASES = 100
 
-    A few aliases can stand for billions of values.
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: texts as keys, no dates or tags, and few aliases.
+
+    Aliases of values with aliases could stand for billions of values.
     """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._aliases, self._nested = 0, set[str]()
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.get_mark()
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
-        return super().compose_node(parent, index)
+        event: Any = super().peek_event()  # type: ignore[no-untyped-call]
+        before, mark = self._aliases, event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            self._aliases += 1
+            if event.anchor in self._nested or self._aliases > MAX_ALIASES:
+                problem = "there are too many aliases, or aliases in aliases"
+                raise yaml.composer.ComposerError(None, None, problem, mark)
+            return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if event.anchor is not None and self._aliases > before:
+            self._nested.add(event.anchor)
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
@@ -101,7 +116,7 @@ def load_yaml(text: str) -> Any:
     """The values of a YAML document: plain ones, with texts as keys.
 
     Raises:
-        yaml.YAMLError: it does not parse, or has aliases, tags or other keys.
+        yaml.YAMLError: it does not parse, or has many aliases, tags or other keys.
         ValueError: a number has too many digits.
         RecursionError: it is nested too deeply.
     """
