@@ -11,6 +11,7 @@ after its last finished round and ends in the same weights, bit for bit on the C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from retouch.core.config_file import (
     resolve,
 )
 from retouch.core.errors import RunError
+from retouch.core.lock import locked
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
@@ -161,7 +163,7 @@ def resume(
             "Restore its files, or start a new run.",
             code="concept-changed",
         )
-    with displayed(on_event, RESUME_HINT) as events:
+    with _held(run), displayed(on_event, RESUME_HINT) as events:
         load_config = config.load.model_copy(update=run.load_options())
         editable = editable or load_model(config.model, load_config, events)
         check_fingerprint(run, editable, facts)
@@ -293,6 +295,11 @@ def check_contrast(
         )
 
 
+def _held(run: RunDir) -> AbstractContextManager[None]:
+    """The lock of a run, which the first of several processes holds for all."""
+    return locked(run.path) if distributed.rank() == 0 else nullcontext()
+
+
 def _resolve(
     model: Any,
     editable: EditableModel | None,
@@ -391,8 +398,10 @@ def run_edit(
         run = RunDir(path)
         if distributed.rank() == 0:
             run = RunDir.create(path, config)
-            save_inputs(run, concept, editable)
-        return run_stages(run, config, concept, editable, on_event)
+        with _held(run):
+            if distributed.rank() == 0:
+                save_inputs(run, concept, editable)
+            return run_stages(run, config, concept, editable, on_event)
     except BaseException:
         adapters.detach(editable)  # the caller's model is the base again
         raise

@@ -37,10 +37,11 @@ from retouch.comparison.samples import render_samples
 from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
 from retouch.comparison.table import Table, html, main_columns, make_table, render_markdown
 from retouch.concepts.concept import Concept
-from retouch.core.atomic import atomic_write, check_output_folder
+from retouch.core.atomic import atomic_write, check_output_folder, writing
 from retouch.core.config import AUTO_CONCEPT, LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.formatting import DIRECTION_DONE
+from retouch.core.lock import locked
 from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
 from retouch.core.run_dir import safe_name
@@ -235,7 +236,10 @@ def compare(
     check_output_folder(path, ("compare.json", "results"))
     if save_adapters:
         grid = replace(grid, adapters=path / "adapters")
-    with displayed(on_event, "The same call continues with the points that are left.") as events:
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    hint = "The same call continues with the points that are left."
+    with locked(path), displayed(on_event, hint) as events:
         results = _run_grid(grid, path / "results", backend, events)
         comparison = Comparison(path, grid, tuple(results))
         events(StageEvent("write", "writing the tables and the plot"))

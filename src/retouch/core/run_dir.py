@@ -1,6 +1,7 @@
 """The run directory: its files, written atomically and validated when they are read.
 
 ```
+.lock                while a process works on the run
 config.yaml          the resolved configuration
 run.json             provenance: versions, seed, model, data hashes, layers, hardware, timings
 events.jsonl         one line for each round

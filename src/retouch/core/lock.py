@@ -1,0 +1,65 @@
+"""One process for each run: a lock that ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from retouch.core.atomic import writing
+from retouch.core.errors import RunError
+
+if sys.platform != "win32":  # where runs are not locked
+    import fcntl
+
+NAME = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which exists, inside the context.
+
+    Raises:
+        RunError: another process holds it, or the folder cannot be written.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    file = folder / NAME
+    with writing(file):
+        handle = _acquire(file)
+    try:
+        with handle:
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}")
+            handle.flush()
+            yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _acquire(file: Path) -> IO[str]:
+    """The opened file, locked."""
+    while True:
+        handle = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = handle.read(200).strip() or "another process"
+            handle.close()
+            raise RunError(
+                f"{file.parent} is in use by {holder!r}.",
+                "Wait for it, or stop it; then call this again.",
+                code="run-locked",
+            ) from None
+        # The process that held the lock may have removed the file in the meantime.
+        try:
+            if os.path.samestat(os.fstat(handle.fileno()), os.stat(file)):
+                return handle
+        except FileNotFoundError:
+            pass
+        handle.close()
