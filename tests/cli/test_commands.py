@@ -31,6 +31,7 @@ def run_with_adapter(path: Path, config: EditConfig) -> RunDir:
     run = RunDir.create(path, config)
     run.adapter.mkdir()
     (run.adapter / "adapter_config.json").write_text("{}")
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"weights")
     return run
 
 
@@ -54,9 +55,22 @@ def test_export_writes_the_adapter_and_its_card(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "new").iterdir()} == {
         "README.md",
         "adapter_config.json",
+        "adapter_model.safetensors",
         "retouch.yaml",
     }
     assert "library_name: peft" in (tmp_path / "new" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "config.yaml", "adapter"])
+def test_export_follows_no_link_out_of_the_run(tmp_path: Path, name: str) -> None:
+    run = run_with_adapter(tmp_path / "run", EditConfig())
+    run.write_provenance({"concept": {"name": "safety", "title": "Safety", "description": ""}})
+    moved = tmp_path / "elsewhere"
+    (run.path / name).rename(moved)
+    (run.path / name).symlink_to(moved)
+    command = ["export", str(run.path), "--out", str(tmp_path / "new")]
+    assert "not a regular file" in error_of(call(*command), 5)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_without_an_adapter_is_reported(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from pydantic_core import to_jsonable_python
 
 T = TypeVar("T")
 
+# Control characters above 127, and marks of direction.
+_OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -47,4 +50,4 @@ def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str
         # Half of a surrogate pair, as broken data may hold, has no UTF-8 form, only an escape.
         return json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort)
     # JSON escapes those below 32 itself.
-    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
