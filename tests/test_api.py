@@ -16,6 +16,7 @@ import retouch
 from helpers.pocket_edit import small_settings
 from helpers.tiny_models import tiny_model, tiny_tokenizer
 from retouch.concepts.registry import concept_for_model
+from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
 from retouch.models.load import POCKET
@@ -147,7 +148,8 @@ def test_a_run_of_a_model_from_a_folder_is_resumed_from_what_was_recorded(tmp_pa
     with pytest.raises(ConfigError, match="`model`") as error:
         retouch.resume(run)
     assert error.value.code == "caller-only"
-    result = retouch.resume(run, str(folder), on_event=lambda event: None)
+    cpu = LoadConfig(device="cpu")
+    result = retouch.resume(run, str(folder), load_config=cpu, on_event=lambda event: None)
     assert result.config.model == str(folder)
     assert RunDir.open(run).finished
 
@@ -157,8 +159,9 @@ def test_resuming_with_other_weights_is_an_error(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(1.5)
     run = _stopped_run(model, tokenizer, tmp_path / "run")
+    name = RunDir.open(run).config().model
     with pytest.raises(RunError) as error:
-        retouch.resume(run, RunDir.open(run).config().model, on_event=lambda event: None)
+        retouch.resume(run, name, load_config=LoadConfig(device="cpu"))
     assert error.value.code == "model-changed"
     again, _ = pocket()
     with torch.no_grad():

@@ -163,7 +163,7 @@ def resume(
             "Restore its files, or start a new run.",
             code="concept-changed",
         )
-    with _held(run), displayed(on_event, RESUME_HINT) as events:
+    with _run_lock(run), displayed(on_event, RESUME_HINT) as events:
         load_config = config.load.model_copy(update=run.load_options())
         editable = editable or load_model(config.model, load_config, events)
         check_fingerprint(run, editable, facts)
@@ -295,7 +295,7 @@ def check_contrast(
         )
 
 
-def _held(run: RunDir) -> AbstractContextManager[None]:
+def _run_lock(run: RunDir) -> AbstractContextManager[None]:
     """The lock of a run, which the first of several processes holds for all."""
     return locked(run.path) if distributed.rank() == 0 else nullcontext()
 
@@ -355,7 +355,7 @@ def configure(
             raise loaded_already("config.load")
         fixed |= {"model": editable.name, "load": editable.load_config.model_dump()}
     if isinstance(config, Path | str):
-        check_caller_only(values, resolve(overrides, fixed, where=where), where)
+        check_caller_only(values, resolve(overrides, fixed, where=where).model_dump(), where)
     untuned = resolve(values, overrides, fixed, where=where)
     concept = concept_for_model(concept or untuned.concept, model_name(untuned.model))
     if untuned.concept == AUTO_CONCEPT:
@@ -398,7 +398,7 @@ def run_edit(
         run = RunDir(path)
         if distributed.rank() == 0:
             run = RunDir.create(path, config)
-        with _held(run):
+        with _run_lock(run):
             if distributed.rank() == 0:
                 save_inputs(run, concept, editable)
             return run_stages(run, config, concept, editable, on_event)

@@ -115,28 +115,31 @@ def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableMode
     return load(name, config, on_event=on_event)
 
 
-def check_caller(run: RunDir, config: EditConfig, given: Mapping[str, Any], loaded: bool) -> None:
+def check_caller(
+    run: RunDir, config: EditConfig, given: Mapping[str, Any], has_model: bool
+) -> None:
     """Check that a caller who resumes a run gave what only a caller decides.
 
     Args:
         run: the run.
         config: its configuration.
         given: what the caller gave, as nested values.
-        loaded: whether the caller gave a loaded model.
+        has_model: whether the caller gave a loaded model.
 
     Raises:
         ConfigError: the run has another model, direction, device or reason, or runs code, and the
             caller did not give it.
         RunError: the run's model was in memory and has no name to load it by.
     """
-    if config.model == IN_MEMORY and not loaded:
+    if config.model == IN_MEMORY and not has_model:
         raise RunError(
             f"The run {run.path} was started with a model that has no name to load it by.",
             "Pass it: retouch.resume(path, model, tokenizer).",
             code="model-in-memory",
         )
-    recorded = config.model_dump(exclude={"model", "load"} if loaded else None)
-    check_caller_only(recorded, resolve(given, where="the options"), str(run.path / "config.yaml"))
+    recorded = config.model_dump(exclude={"model", "load"} if has_model else None)
+    ours = resolve(given, where="the options").model_dump()
+    check_caller_only(recorded, ours, str(run.path / "config.yaml"))
 
 
 def check_fingerprint(run: RunDir, editable: EditableModel, facts: Mapping[str, Any]) -> None:

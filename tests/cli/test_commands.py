@@ -65,9 +65,9 @@ def test_export_writes_the_adapter_and_its_card(tmp_path: Path) -> None:
 def test_export_follows_no_link_out_of_the_run(tmp_path: Path, name: str) -> None:
     run = run_with_adapter(tmp_path / "run", EditConfig())
     run.write_provenance({"concept": {"name": "safety", "title": "Safety", "description": ""}})
-    moved = tmp_path / "elsewhere"
-    (run.path / name).rename(moved)
-    (run.path / name).symlink_to(moved)
+    target = tmp_path / "elsewhere"
+    (run.path / name).rename(target)
+    (run.path / name).symlink_to(target)
     command = ["export", str(run.path), "--out", str(tmp_path / "new")]
     assert "not a regular file" in error_of(call(*command), 5)
     assert not (tmp_path / "new").exists()

@@ -52,9 +52,9 @@ def test_every_way_of_printing_is_safe(text: str, capsys: pytest.CaptureFixture[
     output.echo(text)
     output.echo(text, err=True)
     output.write_json({"text": text}, as_json=True)
-    shown = capsys.readouterr()
-    assert is_safe(shown.out)
-    assert is_safe(shown.err)
+    captured = capsys.readouterr()
+    assert is_safe(captured.out)
+    assert is_safe(captured.err)
     assert json.loads(to_json(text)) == text
 
 

@@ -13,17 +13,17 @@ import pytest
 from retouch.core.errors import RunError
 from retouch.core.lock import NAME, locked
 
-HOLD = """
+PROGRAM = """
 import sys, time
 from pathlib import Path
 from retouch.core.lock import locked
 with locked(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(60)
 """
 
 
-def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_the_second_process_is_an_error_with_the_first(tmp_path: Path) -> None:
     with locked(tmp_path):
         with pytest.raises(RunError, match=f"process {os.getpid()} on") as error, locked(tmp_path):
             pass
@@ -35,10 +35,10 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
 
 
 def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "locked\n"
         with pytest.raises(RunError, match=f"process {process.pid}"), locked(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)

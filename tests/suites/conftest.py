@@ -42,7 +42,9 @@ class Folder:
 
     def suite(self, text: str, name: str = "mine.yaml") -> Path:
         """Write a suite's file: the keys that all suites have, and the text."""
-        return self.write(name, HEADING + text)
+        lines = HEADING.splitlines(keepends=True)
+        others = [line for line in lines if f"\n{line.partition(':')[0]}:" not in f"\n{text}"]
+        return self.write(name, "".join(others) + text)
 
     def load(self, text: str, *rows: dict[str, Any], limit: int | None = None) -> Concept:
         """The concept of a suite of these keys over the rows of `data.jsonl`, or of its own files.

@@ -174,7 +174,8 @@ def test_a_wrong_suite_is_an_error_before_the_model_is_loaded(
     folder: Any, monkeypatch: pytest.MonkeyPatch, text: str, code: str
 ) -> None:
     folder.write("data.csv", [{"q": "Sew."}])
-    suite = folder.suite(f"sources: [{{file: data.csv}}]\n{text}")
+    origin = "" if "sources" in text else "sources: [{file: data.csv}]\n"
+    suite = folder.suite(origin + text)
     monkeypatch.setattr(pipeline, "load_model", no_model)
     with pytest.raises(DataError) as error:
         retouch.evaluate("pocket", suites=[suite])

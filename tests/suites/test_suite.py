@@ -94,8 +94,8 @@ WRONG = {
     "no tokens": (f"{REQUESTS}max_new_tokens: 0\n", "value-invalid", "`max_new_tokens`"),
     "no rows": (f"{REQUESTS}sample: {{count: 0}}\n", "value-invalid", "count`"),
     "no rows of rows": (f"{REQUESTS}sample: [{{count: 0}}]\n", "value-invalid", "count`"),
-    "number as key": (f"{REQUESTS}1: x\n", "value-invalid", "`1`"),
-    "date as title": (f"{REQUESTS}title: 2026-01-01\n", "value-invalid", "`title`"),
+    "number as key": (f"{REQUESTS}1: x\n", "yaml-syntax", "`1`"),
+    "number as title": (f"{REQUESTS}title: 2026\n", "value-invalid", "`title`"),
     # Kinds.
     "near kind": (f"{REQUESTS}kind: request\n", "value-invalid", "`requests`?"),
     "list as kind": (f"{REQUESTS}kind: [requests]\n", "value-invalid", "`kind`"),
@@ -122,7 +122,7 @@ WRONG = {
     "unclosed": ("sources: [", "yaml-syntax", "YAML"),
     "tag": (f"{REQUESTS}system: !!python/name:os.system\n", "yaml-syntax", "python/name"),
     "deep": (f"{REQUESTS}system: {'[' * 3000}{']' * 3000}\n", "yaml-syntax", "YAML"),
-    "no date": (f"{REQUESTS}system: 2026-13-45\n", "yaml-syntax", "YAML"),
+    "twice": (f"{REQUESTS}system: a\nsystem: b\n", "yaml-syntax", "`system` appears twice"),
 }
 
 

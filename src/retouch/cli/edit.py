@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,6 @@ from retouch.cli import output
 from retouch.cli.loading import quiet_libraries, resolve_with_model
 from retouch.cli.options import CONFIG, FLAGS, ConfigFile, configured, option, out_dir
 from retouch.concepts.registry import load_concept
-from retouch.core.config import EditConfig
 from retouch.core.config_file import CALLER_ONLY, resolve
 from retouch.core.errors import ConfigError
 from retouch.core.options import flatten
@@ -170,7 +170,7 @@ def run(
     except KeyboardInterrupt:
         message = "Interrupted before anything was written."
         if path is not None and (path / "config.yaml").exists():
-            command = _resume_command(RunDir.open(path).config(), path)
+            command = _resume_command(RunDir.open(path).config().model_dump(), path)
             message = f"Interrupted. Continue with: {command}"
         raise KeyboardInterrupt(message) from None
     if as_json and not silent:
@@ -197,10 +197,10 @@ def run(
     return result
 
 
-def _resume_command(config: EditConfig, path: Path) -> str:
+def _resume_command(settings: Mapping[str, Any], path: Path) -> str:
     """The command that continues a run, with what only a caller decides."""
-    words = ["retouch", "edit", config.model]
-    values, defaults = flatten(config.model_dump()), flatten(EditConfig().model_dump())
+    words = ["retouch", "edit", settings["model"]]
+    values, defaults = flatten(settings), flatten(resolve().model_dump())
     for name in CALLER_ONLY[1:]:
         value = values[name]
         if value != defaults[name]:

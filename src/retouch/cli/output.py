@@ -113,8 +113,9 @@ def styled(*parts: str | tuple[str, str]) -> Text:
     """A text of parts with their styles, with control characters made visible."""
     from rich.text import Text
 
-    shown = [visible(one) if isinstance(one, str) else (visible(one[0]), one[1]) for one in parts]
-    return Text.assemble(*shown)
+    return Text.assemble(
+        *(visible(one) if isinstance(one, str) else (visible(one[0]), one[1]) for one in parts)
+    )
 
 
 def plain(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

@@ -128,18 +128,18 @@ def explicit(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(exclude_unset=True)
 
 
-def check_caller_only(values: Mapping[str, Any], given: EditConfig, where: str) -> None:
+def check_caller_only(values: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
     """Check that a file decides nothing that the caller must: it may repeat what the caller gave.
 
     Args:
         values: the file's values, as nested mappings.
-        given: the configuration of the call alone.
+        given: the values of the call alone, with the defaults.
         where: the file, for the error.
 
     Raises:
         ConfigError: the file has another value of a setting in `CALLER_ONLY`.
     """
-    ours, theirs = flatten(given.model_dump()), flatten(values)
+    ours, theirs = flatten(given), flatten(values)
     differing = [path for path in CALLER_ONLY if theirs.get(path, ours[path]) != ours[path]]
     if differing:
         named = ", ".join(f"`{path}` {theirs[path]!r:.200}" for path in differing)
