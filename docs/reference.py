@@ -31,8 +31,8 @@ one: the defaults below, the settings that a concept's pack gives, a YAML or TOM
 resolved configuration is written to `config.yaml` in the run directory. Unknown keys are errors.
 
 The model, the direction, `allow_weakening`, the device, its memory limit, `fsdp` and
-`trust_remote_code` come [from the caller alone](../security.md): a file may repeat them and cannot set
-them. A pack may set the training, and of the data only how much is used.
+`trust_remote_code` come [from the caller alone](../security.md): a file may repeat them and cannot
+set them. A pack may set the training, and of the data only how much is used.
 
 In a file, the groups are nested mappings:
 
