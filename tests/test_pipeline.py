@@ -23,6 +23,7 @@ from helpers.tiny_models import tiny_editable
 from retouch import pipeline
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import load_concept
+from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.errors import ConfigError, DataError, RefusedError, RunError
 from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
@@ -342,3 +343,24 @@ def test_a_pack_sets_nothing_but_the_training(tmp_path: Path, settings: dict[str
     with pytest.raises(DataError) as error:
         pipeline.configure({"model": "other", "concept": str(pack)})
     assert error.value.code == "settings-refused"
+
+
+def test_a_resume_asks_again_for_what_only_the_caller_decides(tmp_path: Path) -> None:
+    config = EditConfig(
+        concept="pocket-safety",
+        direction="lower",
+        allow_weakening="because I say so",
+        load=LoadConfig(trust_remote_code=True),
+    )
+    path = RunDir.create(tmp_path / "run", config).path
+    names = ["direction", "allow_weakening", "load.trust_remote_code"]
+    with pytest.raises(ConfigError) as error:
+        retouch.resume(path)
+    assert all(f"`{name}`" in error.value.message for name in names)
+    with pytest.raises(ConfigError, match="`allow_weakening`") as error:
+        retouch.resume(path, direction="lower", load_config=config.load)
+    assert error.value.code == "caller-only"
+    with pytest.raises(ConfigError, match="because I say so"):
+        retouch.resume(
+            path, direction="lower", load_config=config.load, allow_weakening="another reason"
+        )
