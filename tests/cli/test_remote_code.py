@@ -103,8 +103,8 @@ def test_no_command_runs_the_code_of_a_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "shared.yaml"
-    asked = EditConfig(model=model, load=LoadConfig(trust_remote_code=True))
-    config.write_text(dump_yaml(asked))
+    demanding = EditConfig(model=model, load=LoadConfig(trust_remote_code=True))
+    config.write_text(dump_yaml(demanding))
     pack = tmp_path / "pack"
     save_pack(load_concept("tone"), pack)
     values = yaml.safe_load((pack / "concept.yaml").read_text())

@@ -69,7 +69,6 @@ def test_pickled_weights_are_not_read(folder: Path, name: str) -> None:
     ("key", "value"),
     [
         ("peft_type", "PROMPT_TUNING"),
-        ("auto_mapping", {"parent_library": "os", "base_model_class": "system"}),
         ("megatron_core", "antigravity"),
         ("megatron_config", {"a": 1}),
         ("corda_config", {"cache_file": "/etc/passwd"}),

@@ -20,6 +20,7 @@ PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 KNOWN = frozenset(
     (
         "alpha_pattern",
+        "auto_mapping",  # of a class to import, which PEFT's own loader reads and this one does not
         "base_model_name_or_path",
         "bias",
         "fan_in_fan_out",
