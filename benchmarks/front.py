@@ -63,6 +63,9 @@ def render_front(
         if key == DRIFT:
             axis.set_xscale("symlog", linthresh=1e-3)
         right = 1.15 * max(x for x, _ in points)
+        if key != DRIFT:
+            right = min(right, 1.04)  # a share
+            axis.set_xlim(right=right)
         front += [(right, y) for _, y in front[-1:]]
         legend["Pareto front"] = axis.plot(
             *zip(*front, strict=True), color=SOFT, linewidth=1.2, drawstyle="steps-post", zorder=1

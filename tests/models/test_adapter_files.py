@@ -77,6 +77,19 @@ def test_pickled_weights_are_not_read(folder: Path, name: str) -> None:
         ("target_modules", ["(a+)+$"]),
         ("target_modules", [1]),
         ("rank_pattern", {"(a+)+$": 4}),
+        ("rank_pattern", {"q_proj": 10**9}),
+        ("rank_pattern", 3),
+        ("r", 10**9),
+        ("r", -1),
+        ("r", "x"),
+        ("r", True),
+        ("lora_alpha", "x"),
+        ("lora_dropout", float("nan")),
+        ("alpha_pattern", {"q_proj": "x"}),
+        ("layers_to_transform", ["x"]),
+        ("bias", 3),
+        ("use_dora", "x"),
+        ("modules_to_save", {"(a+)+$": 1}),
         ("\u001b]0;title\u0007", "x"),
     ],
 )
@@ -91,6 +104,12 @@ def test_settings_that_do_more_than_lora_are_refused(folder: Path, key: str, val
 def test_a_broken_configuration_is_one_error(folder: Path, text: str) -> None:
     (folder / CONFIG).write_text(text)
     refused(folder, "adapter-config-invalid")
+
+
+@pytest.mark.parametrize("size", [0, 4, 100])
+def test_weights_that_are_cut_off_are_one_error(folder: Path, size: int) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+    refused(folder, "adapter-mismatch")
 
 
 def drop(weights: Weights) -> None:

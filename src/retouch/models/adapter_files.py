@@ -45,6 +45,22 @@ KNOWN = frozenset(
 )
 # PEFT takes these texts as regular expressions, which can take forever.
 PATTERNS = ("target_modules", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save")
+# The numbers, with their types and highest values.
+NUMBER, WHOLE = (int, float), (int,)
+LIMITS = (
+    ("r", WHOLE, 16_384),
+    ("rank_pattern", WHOLE, 16_384),
+    ("lora_alpha", NUMBER, 1e6),
+    ("alpha_pattern", NUMBER, 1e6),
+    ("lora_dropout", NUMBER, 1),
+    ("layers_to_transform", WHOLE, 10_000),
+)
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none", "all", "lora_only"),
+    **dict.fromkeys(("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out"), (False, True)),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "inference_mode": (True, False),
+}
 NAME = re.compile(r"[\w.-]{1,500}")
 
 
@@ -78,13 +94,25 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if key not in KNOWN and value not in (None, False, [], {}, defaults.get(key)):
             raise _invalid(file, f"has {key!r:.100}: {value!r:.100}, which is not supported")
     for key in PATTERNS:
-        value = values.get(key) or ()
-        names = [value] if isinstance(value, str) else list(value)
-        if wrong := [one for one in names if not isinstance(one, str) or not NAME.fullmatch(one)]:
-            raise _invalid(file, f"has {wrong[0]!r:.100} in `{key}`, which is no name of a module")
-    if not isinstance(values.get("init_lora_weights", True), bool):
-        raise _invalid(file, f"has `init_lora_weights` {values['init_lora_weights']!r:.100}")
+        for name in _listed(values.get(key)):
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise _invalid(file, f"has {name!r:.100} in `{key}`, which is no name of a module")
+    for key, kind, highest in LIMITS:
+        value = values.get(key)
+        for number in value.values() if isinstance(value, dict) else _listed(value):
+            if type(number) not in kind or not 0 <= number <= highest:
+                raise _invalid(file, f"has `{key}` {number!r:.100}")
+    for key, allowed in CHOICES.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise _invalid(file, f"has `{key}` {values[key]!r:.100}")
     return values
+
+
+def _listed(value: Any) -> list[Any]:
+    """The entries of a list or a mapping, or a single value; none for None."""
+    if isinstance(value, list | dict):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def check_weights(editable: EditableModel, folder: Path, name: str) -> None:

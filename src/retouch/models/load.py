@@ -323,7 +323,7 @@ def adapter_errors(editable: EditableModel, folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0]
         message = f"The adapter {folder} does not fit {editable.name}: {reason}"
         hint = "Load it on the model that it was trained for."

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from retouch.core.config import Quantize
 from retouch.core.errors import ModelError
@@ -17,6 +18,7 @@ UNREADABLE = (
     *(OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError),
     ArithmeticError,  # a model with zero attention heads divides by zero
     StrictDataclassError,  # a value in config.json of a wrong type
+    SafetensorError,  # weights that are cut off
 )
 
 
