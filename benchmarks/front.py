@@ -65,7 +65,7 @@ def render_front(
         right = 1.15 * max(x for x, _ in points)
         if key != DRIFT:
             right = min(right, 1.04)  # a share
-            axis.set_xlim(right=right)
+            axis.set_xlim(-0.05 * right, right)
         front += [(right, y) for _, y in front[-1:]]
         legend["Pareto front"] = axis.plot(
             *zip(*front, strict=True), color=SOFT, linewidth=1.2, drawstyle="steps-post", zorder=1
