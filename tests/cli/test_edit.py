@@ -317,7 +317,7 @@ def test_the_demo_runs_the_edit_of_safety(pipeline: dict[str, Any]) -> None:
         "evaluation": {"suites": "concept", "limit": 64},
     }
     assert pipeline["path"] == Path("runs/demo")
-    assert "retouch chat --adapter runs/demo" in result.output
+    assert "retouch chat pocket --adapter runs/demo" in result.output
     assert "runs/demo-1" in call("demo").output
 
 

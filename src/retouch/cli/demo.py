@@ -93,7 +93,10 @@ def demo(
     output.print_next_steps(
         result.path,
         (f"open {result.path / 'report.html'}", "the whole report, in any browser"),
-        (f"retouch chat --adapter {result.path}", "chat with both models, side by side"),
+        (
+            f"retouch chat {model} --adapter {result.path}",
+            "chat with both models, side by side",
+        ),
         (f"retouch edit {model} --concept {chosen.other_concept}", "edit another concept"),
         (f"retouch export {result.path} --out demo-adapter", "the adapter for PEFT"),
     )

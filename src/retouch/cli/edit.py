@@ -75,7 +75,7 @@ def edit(
             )
     else:
         # Errors in the options are reported before the seconds that importing the libraries takes.
-        example = "retouch edit pocket --concept pocket-safety, or retouch edit --resume RUN"
+        example = "retouch edit pocket --concept pocket-safety, or retouch edit pocket --resume RUN"
         resolve_with_model(settings, example)
     if instruction is not None and "concept" in settings:
         raise ConfigError(

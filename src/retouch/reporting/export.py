@@ -61,8 +61,9 @@ def export(
         )
     recorded = run.config().model
     if format == "merged" and model != recorded:
+        given = "missing" if model is None else repr(model)
         raise ConfigError(
-            f"The run {run.path} edits {recorded!r:.200}, and `model` is {model!r}.",
+            f"The run {run.path} edits {recorded!r:.200}, and `model` is {given}.",
             "Give the model that the run edits.",
             code="models-differ",
         )
