@@ -294,7 +294,7 @@ def test_examples_of_other_concepts_are_retained_too() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("model", "somebody/else"),
+        ("model", "other/model"),
         ("direction", "lower"),
         ("allow_weakening", "because I say so"),
         ("load.trust_remote_code", True),

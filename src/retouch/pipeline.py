@@ -117,7 +117,7 @@ def resume(
 ) -> EditResult:
     """Continue a run that was interrupted; a finished one is read back.
 
-    The settings are those of the run. But a run may come from somebody else, so the model, the
+    The settings are those of the run. But a run may come from elsewhere, so the model, the
     direction, the device, `trust_remote_code` and `allow_weakening` must be given as for `edit`.
 
     Args:

@@ -287,10 +287,10 @@ def test_the_base_of_a_run_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
 
 
 def test_the_model_of_an_adapter_is_given_by_the_caller(tmp_path: Path) -> None:
-    run = run_with_adapter(tmp_path / "run", EditConfig(model="somebody/else"))
+    run = run_with_adapter(tmp_path / "run", EditConfig(model="other/model"))
     with pytest.raises(ConfigError, match="MODEL is missing") as error:
         resolve_base({}, run.path)
-    assert "'somebody/else'" in error.value.hint
+    assert "'other/model'" in error.value.hint
 
 
 def test_a_model_that_is_given_does_not_get_the_options_of_the_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is written never replaces what somebody else wrote."""
+"""An output replaces nothing but an earlier output of the same kind."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from helpers.tiny_models import tiny_editable
 from retouch.core.config import LoraConfig
 from retouch.core.errors import ModelError
+from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from retouch.models import adapters
-from retouch.models.adapter_files import CONFIG, WEIGHTS
 from retouch.models.load import add_adapter
 
 Weights = dict[str, torch.Tensor]
@@ -58,7 +58,7 @@ class Attack:
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
 def test_pickled_weights_are_not_read(folder: Path, name: str) -> None:
-    (folder / WEIGHTS).unlink()
+    (folder / ADAPTER_WEIGHTS).unlink()
     attacked = folder / "attacked"
     (folder / name).write_bytes(pickle.dumps(Attack(attacked)))
     assert name in refused(folder, "adapter-not-safetensors")
@@ -94,7 +94,7 @@ def test_pickled_weights_are_not_read(folder: Path, name: str) -> None:
     ],
 )
 def test_settings_that_do_more_than_lora_are_refused(folder: Path, key: str, value: Any) -> None:
-    file = folder / CONFIG
+    file = folder / ADAPTER_CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     message = refused(folder, "adapter-config-invalid")
     assert "\u001b" not in message
@@ -102,13 +102,13 @@ def test_settings_that_do_more_than_lora_are_refused(folder: Path, key: str, val
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "null"])
 def test_a_broken_configuration_is_one_error(folder: Path, text: str) -> None:
-    (folder / CONFIG).write_text(text)
+    (folder / ADAPTER_CONFIG).write_text(text)
     refused(folder, "adapter-config-invalid")
 
 
 @pytest.mark.parametrize("size", [0, 4, 100])
 def test_weights_that_are_cut_off_are_one_error(folder: Path, size: int) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+    (folder / ADAPTER_WEIGHTS).write_bytes((folder / ADAPTER_WEIGHTS).read_bytes()[:size])
     refused(folder, "adapter-mismatch")
 
 
@@ -131,7 +131,7 @@ def reshape(weights: Weights) -> None:
 
 @pytest.mark.parametrize("change", [drop, add, spoil, reshape])
 def test_tensors_that_do_not_fit_are_named(folder: Path, change: Callable[[Weights], None]) -> None:
-    weights = load_file(folder / WEIGHTS)
+    weights = load_file(folder / ADAPTER_WEIGHTS)
     change(weights)
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / ADAPTER_WEIGHTS)
     assert "lora_" in refused(folder, "adapter-mismatch")

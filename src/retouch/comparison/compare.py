@@ -37,7 +37,7 @@ from retouch.comparison.samples import render_samples
 from retouch.comparison.summary import PairedTest, SummaryRow, paired_tests, summarize
 from retouch.comparison.table import Table, html, main_columns, make_table, render_markdown
 from retouch.concepts.concept import Concept
-from retouch.core.atomic import atomic_write, check_output_folder, writing
+from retouch.core.atomic import atomic_write, check_output_folder
 from retouch.core.config import AUTO_CONCEPT, LoadConfig
 from retouch.core.errors import ConfigError
 from retouch.core.formatting import DIRECTION_DONE
@@ -236,8 +236,6 @@ def compare(
     check_output_folder(path, ("compare.json", "results"))
     if save_adapters:
         grid = replace(grid, adapters=path / "adapters")
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
     hint = "The same call continues with the points that are left."
     with locked(path), displayed(on_event, hint) as events:
         results = _run_grid(grid, path / "results", backend, events)

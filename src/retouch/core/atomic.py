@@ -85,15 +85,20 @@ def check_output_file(path: Path, is_ours: Callable[[str], bool]) -> None:
     raise RunError(message, "Choose another file, or remove that one.", code="path-taken")
 
 
+def is_free(path: Path) -> bool:
+    """Whether a folder can be made at a path: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def check_output_folder(path: Path, marks: Sequence[str]) -> None:
     """Check that a folder can be written into: it is new or empty, or has one of our `marks`.
 
     Raises:
         RunError: it is a file, or has other files alone.
     """
-    if path.is_dir() and (any((path / name).exists() for name in marks) or not any(path.iterdir())):
-        return
-    if path.is_symlink() or path.exists():
+    is_ours = path.is_dir() and any((path / name).exists() for name in marks)
+    is_broken_link = path.is_symlink() and not path.exists()
+    if is_broken_link or not (is_ours or is_free(path)):
         message = f"{path} exists, and is no earlier output of this command."
         raise RunError(message, "Choose another folder.", code="path-taken")
 

@@ -19,7 +19,7 @@ from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.options import OPTIONS, RENAMED, flatten
 
 # What a person decides at each call: which model is edited which way, on which device, whether code
-# runs that comes with it, and why its safety may be weakened. A file may come from somebody else.
+# runs that comes with it, and why its safety may be weakened. A file may come from elsewhere.
 CALLER_ONLY = (
     "model",
     "direction",
@@ -29,6 +29,7 @@ CALLER_ONLY = (
     "load.fsdp",
     "load.trust_remote_code",
 )
+MAX_ALIASES = 100  # of a YAML file
 
 
 def read_config_file(
@@ -54,15 +55,12 @@ def read_config_file(
     try:
         values = tomllib.loads(text) if form == "TOML" else load_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        # A date in YAML that does not exist is a ValueError, as all errors of TOML are.
+        # A number of too many digits is a ValueError, as all errors of TOML are.
         message = f"{file} is not valid {form}: {error}."
         raise kind(message, "Correct the line.", code=code) from None
     if values is not None and not isinstance(values, dict):
         raise kind(f"{file} is not a mapping.", "Write `key: value` lines.", code=code)
     return values or {}
-
-
-MAX_ALIASES = 100
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,16 +75,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node."""
-        event: Any = super().peek_event()  # type: ignore[no-untyped-call]
-        before, mark = self._aliases, event.start_mark
-        if isinstance(event, yaml.AliasEvent):
-            self._aliases += 1
-            if event.anchor in self._nested or self._aliases > MAX_ALIASES:
-                problem = "there are too many aliases, or aliases in aliases"
-                raise yaml.composer.ComposerError(None, None, problem, mark)
-            return super().compose_node(parent, index)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        before, is_alias = self._aliases, isinstance(event, yaml.AliasEvent)
+        self._aliases += is_alias
+        if is_alias and (event.anchor in self._nested or self._aliases > MAX_ALIASES):
+            problem = "there are too many aliases, or aliases in aliases"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         node = super().compose_node(parent, index)
-        if event.anchor is not None and self._aliases > before:
+        if not is_alias and event.anchor is not None and self._aliases > before:
             self._nested.add(event.anchor)
         return node
 

@@ -21,7 +21,7 @@ NAME = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which exists, inside the context.
+    """Hold the lock of a folder inside the context; a missing folder is created.
 
     Raises:
         RunError: another process holds it, or the folder cannot be written.
@@ -31,6 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     file = folder / NAME
     with writing(file):
+        folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(file)
     try:
         with handle:

@@ -26,7 +26,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retouch.core.atomic import atomic_write, restore_folder, writing
+from retouch.core.atomic import atomic_write, is_free, restore_folder, writing
 from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
@@ -36,6 +36,7 @@ from retouch.core.types import Record, RoundEvent, Sample
 
 T = TypeVar("T")
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_NAME = 100  # characters of a file's name that a concept's name decides
 
 
@@ -233,7 +234,7 @@ def check_free(path: Path) -> None:
             "Resume that run, or choose another output folder.",
             code="run-exists",
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         problem = "is not empty" if path.is_dir() else "is a file"
         raise RunError(f"{path} {problem}.", "Choose another output folder.", code="path-taken")
 
@@ -245,12 +246,12 @@ def find_adapter(path: Path) -> Path:
         RunError: there is no adapter.
     """
     for folder in (path, path / "adapter"):
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             return folder
     if (path / "config.yaml").is_file() and not RunDir(path).finished:
         raise RunError(f"The run {path} has no adapter yet.", "Resume it.", code="not-finished")
     raise RunError(
-        f"There is no adapter in {path}: adapter_config.json is neither there nor in "
+        f"There is no adapter in {path}: {ADAPTER_CONFIG} is neither there nor in "
         f"{path / 'adapter'}.",
         "Give a run directory or an adapter folder.",
         code="adapter-missing",

@@ -9,6 +9,7 @@ from typing import Any
 from retouch.core.config import Dtype, LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.model_names import is_gguf_name
+from retouch.core.run_dir import ADAPTER_CONFIG
 from retouch.evaluation.judge import BATCH_SIZE, AnswerJudge, Judge, LabelJudge, TextJudge
 from retouch.evaluation.judge_formats import (
     JudgeFormat,
@@ -64,7 +65,7 @@ def load_judge(
         raise ConfigError(message, code="judge-batch-size")
     name = str(name_or_path)
     config = _read_json(name, "config.json", revision)
-    if not (config or is_gguf_name(name) or _read_json(name, "adapter_config.json", revision)):
+    if not (config or is_gguf_name(name) or _read_json(name, ADAPTER_CONFIG, revision)):
         message = f"The judge {name!r} has no config.json that can be read."
         hint = "Give a local folder, or a hub id that this machine has access to."
         raise ModelError(message, hint, code="model-unreadable")
@@ -129,7 +130,7 @@ def _load_classifier(
 
 def _load_guard(name: str, options: LoadConfig) -> EditableModel:
     """Load a causal language model, or an adapter with its base model."""
-    adapter = _read_json(name, "adapter_config.json", options.revision)
+    adapter = _read_json(name, ADAPTER_CONFIG, options.revision)
     if not adapter or _read_json(name, "config.json", options.revision):
         return load(name, options)
     folder = Path(name)

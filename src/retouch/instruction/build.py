@@ -25,7 +25,7 @@ from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, M
 from retouch.concepts.custom import read_prompts
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import ordinary_examples
-from retouch.core.atomic import atomic_folder
+from retouch.core.atomic import atomic_folder, is_free
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, DataError, RunError
 from retouch.core.formatting import show_score
@@ -158,7 +158,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         RunError: it exists and is not empty, or is a file.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         message = f"{folder} exists already."
         raise RunError(message, "Choose a new folder.", code="path-exists")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from retouch.core.errors import ModelError
 from retouch.core.files import MAX_CONFIG, read_text
+from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from retouch.models.editable_model import EditableModel
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 
 # What a LoRA adapter needs. Other settings of PEFT name modules to import or files to read, or
@@ -71,12 +71,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ModelError: the weights are pickled or missing, or the settings are broken, of another kind
             of adapter, or could import or read something else.
     """
-    if not (folder / WEIGHTS).is_file():
+    from peft import LoraConfig
+
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = next((name for name in PICKLED if (folder / name).exists()), None)
-        problem = f"{WEIGHTS} is missing" + (f", and {pickled} may run code" if pickled else "")
+        problem = f", and {pickled} may run code" if pickled else ""
         hint = "Save the adapter with `safe_serialization=True`." if pickled else ""
-        raise ModelError(f"{folder}: {problem}.", hint, code="adapter-not-safetensors")
-    file = folder / CONFIG
+        message = f"{folder}: {ADAPTER_WEIGHTS} is missing{problem}."
+        raise ModelError(message, hint, code="adapter-not-safetensors")
+    file = folder / ADAPTER_CONFIG
     try:
         values = json.loads(read_text(file, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
@@ -89,7 +92,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise _invalid(
             file, f"has `task_type` {values['task_type']!r:.100}, which is not CAUSAL_LM"
         )
-    defaults = _defaults()
+    defaults = LoraConfig().to_dict()
     for key, value in values.items():
         if key not in KNOWN and value not in (None, False, [], {}, defaults.get(key)):
             raise _invalid(file, f"has {key!r:.100}: {value!r:.100}, which is not supported")
@@ -130,7 +133,7 @@ def check_weights(editable: EditableModel, folder: Path, name: str) -> None:
     expected: Mapping[str, Any] = get_peft_model_state_dict(
         editable.model, adapter_name=name, save_embedding_layers=False
     )
-    with safe_open(folder / WEIGHTS, "pt") as file:
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         found = set(file.keys())
         problem = ""
         if missing := sorted(expected.keys() - found):
@@ -149,13 +152,6 @@ def check_weights(editable: EditableModel, folder: Path, name: str) -> None:
 
 def _shape(file: Any, key: str) -> tuple[int, ...]:
     return tuple(file.get_slice(key).get_shape())
-
-
-def _defaults() -> dict[str, Any]:
-    """The defaults of PEFT's settings."""
-    from peft import LoraConfig
-
-    return dict(LoraConfig().to_dict())
 
 
 def _invalid(file: Path, problem: str) -> ModelError:

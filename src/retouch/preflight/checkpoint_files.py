@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from retouch.core.errors import ModelError
 from retouch.core.finding import Finding
 from retouch.core.model_names import is_gguf_name
+from retouch.core.run_dir import ADAPTER_CONFIG
 from retouch.core.units import size_text
 from retouch.models.gguf_header import LFS_POINTER, GgufHeader
 from retouch.preflight.findings import ErrorsAsFindings, first_few
@@ -140,7 +141,7 @@ def _no_weights(names: Collection[str]) -> ModelError:
     others = sorted(name for name in names if name.endswith(".safetensors"))
     code, message = "weights-missing", "There are no weights."
     hint = f"Add {SINGLE}, or shards with {INDEX}."
-    if "adapter_config.json" in names and "config.json" not in names:
+    if ADAPTER_CONFIG in names and "config.json" not in names:
         code, message = "model-is-adapter", "This is an adapter, not a model."
         hint = "Give its base model."
     elif gguf := sorted(filter(is_gguf_name, names)):

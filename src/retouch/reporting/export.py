@@ -8,15 +8,14 @@ from typing import Any, Literal, get_args
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
-from retouch.core.atomic import atomic_folder, atomic_write
+from retouch.core.atomic import atomic_folder, atomic_write, is_free
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, RunError
-from retouch.core.run_dir import RunDir
+from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunDir
 from retouch.reporting.model_card import Form, render_card
 
 Format = Literal["peft", "merged"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CONCEPT_FACTS = ("name", "title", "description", "weakens", "source", "hash")
 
 
@@ -47,13 +46,13 @@ def export(
         raise ConfigError(
             f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.", code="format-unknown"
         )
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_free(output_dir):
         raise RunError(
             f"{output_dir} exists and is not an empty folder.",
             "Choose another `output_dir`.",
             code="path-in-use",
         )
-    if not (run.adapter / "adapter_config.json").is_file():
+    if not (run.adapter / ADAPTER_CONFIG).is_file():
         raise RunError(
             f"The run {run.path} has no adapter yet.",
             f"Finish it: `retouch edit MODEL --resume {run.path}`.",
@@ -70,7 +69,7 @@ def export(
     card = _card(run, format)
     with atomic_folder(output_dir) as folder:
         if format == "peft":
-            for name in ADAPTER_FILES:
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                 _copy(run.adapter / name, folder / name)
         else:
             _write_merged(run, recorded, trust_remote_code, folder)
