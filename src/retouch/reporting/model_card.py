@@ -188,15 +188,17 @@ def _loading(config: EditConfig, form: Form, provenance: Mapping[str, Any]) -> s
         source += f", revision={_quoted(config.load.revision)}"
     # Without it transformers keeps the weights quantised, and PEFT cannot adapt them.
     weights = f"{source}, quantization_config=GgufConfig(dequantize=True)" if gguf else source
-    lines = [
+    imports = [
         "" if merged else "from peft import PeftModel",
         "from retouch.models.load import POCKET" if pocket else "",
         f"from transformers import {auto_class}, AutoTokenizer{', GgufConfig' if gguf else ''}",
+    ]
+    lines = [
         f"{'model' if merged else 'base'} = {auto_class}.from_pretrained({weights})",
         "" if merged else f'model = PeftModel.from_pretrained(base, "{folder}")',
         f"tokenizer = AutoTokenizer.from_pretrained({source})",
     ]
-    code = "\n".join(filter(None, lines))
+    code = "\n\n".join("\n".join(filter(None, part)) for part in (imports, lines))
     chat = "" if merged else "\n\nWith Retouch: `retouch chat MODEL --adapter FOLDER`."
     return f"## How to load it\n\n```python\n{code}\n```{chat}"
 
