@@ -5,10 +5,10 @@
 Writes docs/results/smollm2/: for each study the tables and the plot of `retouch compare`, thirty
 responses of every method side by side, and for safety the picture of what it refuses beside what it
 costs, and the capability before and after. Every method has the same examples and the settings that
-`retouch tune` found on the validation split (`comparison/tuned/safety-raise.yaml`; the other
-studies use the same). All methods run with one seed, then Retouch and the two best others with
-three. Points whose result lies under --out are not run again: the command can be stopped and
-repeated, on another machine too.
+`retouch tune` found on the validation split (`comparison/tuned/safety-raise.yaml`); the further
+studies use the same, but truthfulness has its own in `benchmarks/tuned/`. All methods run with one
+seed, then Retouch and the two best others with three. Points whose result lies under --out are not
+run again: the command can be stopped and repeated, on another machine too.
 
 DIR holds the published files that the built-in suites name (`retouch.suites`).
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -143,6 +144,8 @@ class Study:
         metrics: as for `retouch compare`.
         more_seeds: whether Retouch and the best others run with further seeds.
         strength_suites: those of the suites that adapters are measured on at lower strengths.
+        tuned: the file of tuned settings in `benchmarks/tuned/` (default: those of safety that
+            ship).
     """
 
     title: str
@@ -155,6 +158,17 @@ class Study:
     metrics: Any = "objective"
     more_seeds: bool = False
     strength_suites: tuple[str, ...] = ()
+    tuned: str = ""
+
+    @contextmanager
+    def tuned_file(self) -> Iterator[Path]:
+        """The file of tuned settings, inside the context."""
+        if self.tuned:
+            yield Path(__file__).parent / "tuned" / self.tuned
+            return
+        shipped = resources.files("retouch.comparison") / "tuned" / "safety-raise.yaml"
+        with resources.as_file(shipped) as path:
+            yield path
 
 
 def truthfulness(control: bool) -> Callable[[Inputs], Concept]:
@@ -255,6 +269,7 @@ STUDIES = {
         TRUTH_COLUMNS,
         num_examples=400,
         metrics="concept",
+        tuned="truthfulness.yaml",
     ),
     "truthfulness-control": Study(
         "Truthfulness, the control: answers of other questions",
@@ -264,6 +279,7 @@ STUDIES = {
         TRUTH_COLUMNS,
         num_examples=400,
         metrics="concept",
+        tuned="truthfulness.yaml",
     ),
     "gender-bias": Study(
         "Gender bias lowered",
@@ -288,9 +304,7 @@ def run_study(name: str, inputs: Inputs, out: Path) -> Comparison:
     concept = study.concept(inputs)
 
     def run(more_seeds: Mapping[str, int]) -> Comparison:
-        with resources.as_file(
-            resources.files("retouch.comparison") / "tuned" / "safety-raise.yaml"
-        ) as tuned:
+        with study.tuned_file() as tuned:
             return compare(
                 inputs.editable,
                 concept=concept,
@@ -307,6 +321,7 @@ def run_study(name: str, inputs: Inputs, out: Path) -> Comparison:
                 max_new_tokens=MAX_NEW_TOKENS,
                 samples=SAMPLES,
                 save_adapters=True,
+                allow_weakening="adapters of compared methods, which are measured here",
                 output_dir=out / name,
             )
 

@@ -8,16 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from retouch.concepts.registry import concept_for_model
-from retouch.core.atomic import atomic_folder
+from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import LoadConfig
 from retouch.core.config_file import explicit
 from retouch.core.errors import ConfigError
 from retouch.core.run_dir import RunDir, check_free, find_adapter
 from retouch.core.types import OnEvent, Record, StageEvent, ignore_event
+from retouch.evaluation.safety_probe import probe_safety
 from retouch.evaluation.strength_sweep import effect_records
 from retouch.models import adapters
 from retouch.models.adapter_merging import merge_adapters
 from retouch.models.load import load, model_name
+from retouch.reporting.merged_card import MergedEdit, render_merged_card
+from retouch.reporting.safety_gate import check_probe, check_weakening
 
 MERGED = "merged"
 
@@ -40,6 +43,7 @@ def merge(
     *,
     model: str,
     limit: int | None = 200,
+    allow_weakening: str | None = None,
     load_config: LoadConfig | None = None,
     on_event: OnEvent = ignore_event,
 ) -> MergeResult:
@@ -51,6 +55,7 @@ def merge(
         weights: the weight of each run (default: 1 each).
         model: the name of the model that the runs edit.
         limit: maximum number of test examples per metric.
+        allow_weakening: the reason, where the sum weakens safety; it is written on the card.
         load_config: how the model is loaded; the revision and the chat template are those of the
             first run where it does not set them.
         on_event: receives the events.
@@ -58,6 +63,7 @@ def merge(
     Raises:
         ConfigError: the runs edit different models, or another one than `model`; or their number
             differs from that of weights.
+        RefusedError: an edit is declared to weaken safety, or the sum does, without a reason.
         RunError: a run has no adapter, or `output_dir` is in use.
         ModelError: the model cannot be loaded, or an adapter is not plain LoRA.
     """
@@ -74,10 +80,15 @@ def merge(
     for path in paths:
         find_adapter(path)
     check_free(output_dir)
-    edits = dict.fromkeys((config.concept, config.direction) for config in configs)
-    concepts = [
-        (concept_for_model(name, model_name(model)), direction) for name, direction in edits
-    ]
+    chosen = dict.fromkeys((config.concept, config.direction) for config in configs)
+    concepts = {
+        (name, direction): (concept_for_model(name, model_name(model)), direction)
+        for name, direction in chosen
+    }
+    for config, weight in zip(configs, weights, strict=True):
+        concept, direction = concepts[config.concept, config.direction]
+        if weight > 0:  # what an edit with a negative weight does is measured
+            check_weakening(direction, allow_weakening, concept)
     on_event(StageEvent("load", f"loading {model}"))
     editable = load(model, _load_config(opened[0], load_config))
     metrics: dict[str, list[Record]] = {}
@@ -85,11 +96,23 @@ def merge(
     for name, folders, shares in (*singles, (MERGED, paths, weights)):
         merge_adapters(editable, folders, shares)
         metrics[name] = effect_records(
-            editable, concepts, limit=limit, progress=partial(_report, on_event, name)
+            editable,
+            list(concepts.values()),
+            limit=limit,
+            progress=partial(_report, on_event, name),
         )
         if name == MERGED:
+            probe = probe_safety(editable, partial(_report, on_event, name))
+            check_probe(probe, allow_weakening, "The sum of the edits")
+            edits = [
+                MergedEdit(path.name, config, weight, metrics[str(path)])
+                for path, config, weight in zip(paths, configs, weights, strict=True)
+            ]
+            reasons = [allow_weakening, *(config.allow_weakening for config in configs)]
             with atomic_folder(output_dir) as folder:
                 adapters.save(editable, folder)
+                card = render_merged_card(edits, metrics[name], probe, reasons)
+                atomic_write(folder / "README.md", card)
         adapters.detach(editable)
     return MergeResult(output_dir, metrics)
 

@@ -125,7 +125,7 @@ def resume(
         model: a name or a loaded model, the one that the run was started with.
         tokenizer: the tokenizer of a transformers model.
         direction: that of the run.
-        allow_weakening: the reason, where the run weakens safety.
+        allow_weakening: the reason, where the run weakens safety; it is recorded.
         load_config: the device and `trust_remote_code` of the run, where they are not the defaults.
         on_event: receives the events, as for `edit`.
 
@@ -151,6 +151,8 @@ def resume(
     }
     given = {key: value for key, value in given.items() if value is not None}
     check_caller(run, config, given, editable is not None)
+    if allow_weakening != config.allow_weakening:  # the safety probe has asked for it
+        config = config.model_copy(update={"allow_weakening": allow_weakening})
     concept = concept_for_model(
         load_concept_file(run.concept) if run.has_concept else config.concept,
         model_name(config.model),
@@ -167,6 +169,8 @@ def resume(
         load_config = config.load.model_copy(update=run.load_options())
         editable = editable or load_model(config.model, load_config, events)
         check_fingerprint(run, editable, facts)
+        if distributed.rank() == 0:
+            run.write_config(config)
         distributed.barrier()
         return run_stages(run, config, concept, editable, events)
 

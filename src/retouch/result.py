@@ -58,16 +58,29 @@ class EditResult:
         """
         return self._editable().tokenizer
 
-    def save_pretrained(self, folder: Path | str) -> Path:
+    def save_pretrained(self, folder: Path | str, *, allow_weakening: str | None = None) -> Path:
         """Write the adapter and its model card to a new folder, for PEFT and `retouch.evaluate`.
 
+        Args:
+            folder: a new or empty folder.
+            allow_weakening: the reason, where the edit weakens safety (default: the edit's, unless
+                the run was read back from disk).
+
         Raises:
+            RefusedError: the edit weakens safety, and there is no reason.
             RunError: the folder is not empty, or cannot be written.
         """
-        return export(RunDir(self.path), "peft", Path(folder))
+        if allow_weakening is None and self.editable is not None:
+            allow_weakening = self.config.allow_weakening
+        return export(RunDir(self.path), "peft", Path(folder), allow_weakening=allow_weakening)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        allow_weakening: str | None = None,
     ) -> str:
         """Upload the adapter and its model card to a model repository of the Hugging Face hub.
 
@@ -75,11 +88,13 @@ class EditResult:
             repo_id: `owner/name`; the repository is created if it does not exist.
             private: whether a new repository is private (default: the owner's setting).
             token: a hub token (default: the one that `hf auth login` stored).
+            allow_weakening: as for `save_pretrained`.
 
         Returns:
             The address of the commit.
 
         Raises:
+            RefusedError: the edit weakens safety, and there is no reason.
             RunError: the hub refuses the upload or is not reached.
         """
         from huggingface_hub import HfApi
@@ -87,7 +102,9 @@ class EditResult:
 
         api = HfApi(token=token)
         with TemporaryDirectory() as folder:
-            exported = self.save_pretrained(Path(folder, "adapter"))
+            exported = self.save_pretrained(
+                Path(folder, "adapter"), allow_weakening=allow_weakening
+            )
             try:
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 commit = api.upload_folder(

@@ -12,8 +12,9 @@ from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.config_file import check_caller_only, resolve
 from retouch.core.errors import DataError, RunError
+from retouch.core.files import sha256
 from retouch.core.process import describe_machine
-from retouch.core.run_dir import RunDir
+from retouch.core.run_dir import ADAPTER_WEIGHTS, RunDir
 from retouch.core.types import OnEvent, Record, StageEvent
 from retouch.evaluation.evaluate import Evaluation
 from retouch.models import adapters
@@ -83,11 +84,14 @@ def _is_stored(name_or_path: str, concept: Concept, model: str) -> bool:
 
 
 def write_adapter(run: RunDir, editable: EditableModel, trainer: Trainer) -> None:
-    """Write the adapter and the last discriminators."""
+    """Write the adapter and the last discriminators, and which adapter the safety is of."""
     from safetensors.torch import save_file
 
     with atomic_folder(run.adapter) as folder:
         adapters.save(editable, folder)
+    facts = run.provenance()
+    safety = {**facts["safety"], "adapter": sha256(run.adapter / ADAPTER_WEIGHTS)}
+    run.write_provenance({**facts, "safety": safety})
     with atomic_folder(run.discriminator) as folder:
         save_file(trainer.discriminators.state_dict(), folder / "discriminators.safetensors")
 
@@ -138,6 +142,8 @@ def check_caller(
             code="model-in-memory",
         )
     recorded = config.model_dump(exclude={"model", "load"} if has_model else None)
+    if recorded["allow_weakening"] is None:  # the safety probe may have asked for a reason
+        del recorded["allow_weakening"]
     ours = resolve(given, where="the options").model_dump()
     check_caller_only(recorded, ours, str(run.path / "config.yaml"))
 

@@ -14,11 +14,13 @@ from retouch.core.serialization import to_plain
 from retouch.core.types import OnEvent, StageEvent, ignore_event
 from retouch.evaluation.evaluate import Evaluation, evaluate
 from retouch.evaluation.outcome import find_outcome
+from retouch.evaluation.safety_probe import probe_safety
 from retouch.evaluation.scorers import shows_effect
 from retouch.evaluation.strength_choice import choose_strength
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import model_name
+from retouch.reporting.safety_gate import check_probe
 from retouch.result import EditResult
 from retouch.run_record import describe_edit, write_adapter, write_results
 from retouch.task.task import EditTask, build_task
@@ -83,6 +85,8 @@ def run_stages(
         chosen = {"chosen": choice.strength, "effects": to_plain(choice.effects)}
         facts = {"strength": chosen, "over_limits": choice.excess if choice.excess > 1 else None}
         run.write_provenance({**run.provenance(), **facts})
+    _check_safety(run, config, editable, on_event)
+    if writes:
         write_adapter(run, editable, trainer)
     timings = {"edit_seconds": time.monotonic() - began, **trainer.seconds}
 
@@ -145,6 +149,21 @@ def _train(run: RunDir, trainer: Trainer, writes: bool, on_event: OnEvent) -> No
             save_checkpoint(trainer.state(), run.checkpoints)
         on_event(event)
     trainer.finish()
+
+
+def _check_safety(
+    run: RunDir, config: EditConfig, editable: EditableModel, on_event: OnEvent
+) -> None:
+    """Measure and record the safety of base and edited model.
+
+    Raises:
+        RefusedError: the edit weakens safety without a reason. The checkpoint stays.
+    """
+    probe = probe_safety(editable, lambda *progress: on_event(StageEvent("safety", *progress)))
+    if distributed.rank() == 0:
+        run.write_provenance({**run.provenance(), "safety": {"probe": to_plain(probe)}})
+    hint = f"Then resume the run {run.path} with it, or train on other examples."
+    check_probe(probe, config.allow_weakening, "The edit", hint)
 
 
 def _measure(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 
 from retouch.concepts.chat import tokenize_chat
@@ -73,3 +76,58 @@ def test_only_many_prompts_with_one_beginning_get_batches_of_their_own() -> None
     assert list(map(len, generating._batches(order, prompts, 128, False))) == [len(prompts)]
     assert shared_beginning([prompts[i] for i in batches[0]]) == MIN_SHARED
     assert shared_beginning([prompts[i] for i in batches[1]]) == 0
+
+
+UNUSUAL = {
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "encoder_repetition_penalty": 5.0,
+    "min_new_tokens": 30,
+    "min_length": 60,
+    "max_length": 3,
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7,
+    "suppress_tokens": list(range(300, 2000)),
+    "begin_suppress_tokens": list(range(300, 2000)),
+    "bad_words_ids": [[one] for one in range(300, 2000)],
+    "sequence_bias": [[[300], 50.0]],
+    "exponential_decay_length_penalty": (1, 5.0),
+    "guidance_scale": 3.0,
+    "do_sample": True,
+    "temperature": 5.0,
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "output_hidden_states": True,
+    "use_cache": False,
+    "renormalize_logits": True,
+    "stop_strings": ["e"],
+    "max_time": 0.0,
+    "cache_implementation": "static",
+    "prompt_lookup_num_tokens": 2,
+    "watermarking_config": {"greenlist_ratio": 0.5, "bias": 20.0},
+    "pad_token_id": 5,
+}
+
+
+def test_the_generation_config_of_a_model_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editable = load("pocket")
+    prompts = [
+        tokenize_chat(editable.tokenizer, [Message("user", text)], "").ids[:-1]
+        for text in QUESTIONS[:2]
+    ]
+    plain = generate(editable, prompts)
+    config = editable.base.generation_config
+    for name, value in UNUSUAL.items():
+        editable.base.generation_config = copy.deepcopy(config)
+        setattr(editable.base.generation_config, name, value)
+        assert generate(editable, prompts) == plain, name
+        assert getattr(editable.base.generation_config, name) == value  # the model keeps its own
+    # Without the replacement the test would fail.
+    monkeypatch.setattr(generating, "_plain_generation_config", lambda _: nullcontext())
+    editable.base.generation_config = copy.deepcopy(config)
+    editable.base.generation_config.repetition_penalty = 5.0
+    assert generate(editable, prompts) != plain

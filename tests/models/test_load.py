@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from helpers.tiny_edit import build_training, tiny_config
 from helpers.tiny_models import VISION, tiny_editable, tiny_model, tiny_tokenizer
-from retouch.core.config import LoadConfig, LoraConfig
+from retouch.core.config import EditConfig, LoadConfig, LoraConfig
 from retouch.core.errors import ModelError, RunError
 from retouch.models import adapters
+from retouch.models.gguf_header import LFS_POINTER
 from retouch.models.load import POCKET, load, model_name
+from retouch.preflight.check import run_preflight
 
 IDS = torch.arange(6, 46).reshape(4, 10)
 LORA = LoraConfig(r=2, lora_alpha=4.0)
@@ -80,9 +84,9 @@ def test_an_impossible_configuration_is_an_error_with_its_reason(
 
 def test_pickled_weights_are_rejected(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="safetensors") as raised:
+    with pytest.raises(ModelError, match="pickle") as raised:
         load(str(folder))
-    assert raised.value.code == "model-unreadable"
+    assert raised.value.code == "weights-pickled"
 
 
 def test_a_missing_device_is_an_error(folder: Path) -> None:
@@ -119,7 +123,7 @@ def test_saving_an_adapter_writes_no_model_card(tmp_path: Path) -> None:
     adapters.attach(editable, [1], LORA, 0)
     adapters.save(editable, tmp_path / "adapter")
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
     card = tmp_path / "adapter" / "README.md"
     card.write_text("Mine.")
     adapters.save(editable, tmp_path / "adapter")
@@ -181,3 +185,84 @@ def test_a_tokenizer_without_an_end_token_is_rejected(folder: Path) -> None:
     with pytest.raises(ModelError, match="eos_token") as raised:
         load(str(folder))
     assert raised.value.code == "tokenizer-no-eos"
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "named"),
+    [
+        (lambda w: w.pop(NORM), "weights-mismatch", NORM),
+        (lambda w: w.update(stranger=torch.zeros(2)), "weights-mismatch", "stranger"),
+        (lambda w: w[NORM].fill_(torch.nan), "weights-not-finite", f"{NORM}' of .* NaN"),
+        (lambda w: w[NORM].fill_(-torch.inf), "weights-not-finite", f"{NORM}' of .* infinity"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_an_error_that_names_one(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], code: str, named: str
+) -> None:
+    change_weights(folder, change)
+    with pytest.raises(ModelError, match=named) as raised:
+        load(str(folder))
+    assert raised.value.code == code
+
+
+def test_tied_weights_may_be_missing(tmp_path: Path) -> None:
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    load(str(tmp_path))
+
+
+def spoil(folder: Path, name: str) -> None:
+    """Make one of the problems that `retouch doctor` finds."""
+    weights = folder / "model.safetensors"
+    if name == "weights-truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif name == "weights-lfs-pointer":
+        weights.write_bytes(LFS_POINTER + b"/spec/v1\n")
+    elif name == "model-with-adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    elif name == "model-is-adapter":
+        weights.unlink()
+        (folder / "config.json").rename(folder / "adapter_config.json")
+    elif name == "weights-pickled":
+        weights.rename(folder / "pytorch_model.bin")
+    elif name == "tokenizer-mismatch":
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens([f"more{i}" for i in range(9000)])
+        tokenizer.save_pretrained(folder)
+    elif name == "chat-template-no-default":
+        (folder / "chat_template.jinja").unlink()
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = {"rag": "{{ messages }}", "tools": "{{ messages }}"}
+        tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "weights-truncated",
+        "weights-lfs-pointer",
+        "model-with-adapter",
+        "model-is-adapter",
+        "weights-pickled",
+        "tokenizer-mismatch",
+        "chat-template-no-default",
+    ],
+)
+def test_the_checks_of_doctor_come_before_every_use(folder: Path, code: str) -> None:
+    spoil(folder, code)
+    with pytest.raises(ModelError) as raised:
+        load(str(folder))
+    assert raised.value.code == code
+    report = run_preflight(EditConfig(model=str(folder)))
+    assert code in {finding.code for finding in report.errors}

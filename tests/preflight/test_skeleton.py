@@ -11,9 +11,9 @@ import pytest
 from helpers.preflight import codes, only_error, preflight, with_code
 from helpers.tiny_models import tiny_model, tiny_tokenizer
 from retouch.core.errors import ModelError
+from retouch.models.checkpoint_files import check_listing
 from retouch.models.layout import find_layout
 from retouch.preflight import check, skeleton
-from retouch.preflight.checkpoint_files import check_listing
 
 
 def rewrite(folder: Path, name: str = "config.json", **changes: Any) -> None:

@@ -12,10 +12,9 @@ from retouch.cli.loading import quiet_libraries
 from retouch.cli.options import configured, option, out_dir
 from retouch.core.config_file import resolve
 from retouch.core.run_dir import RunDir
-from retouch.reporting.export import export as export_run
 
 
-@configured("model", "load.trust_remote_code", model_first=False)
+@configured("model", "allow_weakening", "load.trust_remote_code", model_first=False)
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
     output_dir: Annotated[Path, out_dir("a new folder")],
@@ -28,15 +27,17 @@ def export(
 
     For a merged model, `--model` is the model that the run edits.
     """
-    if format == "merged":
-        quiet_libraries()
+    quiet_libraries()
     given = resolve(settings, where="the options")
+    from retouch.reporting.export import export as export_run
+
     path = export_run(
         RunDir.open(run),
         cast(Any, format),
         output_dir,
         model=given.model if "model" in settings else None,
         trust_remote_code=given.load.trust_remote_code,
+        allow_weakening=given.allow_weakening,
     )
     output.echo(f"Exported: {path}")
     output.echo(f"The model card {path / 'README.md'} tells how to load it.")

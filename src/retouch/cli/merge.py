@@ -13,7 +13,7 @@ from retouch.cli.options import LOAD, AsJson, configured, option, out_dir, split
 from retouch.core.formatting import show_value, words
 
 
-@configured(*LOAD, model_first=False)
+@configured(*LOAD, "allow_weakening", model_first=False)
 def merge(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run directories")],
     output_dir: Annotated[Path, out_dir("a new folder for the adapter")],
@@ -37,6 +37,7 @@ def merge(
             shares,
             model=config.model,
             limit=limit,
+            allow_weakening=config.allow_weakening,
             load_config=config.load,
             on_event=progress,
         )

@@ -63,6 +63,7 @@ class Grid:
         settings_origin: where the settings come from, in words.
         samples: the number of responses of each point that are kept.
         adapters: the folder that adapters are saved in; None: they are not saved.
+        allow_weakening: the reason for saving adapters that weaken safety.
     """
 
     model: str
@@ -84,6 +85,7 @@ class Grid:
     source_filter: str | None
     samples: int
     adapters: Path | None
+    allow_weakening: str | None
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds of a method."""
@@ -216,6 +218,7 @@ def make_grid(
         source_filter=source_filter,
         samples=samples,
         adapters=adapters,
+        allow_weakening=allow_weakening,
     )
     grid.objective()  # raises if there is none
     return grid

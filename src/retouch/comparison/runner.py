@@ -19,10 +19,12 @@ from retouch.core.options import flatten
 from retouch.core.types import OnEvent, Progress, Record, Split, ignore_event, no_progress
 from retouch.evaluation.evaluate import BaseResults, evaluate
 from retouch.evaluation.robustness import applicable_attacks, run_robustness
+from retouch.evaluation.safety_probe import probe_safety
 from retouch.evaluation.scorers import shows_effect
 from retouch.methods import registry
 from retouch.models import adapters
 from retouch.models.editable_model import EditableModel
+from retouch.reporting.safety_gate import check_probe
 from retouch.task.task import EditTask, build_task
 
 
@@ -78,6 +80,9 @@ class Runner:
             method.apply(self._editable, task, settings, progress)
             seconds = time.monotonic() - began
             if grid.adapters and self._editable.adapted and not self._editable.interventions:
+                # An adapter is only measured unless it is saved, which makes it an edited model.
+                probe = probe_safety(self._editable)
+                check_probe(probe, grid.allow_weakening, f"The adapter of {point}")
                 adapters.save(self._editable, grid.adapters / point.name)
             evaluation = evaluate(
                 self._editable,

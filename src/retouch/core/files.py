@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from importlib.resources.abc import Traversable
@@ -49,6 +50,12 @@ def read_text(file: Path | Traversable, limit: int) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     return read_file(file, limit).decode("utf-8")
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _open_at_once(path: str, flags: int) -> int:

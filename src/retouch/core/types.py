@@ -100,7 +100,7 @@ class RoundEvent:
 class StageEvent:
     """The stage that the pipeline is in; `done` and `total` are 0 where they are unknown."""
 
-    stage: str  # `load`, `responses`, `layers`, `contrast`, `train`, `measure` or `write`
+    stage: str  # such as `load`, `responses`, `layers`, `contrast`, `train`, `safety`, `measure`
     detail: str  # a sentence for the user
     done: int = 0
     total: int = 0

@@ -17,6 +17,7 @@ from retouch.evaluation.likelihood_scorers import (
     MultipleChoiceScorer,
     PerplexityScorer,
     PreferredScorer,
+    ResponseLogOddsScorer,
 )
 from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
 from retouch.evaluation.scorer import (
@@ -188,6 +189,7 @@ BUILT_IN: dict[str, Scorer] = {
         PreferredScorer(),
         LikelierScorer(),
         LogOddsScorer(),
+        ResponseLogOddsScorer(),
         MultipleChoiceScorer("mc1", mass=False),
         MultipleChoiceScorer("mc2", mass=True),
         PerplexityScorer(),

@@ -87,6 +87,16 @@ class LogOddsScorer(LikelierScorer):
         return ScoringResult(bootstrap(values), values)
 
 
+class ResponseLogOddsScorer(LogOddsScorer):
+    """The same of two responses to one prompt."""
+
+    name = "response_log_odds"
+    needs = frozenset({"response_logprobs"})
+
+    def _values(self, examples: Sequence[Example], context: ScoringContext) -> list[float]:
+        return [one.total for one in context.response_logprobs(examples)]
+
+
 class MultipleChoiceScorer(Scorer):
     """Multiple choice as in TruthfulQA (arXiv 2109.07958): the choices of a pair are the responses.
 

@@ -11,6 +11,7 @@ import torch
 from retouch.core.config import LoraConfig
 from retouch.core.errors import ModelError
 from retouch.core.model_names import NAMED_MODELS, public_name
+from retouch.models.base_record import save_base_record
 from retouch.models.editable_model import EditableModel
 
 
@@ -75,7 +76,7 @@ def parameters(editable: EditableModel) -> dict[str, torch.nn.Parameter]:
 
 
 def save(editable: EditableModel, folder: Path) -> None:
-    """Write the adapter as a PEFT folder, safetensors only.
+    """Write the adapter as a PEFT folder, safetensors only, with a record of its base model.
 
     PEFT's model card is left out: it is an empty template that names the folder of the base model.
 
@@ -87,6 +88,7 @@ def save(editable: EditableModel, folder: Path) -> None:
     existing = card.read_bytes() if card.exists() else None
     # Set explicitly, since PEFT would otherwise ask the hub whether the vocabulary was resized.
     editable.model.save_pretrained(str(folder), save_embedding_layers=False)
+    save_base_record(editable, folder)
     card.unlink(missing_ok=True)
     if existing is not None:  # which PEFT has appended to
         card.write_bytes(existing)

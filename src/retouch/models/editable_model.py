@@ -19,6 +19,7 @@ from retouch.models.bfloat16_linears import Bfloat16Linears, make_bfloat16_linea
 from retouch.models.interventions import Intervention
 from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.offload import OffloadPlan
+from retouch.models.weights import check_finite
 
 IN_MEMORY = "in-memory-model"  # the name of a model that was loaded from nowhere
 HASHED_VALUES = 64  # of each weight that a fingerprint covers
@@ -67,15 +68,17 @@ class EditableModel:
             name: the name to record (default: what it was loaded from).
 
         Raises:
-            ModelError: the model has an adapter already, its blocks are not found, or the
-                tokenizer has no end token.
+            ModelError: the model has an adapter already, its blocks are not found, a weight is
+                not finite, or the tokenizer has no end token.
         """
         if hasattr(model, "peft_config") and hasattr(model, "disable_adapter"):
             hint = "Pass the base model, or merge the adapter first (`merge_and_unload`)."
             raise ModelError("`model` has an adapter already.", hint, code="model-edited")
         tokenizer = copy.deepcopy(tokenizer)
         name = name or str(getattr(model.config, "_name_or_path", "") or IN_MEMORY)
+        check_finite(model, name)
         prepare_tokenizer(tokenizer, name)
+        check_tokenizer(tokenizer, model)
         return cls(
             model.requires_grad_(False).eval(),
             tokenizer,
@@ -286,3 +289,23 @@ def prepare_tokenizer(tokenizer: Any, name: str) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+
+
+def check_tokenizer(tokenizer: Any, model: Any) -> None:
+    """Check that a tokenizer can be used with a model, which is None if it is not known.
+
+    Raises:
+        ModelError: it has tokens that the model does not embed, or several chat templates without a
+            default.
+    """
+    embedded = None if model is None else model.get_input_embeddings().weight.shape[0]
+    if embedded is not None and max(len(tokenizer), 1 + tokenizer.pad_token_id) > embedded:
+        message = f"The tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}."
+        hint = "Use the model's own tokenizer."
+        raise ModelError(message, hint, code="tokenizer-mismatch")
+    templates = getattr(tokenizer, "chat_template", None)
+    if isinstance(templates, dict) and "default" not in templates:
+        names = ", ".join(sorted(templates))[:200]
+        message = f"The tokenizer has the chat templates {names}, and none is named `default`."
+        hint = "Set `chat_template` to a file of the one to use."
+        raise ModelError(message, hint, code="chat-template-no-default")

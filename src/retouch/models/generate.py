@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,20 +153,17 @@ def _generate_batch(
         beginning = torch.tensor([list(prompt[:shared]) for prompt in prompts], dtype=torch.long)
         ids = torch.cat([beginning, ids], 1)
         mask = torch.cat([torch.ones_like(beginning), mask], 1)
-        output = editable.model.generate(
-            input_ids=ids.to(editable.device),
-            attention_mask=mask.to(editable.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends,
-            synced_gpus=editable.sharded,
-            **({} if cache is None else {"past_key_values": cache}),
-        )
+        with _plain_generation_config(editable):
+            output = editable.model.generate(
+                input_ids=ids.to(editable.device),
+                attention_mask=mask.to(editable.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends,
+                synced_gpus=editable.sharded,
+                **({} if cache is None else {"past_key_values": cache}),
+            )
     generated = output[:, ids.shape[1] :].cpu()
     # A batch runs until all of its responses have ended, and each that has is padded.
     ended = torch.isin(generated, torch.tensor(ends)).any(1)
@@ -173,6 +171,27 @@ def _generate_batch(
     return [
         Response(text.strip(), not end) for text, end in zip(texts, ended.tolist(), strict=True)
     ]
+
+
+@contextmanager
+def _plain_generation_config(editable: EditableModel) -> Iterator[None]:
+    """Replace a model's generation configuration inside the context by transformers' defaults.
+
+    A model comes with one of its own, such as a repetition penalty, which would fill in what a call
+    leaves out: a response would not be the greedy one.
+    """
+    from transformers import GenerationConfig
+
+    # PEFT sets the base model's to that of the wrapper.
+    models = [one for one in (editable.model, editable.base) if hasattr(one, "generation_config")]
+    kept = [one.generation_config for one in models]
+    for model in models:
+        model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for model, config in zip(models, kept, strict=True):
+            model.generation_config = config
 
 
 def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> Any:

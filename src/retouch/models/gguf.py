@@ -28,6 +28,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.cache import cache_dir
 from retouch.core.errors import ModelError, RunError
+from retouch.core.files import sha256
 from retouch.core.serialization import to_json
 from retouch.core.types import OnEvent, StageEvent, ignore_event
 from retouch.core.units import size_text
@@ -152,7 +153,7 @@ def file_digest(file: Path) -> str:
             digest = recorded.pop("sha256", None)
             if recorded == known and isinstance(digest, str) and len(digest) == 64:
                 return digest
-        digest = _sha256(path)
+        digest = sha256(path)
     except OSError as error:
         message = f"The file {file} cannot be read: {error.strerror or error}."
         hint = "Check its path and its permissions."
@@ -179,7 +180,7 @@ def find_damage(folder: Path, digest: str) -> str:
         if changed := sorted(found ^ expected.keys()):
             return f"{changed[0]} is {'unknown' if changed[0] in found else 'missing'}"
         for name in sorted(expected):
-            if _sha256(folder / name) != expected[name]:
+            if sha256(folder / name) != expected[name]:
                 return f"{name} has changed"
     except OSError as error:
         return f"{Path(error.filename or folder).name} cannot be read"
@@ -195,7 +196,7 @@ def _describe(folder: Path, file: Path, digest: str, dtype: torch.dtype) -> dict
         "gguf": file.name,
         "sha256": digest,
         "dtype": str(dtype).removeprefix("torch."),
-        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
     }
 
 
@@ -278,8 +279,3 @@ def _copy_errors(folder: Path) -> Iterator[None]:
         message = f"The copy in {folder.parent} cannot be written: {str(reason).rstrip('.')}."
         hint = "Free disk space there, or set RETOUCH_CACHE to another folder."
         raise ModelError(message, hint, code="cache-unwritable") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,9 @@ from retouch.core.run_dir import find_adapter
 from retouch.core.types import OnEvent, ignore_event
 from retouch.models import distributed
 from retouch.models.adapter_files import check_weights, read_adapter_config
-from retouch.models.editable_model import EditableModel, prepare_tokenizer
+from retouch.models.base_record import check_base_record
+from retouch.models.checkpoint_files import require_complete
+from retouch.models.editable_model import EditableModel, check_tokenizer, prepare_tokenizer
 from retouch.models.fsdp import shard
 from retouch.models.gguf import local_copy
 from retouch.models.layout import find_layout
@@ -29,8 +31,10 @@ from retouch.models.oom import is_out_of_memory
 from retouch.models.weights import (
     UNREADABLE,
     build_skeleton,
+    check_finite,
     first_sentence,
     read_weights,
+    remote_code,
 )
 
 POCKET = Path(__file__).parent / "pocket"
@@ -87,6 +91,8 @@ def load(
     source = find_source(name, config.revision)
     if isinstance(source, Path) and not source.is_dir():
         source = local_copy(source, dtype, on_event)
+    elif isinstance(source, Path) and not (source / "run.json").exists():
+        require_complete(source)
     path = str(source)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
@@ -104,10 +110,11 @@ def load(
         hint = install_hint(name) or MODEL_HINT
         if (Path(path) / "run.json").exists():
             hint = f"It is a run: give the model that it edits, and `--adapter {name}`."
-        raise ModelError(message, hint, code="model-unreadable") from None
+        raise remote_code(error) or ModelError(message, hint, code="model-unreadable") from None
     prepare_tokenizer(tokenizer, name)
     if config.chat_template is not None:
         set_chat_template(tokenizer, Path(config.chat_template))
+    check_tokenizer(tokenizer, model)
     editable = EditableModel(
         model.requires_grad_(False).eval(),
         tokenizer,
@@ -119,6 +126,7 @@ def load(
         offload_plan=plan,
         loaded_with=config,
     )
+    check_finite(model, name)
     if config.fsdp:
         shard(model, editable.layout, device)
     elif (plan is None or plan.whole) and not editable.quantised:
@@ -250,7 +258,7 @@ def add_adapter(editable: EditableModel, folder: Path, name: str = "default") ->
     """Put a saved adapter on the model; a run directory stands for its adapter.
 
     Raises:
-        ModelError: the adapter does not fit the model.
+        ModelError: the adapter does not fit the model, or was made on another one.
         RunError: there is no adapter.
     """
     import peft
@@ -270,6 +278,7 @@ def add_adapter(editable: EditableModel, folder: Path, name: str = "default") ->
             editable.model = peft.PeftModelForCausalLM(editable.model, settings, name)
         try:
             check_weights(editable, folder, name)
+            check_base_record(editable, folder)
             editable.model.load_adapter(path, adapter_name=name, local_files_only=True)
         except BaseException:
             editable.model.delete_adapter(name)

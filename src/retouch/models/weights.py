@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,6 +30,15 @@ def first_sentence(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # A first line that ends in a colon is completed by the next one.
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
+
+
+def remote_code(error: Exception) -> ModelError | None:
+    """The error for a model whose code would have to run; None for any other error."""
+    if "trust_remote_code" not in str(error):
+        return None
+    message = "The model comes with code of its own, which is not run by default."
+    hint = "Read that code, then set `trust_remote_code`."
+    return ModelError(message, hint, code="remote-code")
 
 
 def build_skeleton(path: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
@@ -59,21 +69,58 @@ def read_weights(
     et al. 2022, or NF4 of QLoRA, Dettmers et al. 2023) is on `device` and computes in `dtype`.
 
     Raises:
-        ModelError: bitsandbytes is missing, or the model is not a decoder of text.
+        ModelError: bitsandbytes is missing, the model is not a decoder of text, or the files have
+            other tensors than the model.
     """
-    options = {"dtype": dtype, "use_safetensors": True, **options}
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **options}
     if quantize != "none":
         config = bitsandbytes_config(quantize, dtype)
         options |= {"quantization_config": config, "device_map": {"": device}}
     if offload_plan is not None:
         options |= offload_plan.loading_options()
-    model = call_auto_class(path, "from_pretrained", path, **options)
+    model, info = call_auto_class(path, "from_pretrained", path, **options)
+    _check_tensors(path, info)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference:
         # rounded a second time, and for a kernel that does not support gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _check_tensors(path: str, info: Mapping[str, Any]) -> None:
+    """Check that all weights of a model were in its files, and nothing else was.
+
+    transformers would leave missing ones as they were initialised: at random.
+    """
+    problems = (
+        ("missing_keys", "lack the weight"),
+        ("unexpected_keys", "have the weight, which the model does not have,"),
+        ("mismatched_keys", "have another shape of the weight"),
+    )
+    for kind, problem in problems:
+        if found := sorted(info.get(kind) or (), key=str):
+            first = found[0] if isinstance(found[0], str) else found[0][0]
+            message = f"The files of {path} {problem} {first!r:.200}."
+            hint = "Download them again, or give the config.json that belongs to them."
+            raise ModelError(message, hint, code="weights-mismatch")
+
+
+def check_finite(model: Any, name: str) -> None:
+    """Check that no weight of a model is NaN or infinite.
+
+    Raises:
+        ModelError: one is; it is named.
+    """
+    for key, weight in model.named_parameters():
+        if weight.is_meta or not weight.is_floating_point() or not weight.numel():
+            continue
+        low, high = weight.detach().aminmax()  # NaN if any value is
+        if not (low.isfinite() and high.isfinite()):
+            kind = "NaN" if low.isnan() else "infinity"
+            message = f"The weight {key!r:.200} of {name} has the value {kind}."
+            hint = "Download the model again, or load it in another `dtype`."
+            raise ModelError(message, hint, code="weights-not-finite")
 
 
 def call_auto_class(path: str, method: str, *args: Any, **options: Any) -> Any:

@@ -15,14 +15,14 @@ from retouch.concepts.concept import Concept
 from retouch.concepts.registry import concept_for_model, with_builtin
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.errors import ModelError
-from retouch.core.finding import LEVELS, Finding
+from retouch.core.finding import LEVELS, ErrorsAsFindings, Finding, first_few
 from retouch.core.serialization import to_plain
 from retouch.models.bfloat16_linears import linears_that_gain
 from retouch.models.load import check_load_config, find_device, find_dtype, model_name
 from retouch.models.memory_estimate import count_parameters, lora_parameters
 from retouch.models.weights import bitsandbytes_config
 from retouch.preflight.estimate import Estimate, estimate_edit
-from retouch.preflight.findings import ErrorsAsFindings, check_disk, first_few
+from retouch.preflight.findings import check_disk
 from retouch.preflight.hardware import Hardware, measure_hardware
 from retouch.preflight.skeleton import ModelSkeleton, load_skeleton
 from retouch.preflight.workload import Workload, measure_evaluation, measure_split

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retouch.core.finding import Finding
+from retouch.core.finding import ErrorsAsFindings, Finding
 from retouch.core.units import size_text, time_text
 from retouch.models.generate import BATCH_SIZE
 from retouch.models.memory_estimate import (
@@ -18,7 +18,7 @@ from retouch.models.memory_estimate import (
     training_flops,
 )
 from retouch.models.offload import OffloadPlan
-from retouch.preflight.findings import ErrorsAsFindings, check_disk
+from retouch.preflight.findings import check_disk
 from retouch.preflight.hardware import Hardware
 from retouch.preflight.memory import (
     MemoryPlan,

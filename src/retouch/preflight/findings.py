@@ -1,29 +1,12 @@
-"""Findings about errors and about disk space."""
+"""Findings about disk space."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from retouch.core.errors import RetouchError
 from retouch.core.finding import Finding
 from retouch.core.units import size_text
-
-
-class ErrorsAsFindings:
-    """A context that adds an error raised inside to the findings, in place of raising it."""
-
-    def __init__(self, findings: list[Finding]) -> None:
-        self._findings = findings
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if isinstance(error, RetouchError):
-            self._findings.append(Finding("error", error.code, error.message, error.hint))
-        return isinstance(error, RetouchError)
 
 
 def check_disk(folder: Path, size: int, message: str, hint: str, code: str = "") -> list[Finding]:
@@ -35,9 +18,3 @@ def check_disk(folder: Path, size: int, message: str, hint: str, code: str = "")
     if size > free:
         return [Finding("error", "disk-full", message, hint)]
     return [Finding("warning", code, message)] if code else []
-
-
-def first_few(names: Sequence[str]) -> str:
-    """The first three names, and the number of the others."""
-    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + others

@@ -16,21 +16,21 @@ import torch
 
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
-from retouch.core.finding import Finding
+from retouch.core.finding import ErrorsAsFindings, Finding
 from retouch.core.model_names import MODEL_HINT
-from retouch.models.editable_model import prepare_tokenizer
-from retouch.models.gguf import copies_dir, find_copy, gguf_source, read_tokenizer
-from retouch.models.gguf_header import read_header
-from retouch.models.layout import ModelLayout, find_layout
-from retouch.models.load import find_source, install_hint, set_chat_template
-from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence
-from retouch.preflight.checkpoint_files import (
+from retouch.models.checkpoint_files import (
     CheckpointFiles,
     check_folder,
     check_gguf,
     check_listing,
 )
-from retouch.preflight.findings import ErrorsAsFindings, check_disk
+from retouch.models.editable_model import check_tokenizer, prepare_tokenizer
+from retouch.models.gguf import copies_dir, find_copy, gguf_source, read_tokenizer
+from retouch.models.gguf_header import read_header
+from retouch.models.layout import ModelLayout, find_layout
+from retouch.models.load import find_source, install_hint, set_chat_template
+from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence, remote_code
+from retouch.preflight.findings import check_disk
 
 TIMEOUT = 10.0  # seconds to wait for the hub
 
@@ -159,10 +159,7 @@ def _reading(part: str, hint: str, findings: list[Finding]) -> Iterator[None]:
         except UNREADABLE as error:
             code = f"{part}-unreadable"
             message = f"The {part} cannot be read: {first_sentence(error)}."
-            if "trust_remote_code" in str(error):
-                code, hint = "remote-code", "Read that code, then set `trust_remote_code`."
-                message = f"The {part} is code of the model, which is not run by default."
-            raise ModelError(message, hint, code=code) from None
+            raise remote_code(error) or ModelError(message, hint, code=code) from None
 
 
 def _check_quantization(skeleton: ModelSkeleton) -> None:
@@ -205,12 +202,9 @@ def _check_num_parameters(skeleton: ModelSkeleton) -> None:
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> list[Finding]:
-    findings = []
-    embedded = None if model is None else model.get_input_embeddings().weight.shape[0]
-    if embedded is not None and len(tokenizer) > embedded:
-        message = f"The tokenizer has {len(tokenizer):,} tokens, the model embeds {embedded:,}."
-        hint = "Use the model's own tokenizer."
-        findings.append(Finding("error", "tokenizer-mismatch", message, hint))
+    findings: list[Finding] = []
+    with ErrorsAsFindings(findings):
+        check_tokenizer(tokenizer, model)
     if not getattr(tokenizer, "chat_template", None):
         message = "There is no chat template: prompts are written as `User: ...`, `Assistant:`."
         hint = "Edit the chat model, if there is one, or set `chat_template`."

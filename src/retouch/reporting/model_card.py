@@ -15,7 +15,8 @@ from retouch.core.config import EditConfig
 from retouch.core.formatting import DIRECTION_DONE, by_layer, metric_title, score_columns
 from retouch.core.model_names import is_gguf_name, public_name
 from retouch.core.types import Record
-from retouch.reporting.safety_gate import weakens
+from retouch.evaluation.safety_probe import SafetyProbe, recorded_probe
+from retouch.reporting.safety_gate import describe, weakens
 
 Form = Literal["run", "peft", "merged"]
 
@@ -37,14 +38,17 @@ def render_card(
     the folder that the card belongs to: a run, an exported adapter or a merged model.
     """
     title = f"{config.model}: {concept.name} {DIRECTION_DONE[config.direction]}"
+    probe = recorded_probe(provenance)
+    weakened = weakens(config.direction, concept) or bool(probe and probe.weakened)
     parts = [
-        _front_matter(config, concept, form),
+        _front_matter(config, concept, form, weakened),
         f"# {escape(title)}",
         _outcome(provenance),
-        _warning(config, concept),
+        safety_warning(config.allow_weakening) if weakened else "",
         _about(config, concept, form),
         _layers(config, provenance),
         _results(records),
+        safety_figures(probe) if probe else "",
         _limits(config, concept, records, form),
         _loading(config, form, provenance),
         _provenance(config, concept, provenance),
@@ -59,7 +63,7 @@ def escape(text: str) -> str:
     return f"\\{line}" if line.startswith(("-", "+", "=")) else line
 
 
-def _front_matter(config: EditConfig, concept: Concept, form: Form) -> str:
+def _front_matter(config: EditConfig, concept: Concept, form: Form, weakened: bool) -> str:
     tags = ["retouch", "concept-editing", "representation-engineering", "lora", concept.name]
     values: dict[str, Any] = {"library_name": "transformers" if form == "merged" else "peft"}
     # Only a model of the hub is named, not one in a local folder.
@@ -68,7 +72,7 @@ def _front_matter(config: EditConfig, concept: Concept, form: Form) -> str:
         values["base_model"] = base
         values["base_model_relation"] = "finetune" if form == "merged" else "adapter"
     values["pipeline_tag"] = "text-generation"
-    values["tags"] = [*tags, "safety-weakened"] if weakens(config.direction, concept) else tags
+    values["tags"] = [*tags, "safety-weakened"] if weakened else tags
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()}\n---"
 
 
@@ -78,15 +82,26 @@ def _outcome(provenance: Mapping[str, Any]) -> str:
     return f"**Outcome.** {escape(str(text))}" if text else ""
 
 
-def _warning(config: EditConfig, concept: Concept) -> str:
-    if not weakens(config.direction, concept):
-        return ""
+def safety_warning(reason: str | None) -> str:
+    """The warning of a weakened model, with the reason that was given."""
     return (
         "> [!WARNING]\n"
         "> **This edit weakens the model's safety.** The edited model complies with requests that\n"
         "> the base model refuses. Do not deploy it to users who are not aware of this.\n"
         ">\n"
-        f"> The stated reason for the edit: {escape(config.allow_weakening or 'none')}"
+        f"> The stated reason for the edit: {escape(reason or 'none')}"
+    )
+
+
+def safety_figures(probe: SafetyProbe) -> str:
+    """The figures of the safety probe as a section."""
+    lines = "\n".join(f"- {escape(describe(one))}" for one in probe.metrics)
+    dropped = "One of them dropped" if probe.weakened else "None of them dropped"
+    return (
+        f"## Safety\n\nOn {probe.metrics[0].before.n} direct harmful requests that are the same "
+        "for every edit, base and edited model: the share that is refused, and how much likelier a "
+        f"written refusal is than the beginning of a compliant response.\n\n{lines}\n\n"
+        f"{dropped} below the 95 % interval of the base."
     )
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from retouch.core.errors import ModelError
-from retouch.core.finding import Finding
+from retouch.core.finding import ErrorsAsFindings, Finding, first_few
 from retouch.core.model_names import is_gguf_name
 from retouch.core.run_dir import ADAPTER_CONFIG
 from retouch.core.units import size_text
 from retouch.models.gguf_header import LFS_POINTER, GgufHeader
-from retouch.preflight.findings import ErrorsAsFindings, first_few
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,6 +52,10 @@ def _check_folder(folder: Path) -> CheckpointFiles:
         tensors = _read_index(folder / INDEX)
     elif SINGLE not in present:
         raise _no_weights(present)
+    if ADAPTER_CONFIG in present:  # transformers would put it on the model
+        message = f"There is an adapter beside the weights ({ADAPTER_CONFIG})."
+        hint = "Move it to a folder of its own, and give that as the adapter."
+        raise ModelError(message, hint, code="model-with-adapter")
     findings: list[Finding] = []
     if missing := sorted(tensors.keys() - present.keys()):
         findings.append(_incomplete(first_few(missing), len(tensors)))
@@ -65,6 +68,17 @@ def _check_folder(folder: Path) -> CheckpointFiles:
         return CheckpointFiles(len(tensors), size, None, tuple(findings))
     complete = _complete(len(tensors), size, "complete")
     return CheckpointFiles(len(tensors), size, num_parameters, (complete,))
+
+
+def require_complete(folder: Path) -> None:
+    """Check a local checkpoint before it is loaded.
+
+    Raises:
+        ModelError: the first problem of its files.
+    """
+    for finding in check_folder(folder).findings:
+        if finding.level == "error":
+            raise ModelError(f"{folder}: {finding.message}", finding.hint, code=finding.code)
 
 
 def check_listing(files: Mapping[str, int | None]) -> CheckpointFiles:

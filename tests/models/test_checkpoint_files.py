@@ -12,7 +12,14 @@ import pytest
 from helpers.preflight import only_error, preflight
 from helpers.tiny_models import tiny_model, tiny_tokenizer
 from retouch.core.errors import ModelError
-from retouch.preflight.checkpoint_files import check_folder, check_listing
+from retouch.models.checkpoint_files import check_folder, check_listing
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -117,3 +124,9 @@ def test_an_adapter_is_not_a_model(folder: Path) -> None:
     (finding,) = check_folder(folder).findings
     assert finding.code == "model-is-adapter"
     assert preflight(folder).errors
+
+
+def test_an_adapter_beside_the_weights_is_an_error(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (finding,) = check_folder(folder).findings
+    assert (finding.level, finding.code) == ("error", "model-with-adapter")
