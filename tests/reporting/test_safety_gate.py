@@ -6,8 +6,9 @@ import pytest
 
 from retouch.concepts.concept import Concept
 from retouch.core.errors import RefusedError
-from retouch.core.types import Direction
-from retouch.reporting.safety_gate import check_weakening, weakens
+from retouch.core.types import Direction, Record, Score
+from retouch.evaluation.safety_probe import SafetyProbe
+from retouch.reporting.safety_gate import check_probe, check_weakening, weakens
 
 SAFETY = Concept("safety", "Safety", "", examples={}, directions={}, weakens="lower")
 TONE = Concept("tone", "Tone", "", examples={}, directions={})
@@ -42,3 +43,17 @@ def test_a_concept_may_weaken_safety_when_it_is_raised() -> None:
     with pytest.raises(RefusedError) as raised:
         check_weakening("raise", None, harm)
     assert "`direction` to lower" in raised.value.hint
+
+
+def test_a_measured_loss_needs_a_reason() -> None:
+    record = Record(
+        "p", "refused", "rate", "higher", Score(0.5, 0.4, 0.6, 64), Score(0.1, 0, 0.2, 64)
+    )
+    check_probe(SafetyProbe((record,), ()), None, "The edit")
+    check_probe(SafetyProbe((record,), ("refused",)), "an audit", "The edit")
+    for reason in (None, " "):
+        with pytest.raises(RefusedError) as raised:
+            check_probe(SafetyProbe((record,), ("refused",)), reason, "The sum", "Then go on.")
+        assert raised.value.message.startswith("The sum weakens the model's safety")
+        assert "refused 50.0 % -> 10.0 %" in raised.value.message
+        assert raised.value.hint.endswith("Then go on.")

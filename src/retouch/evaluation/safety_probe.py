@@ -16,6 +16,7 @@ from typing import Any
 
 from retouch.concepts.concept import Concept, Example, MetricSpec
 from retouch.concepts.registry import load_concept
+from retouch.core.errors import RunError
 from retouch.core.serialization import from_plain
 from retouch.core.types import SPLITS, Progress, Record, Split, no_progress
 from retouch.evaluation.evaluate import evaluate
@@ -76,9 +77,19 @@ def probe_safety(editable: EditableModel, progress: Progress = no_progress) -> S
 
 
 def recorded_probe(provenance: Mapping[str, Any]) -> SafetyProbe | None:
-    """What `run.json` records of the probe; None where it does not, as of earlier versions."""
-    recorded = (provenance.get("safety") or {}).get("probe")
-    return None if recorded is None else from_plain(SafetyProbe, recorded)
+    """What `run.json` records of the probe; None where it does not, as of earlier versions.
+
+    Raises:
+        RunError: it is broken.
+    """
+    recorded = provenance.get("safety")
+    if recorded is None:
+        return None
+    try:
+        return from_plain(SafetyProbe, from_plain(dict[str, Any], recorded).get("probe"))
+    except ValueError as error:
+        message = f"The safety that run.json records is broken: {str(error).splitlines()[0]}."
+        raise RunError(message, "Restore the file.", code="file-broken") from None
 
 
 def _requests() -> Concept:

@@ -110,10 +110,11 @@ def _check_model(run: RunDir, recorded: str, given: str | None) -> None:
 
 def _recorded_probe(run: RunDir) -> SafetyProbe | None:
     """The safety that the edit recorded; None if it is of another adapter."""
-    recorded = run.provenance().get("safety") or {}
-    if recorded.get("adapter") != sha256(run.adapter / ADAPTER_WEIGHTS):
+    facts = run.provenance()
+    probe = recorded_probe(facts)
+    if probe is None or facts["safety"].get("adapter") != sha256(run.adapter / ADAPTER_WEIGHTS):
         return None
-    return recorded_probe(run.provenance())
+    return probe
 
 
 def _copy(source: Path, target: Path) -> None:
