@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retouch.concepts.concept import Concept, content_hash
+from retouch.concepts.concept import Concept
+from retouch.concepts.hashing import content_hash
 from retouch.concepts.registry import (
     concept_for_model,
     load_concept_file,
@@ -396,6 +397,8 @@ def run_edit(
     check_metrics(concept)
     concept = replace(concept, hash=concept.hash or content_hash(concept))
     check_free(path)  # before a large model is loaded
+    for note in concept.notes:
+        on_event(StageEvent("data", f"{note.message} {note.hint}".rstrip()))
     editable = editable or load_model(config.model, config.load, on_event)
     distributed.barrier()  # all processes have seen that the path is free
     try:

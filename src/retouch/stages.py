@@ -12,18 +12,20 @@ from retouch.core.config import EditConfig
 from retouch.core.run_dir import RunDir
 from retouch.core.serialization import to_plain
 from retouch.core.types import OnEvent, StageEvent, ignore_event
-from retouch.evaluation.evaluate import Evaluation, evaluate
+from retouch.evaluation.evaluate import Evaluation, evaluate, measured_examples
 from retouch.evaluation.outcome import find_outcome
 from retouch.evaluation.safety_probe import probe_safety
 from retouch.evaluation.scorers import shows_effect
 from retouch.evaluation.strength_choice import choose_strength
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import EditableModel
+from retouch.models.free_memory import free_bytes
 from retouch.models.load import model_name
 from retouch.reporting.safety_gate import check_probe
 from retouch.result import EditResult
 from retouch.run_record import describe_edit, write_adapter, write_results
 from retouch.task.task import EditTask, build_task
+from retouch.task.text_lengths import check_text_lengths, sampled_examples
 from retouch.training.checkpoint import broken_checkpoint, load_checkpoint, save_checkpoint
 from retouch.training.setup import build_trainer
 from retouch.training.trainer import Trainer
@@ -47,6 +49,7 @@ def run_stages(
     began = time.monotonic()
     if not editable.has_chat_template:
         on_event(StageEvent("load", NO_CHAT_TEMPLATE))
+    _check_texts(editable, concept, config)
 
     task = build_task(
         editable,
@@ -107,6 +110,21 @@ def run_stages(
     if evaluation is not None:
         result.metrics, result.samples = evaluation.metrics, evaluation.samples
     return result
+
+
+def _check_texts(editable: EditableModel, concept: Concept, config: EditConfig) -> None:
+    """Check that every text of the edit and its evaluation fits the context and the memory.
+
+    Raises:
+        DataError: one does not; names its file and line.
+    """
+    examples = list(sampled_examples(concept, config.direction, config.data, config.seed))
+    if config.evaluation.suites != "none":
+        measured = _measured_concepts(concept, config)
+        examples += measured_examples(measured, "test", config.evaluation.limit or None)
+    check_text_lengths(
+        examples, editable.tokenizer, editable.base, editable.layout, free_bytes(editable.device)
+    )
 
 
 def _check_contrast(
@@ -170,16 +188,19 @@ def _measure(
     editable: EditableModel, concept: Concept, config: EditConfig, on_event: OnEvent
 ) -> Evaluation:
     on_event(StageEvent("measure", "base and edited model respond to the test split"))
-    concepts = [concept]
-    if config.evaluation.suites == "all":
-        concepts = with_builtin(concept, model_name(config.model))
     return evaluate(
         editable,
-        concepts,
+        _measured_concepts(concept, config),
         limit=config.evaluation.limit or None,
         progress=lambda *progress: on_event(StageEvent("measure", *progress)),
         max_new_tokens=config.evaluation.max_new_tokens,
     )
+
+
+def _measured_concepts(concept: Concept, config: EditConfig) -> list[Concept]:
+    if config.evaluation.suites == "all":
+        return with_builtin(concept, model_name(config.model))
+    return [concept]
 
 
 def _describe(timings: Mapping[str, float]) -> str:

@@ -21,8 +21,8 @@ from retouch.concepts.concept import (
     DirectionSpec,
     Example,
     MetricSpec,
-    content_hash,
 )
+from retouch.concepts.hashing import content_hash
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import builtin_names, load_concept, load_concept_file
 from retouch.core.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.packs import COLOUR, write_pack, write_packs
 from retouch.concepts import registry
-from retouch.concepts.concept import content_hash
+from retouch.concepts.hashing import content_hash
 from retouch.concepts.registry import (
     builtin_names,
     concept_for_model,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from retouch.concepts.concept import Concept, DirectionSpec, Example, MetricSpec
+from retouch.concepts.location import SourceLocation
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.concepts.validate import validate
 from retouch.core.finding import Finding, Level
@@ -53,6 +54,34 @@ def test_a_valid_concept_has_its_examples_counted_and_no_other_finding() -> None
     findings = validate(VALID)
     assert [(one.level, one.code) for one in findings] == [("ok", "examples")] * 3
     assert "train: 4 blue, 4 red, 4 rest." in [finding.message for finding in findings]
+
+
+def test_one_training_example_of_a_class_is_an_error_and_few_are_a_warning() -> None:
+    one = replace(
+        VALID,
+        examples={
+            **VALID.examples,
+            "train": (
+                *(one for one in VALID.examples["train"] if one.label != "red"),
+                example("the only one", "red"),
+            ),
+        },
+    )
+    assert find(one, "one-example").level == "error"
+    assert "1 of 9 source examples" in find(one, "one-example").message
+    few = {split: VALID.examples[split] if split != "test" else () for split in SPLITS}
+    found = [each for each in validate(replace(VALID, examples=few)) if each.code == "few-examples"]
+    assert [each.level for each in found] == ["warning", "warning"]
+
+
+def test_prompts_are_compared_after_normalisation_and_both_rows_are_named() -> None:
+    first, second = SourceLocation("train.jsonl", 7), SourceLocation("test.jsonl", 3)
+    shared = replace(with_examples("train", example("New  ONE", "red", location=first)))
+    copies = (*VALID.examples["test"], example("new one", "red", location=second))
+    concept = replace(shared, examples={**shared.examples, "test": copies})
+    message = find(concept, "prompt-shared").message
+    assert "train.jsonl, line 7" in message
+    assert "test.jsonl, line 3" in message
 
 
 def test_findings_are_ordered_by_level() -> None:

@@ -137,6 +137,26 @@ def test_texts_that_are_too_long_are_a_warning(folder: Path) -> None:
     assert with_code(report, "text-too-long").level == "warning"
 
 
+def locks(path: Path, text: str) -> Path:
+    """A concept file with one long prompt, in its line 4, of the training split."""
+    rows = [{"prompt": f"lock {i}", "chosen": f"no {i}", "rejected": "sure"} for i in range(12)]
+    rows[3]["prompt"] = text
+    for i, row in enumerate(rows):
+        row["split"] = ("train", "train", "validation", "test")[i // 3]
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+def test_a_text_beyond_the_context_is_an_error_with_its_line(folder: Path, tmp_path: Path) -> None:
+    path = locks(tmp_path / "locks.jsonl", "pick a lock " * 9000)
+    error = with_code(preflight(folder, {"concept": str(path)}), "text-too-long")
+    assert error.level == "error"
+    assert f"{path}, line 4 (" in error.message
+    report = preflight(folder, {"concept": str(locks(path, "pick a lock"))})
+    assert "text-too-long" not in codes(report)
+    assert "TRL preference" in with_code(report, "columns-mapped").message
+
+
 # Large models.
 
 

@@ -327,6 +327,6 @@ def test_the_library_of_datasets_may_be_missing(
     with pytest.raises(ConfigError, match="datasets") as error:
         folder.load(suite)
     assert error.value.code == "library-missing"
-    assert "retouch[compare]" in error.value.hint
+    assert "retouch[datasets]" in error.value.hint
     folder.write("data.csv", [{"q": "Sew."}])
     assert prompts(folder.load(suite)) == ["Sew."]

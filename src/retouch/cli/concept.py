@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,14 @@ import typer
 from retouch.cli import output
 from retouch.cli.loading import resolve_with_model
 from retouch.cli.options import LOAD, Command, MaxNewTokens, configured, option, out_dir
+from retouch.concepts.concept import Concept
+from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.concepts.validate import validate
-from retouch.core.errors import DataError
+from retouch.core.atomic import atomic_folder
+from retouch.core.errors import ConfigError, DataError
 from retouch.core.formatting import show_score
+from retouch.core.run_dir import check_free
 from retouch.core.types import DIRECTIONS, SPLITS
 
 if TYPE_CHECKING:
@@ -28,7 +33,8 @@ app = typer.Typer(
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="NAME|FILE", help="a built-in concept, or a CSV, JSONL, Parquet or YAML file"
+        metavar="NAME|FILE",
+        help="a built-in concept, or a file: CSV, TSV, JSON, JSONL, Parquet, Arrow or YAML",
     ),
 ]
 
@@ -76,6 +82,7 @@ def show(name: Name) -> None:
             )
             if example.response:
                 console.print(f"  -> {example.response}")
+    output.print_findings(concept.notes)
     console.print(f"data, SHA-256: {concept.hash}", style="dim", soft_wrap=True)
 
 
@@ -128,6 +135,73 @@ def create(
     )
 
 
+@app.command("import", cls=Command, short_help="Make a concept from a file or a dataset.")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="a data file, a folder of data, or the hub id of a dataset"
+        ),
+    ],
+    output_dir: Annotated[Path, out_dir("the new folder of the concept")],
+    split: Annotated[
+        str | None, option("NAME", "the split of the dataset to use (default: all of them)")
+    ] = None,
+    columns: Annotated[
+        str,
+        option("OLD=NEW,...", "names of known columns by those in the data; OLD= ignores a column"),
+    ] = "",
+    config_name: Annotated[
+        str | None, option("NAME", "the configuration of the dataset, if it has several")
+    ] = None,
+    revision: Annotated[
+        str | None, option("NAME", "branch, tag or commit of the dataset on the hub")
+    ] = None,
+    name: Annotated[str, option("NAME", "name of the concept (default: that of the source)")] = "",
+) -> None:
+    """Make a concept from a file or a dataset, whose columns may have other names."""
+    check_free(output_dir)
+    mapping = _parse_columns(columns)
+    if Path(source).is_file():
+        if split or config_name or revision:
+            message = "`split`, `config_name` and `revision` are for a dataset, not for a file."
+            raise ConfigError(message, "Leave them out.", code="options-exclusive")
+        concept = Concept.from_file(source, columns=mapping)
+        concept = replace(concept, name=name or concept.name, hash="")
+    else:
+        concept = Concept.from_dataset(
+            source,
+            split=split,
+            columns=mapping,
+            config_name=config_name,
+            revision=revision,
+            name=name or Path(source).name,
+            description=f"Examples of {source}.",
+        )
+    with atomic_folder(output_dir) as staged:
+        save_pack(concept, staged)
+    output.print_findings(concept.notes)
+    output.print_next_steps(
+        output_dir,
+        (f"retouch concept check {output_dir}", "check its data"),
+        (f"retouch edit MODEL --concept {output_dir}", "make the edit"),
+        noun="concept",
+    )
+
+
+def _parse_columns(text: str) -> dict[str, str]:
+    """The mapping of `OLD=NEW,...`."""
+    parts = [part.partition("=") for part in text.split(",") if part.strip()]
+    for old, sign, _ in parts:
+        if not sign or not old.strip():
+            raise ConfigError(
+                f"`columns` must have the form OLD=NEW,..., got {text!r}.",
+                "For example question=prompt,answer=target_response.",
+                code="columns-invalid",
+            )
+    return {old.strip(): new.strip() for old, _, new in parts}
+
+
 def print_audit(audit: InstructionAudit) -> None:
     """Print how often the instruction is followed, and how many responses were kept."""
     plain, prompted = audit.rates()
@@ -155,4 +229,6 @@ def check(name: Name) -> None:
             code="concept-invalid",
         )
     total = sum(len(examples) for examples in concept.examples.values())
-    output.echo(f"{concept.name} is valid: {total} examples.")
+    warnings = sum(finding.level == "warning" for finding in findings)
+    noted = f"can be used, with {warnings} warning{'s' if warnings > 1 else ''} listed above"
+    output.echo(f"{concept.name} {noted if warnings else 'is valid'}: {total} examples.")

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 from retouch.comparison.objective import Objective, find_objective
 from retouch.comparison.tuned_settings import find_tuned, make_settings
-from retouch.concepts.concept import Concept, content_hash
+from retouch.concepts.concept import Concept
+from retouch.concepts.hashing import content_hash
 from retouch.concepts.registry import concept_for_model, with_builtin
 from retouch.core.config import DataConfig, LoadConfig
 from retouch.core.errors import ConfigError, ModelError

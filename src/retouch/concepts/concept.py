@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from retouch.concepts.hashing import content_hash
+from retouch.concepts.location import SourceLocation
 from retouch.core.errors import DataError
-from retouch.core.serialization import to_plain
+from retouch.core.finding import Finding
 from retouch.core.types import Better, Direction, Message, Split
 
 
@@ -31,6 +31,7 @@ class Example:
         group: the group that scores compare, such as the attack family or the stereotype.
         entity: the subject; all examples of a subject are in one split.
         request: the bare request, where the prompt puts an attack around it.
+        location: where it was read, for messages; equal examples may have different ones.
     """
 
     prompt: tuple[Message, ...]
@@ -43,11 +44,34 @@ class Example:
     group: str = ""
     entity: str = ""
     request: str = ""
+    location: SourceLocation | None = field(default=None, compare=False, repr=False)
 
     @property
     def last_turn(self) -> str:
         """The text of the user's last turn; of running text, its beginning."""
         return self.prompt[-1].content if self.prompt else self.prefill
+
+    @property
+    def description(self) -> str:
+        """Where it was read, else the beginning of its last turn, as a name in messages."""
+        if self.location is not None:
+            return str(self.location)
+        return f"{self.last_turn[:60]!r}"
+
+    def to_plain(self) -> dict[str, Any]:
+        """The example as JSON values, without its location."""
+        return {
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in self.prompt],
+            "label": self.label,
+            "response": self.response,
+            "pair": self.pair,
+            "prefill": self.prefill,
+            "accept": list(self.accept),
+            "choices": list(self.choices),
+            "group": self.group,
+            "entity": self.entity,
+            "request": self.request,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +218,7 @@ class Concept:
         settings: configuration values tuned for each direction, as nested mappings.
         source: the pack or the file that it was read from.
         hash: SHA-256 of everything above but `source`, in hexadecimal; computed if it is empty.
+        notes: what the reader of the data did, such as the columns that it mapped or ignored.
     """
 
     name: str
@@ -208,6 +233,7 @@ class Concept:
     metrics: tuple[MetricSpec, ...] = ()
     source: str = ""
     hash: str = ""
+    notes: tuple[Finding, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.hash:
@@ -259,13 +285,23 @@ class Concept:
         return concept_from_pairs(source, target, retain, name, description, responses, context)
 
     @staticmethod
-    def from_file(path: Path | str, *, context: Context | None = None) -> Concept:
-        """Read a concept from a CSV, JSONL or Parquet file, a pack's folder or its YAML file.
+    def from_file(
+        path: Path | str,
+        *,
+        context: Context | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Concept:
+        """Read a concept from a data file, a folder of `save_to_disk`, a pack or its YAML file.
+
+        Data files are CSV, TSV, JSON, JSONL, Parquet and Arrow. Besides the columns of a concept
+        file they may have those of TRL, OpenAI, ShareGPT and Alpaca; `notes` says what was mapped.
 
         Args:
             path: the file or folder.
-            context: what the target prompts of a CSV, JSONL or Parquet file are put under, as for
-                `from_pairs`; a pack has its own.
+            context: what the target prompts of a data file are put under, as for `from_pairs`; a
+                pack has its own.
+            columns: names of known columns by the names that they have in a data file; an empty
+                name ignores the column.
 
         Raises:
             DataError: the file does not exist or is wrong; names file, line and column.
@@ -273,32 +309,53 @@ class Concept:
         from retouch.concepts.custom import concept_from_file
         from retouch.concepts.registry import load_concept_file
 
-        return (
-            load_concept_file(path) if context is None else concept_from_file(Path(path), context)
-        )
+        if context is None and not columns:
+            return load_concept_file(path)
+        return concept_from_file(Path(path), context, columns)
 
     @staticmethod
     def from_dataset(
         dataset: Any,
         *,
+        split: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        config_name: str | None = None,
+        revision: str | None = None,
         context: Context | None = None,
         name: str = "custom",
         description: str = "",
     ) -> Concept:
-        """Make a concept from a `datasets.Dataset` with the columns of a concept file.
+        """Make a concept from a dataset with the columns of a concept file or a published format.
 
         Args:
-            dataset: a `datasets.Dataset`, or a `DatasetDict` with a dataset for each split.
+            dataset: a `datasets.Dataset`, or a `DatasetDict` with a dataset for each split; or the
+                id of a dataset of the hub or the path of a folder, which is loaded.
+            split: the split of the dataset to use, which is then split 60 / 20 / 20 unless the rows
+                say otherwise (default: all, each as it is called).
+            columns: names of known columns by the names that they have in the dataset; an empty
+                name ignores the column.
+            config_name: the configuration of a dataset that is loaded by its id.
+            revision: its branch, tag or commit.
             context: what the target prompts are put under, as for `from_pairs`.
             name: the name of the concept.
             description: one or two sentences for the model card.
 
         Raises:
-            DataError: a row is wrong; names the row and the column.
+            DataError: the dataset cannot be loaded, or a row is wrong; names the row and column.
+            ConfigError: a dataset is to be loaded, and the library `datasets` is not installed.
         """
         from retouch.concepts.custom import concept_from_dataset
 
-        return concept_from_dataset(dataset, name, description, context)
+        return concept_from_dataset(
+            dataset,
+            name,
+            description,
+            context,
+            split=split,
+            columns=columns,
+            config_name=config_name,
+            revision=revision,
+        )
 
     @staticmethod
     def from_instruction(
@@ -342,25 +399,3 @@ class Concept:
         if out is not None:
             save(concept, audit, Path(out))
         return concept
-
-
-def content_hash(concept: Concept) -> str:
-    """SHA-256, in hexadecimal, of everything that a concept contains but `source` and `hash`."""
-    content = to_plain(concept)
-    del content["source"], content["hash"]
-    # What a concept does not use is left out, so that its hash is that of earlier versions.
-    for part in (*content["directions"].values(), *content["metrics"]):
-        for name in ("rule", "context", "max_new_tokens"):
-            if not part.get(name, True):
-                del part[name]
-    for example in (one for split in content["examples"].values() for one in split):
-        for name in ("request", "choices"):
-            if not example[name]:
-                del example[name]
-    for name in ("models", "add_ordinary"):
-        if not content[name]:
-            del content[name]
-    # Integers count as floats: a setting of 1 is the same as one of 1.0.
-    content["settings"] = json.loads(json.dumps(content["settings"]), parse_int=float)
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

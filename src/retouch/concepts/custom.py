@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from retouch.concepts.columns import ColumnMapper
 from retouch.concepts.concept import Concept, Context, DirectionSpec, Example, MetricSpec
-from retouch.concepts.examples import (
-    CUSTOM_COLUMNS,
-    LocatedExample,
-    check_consistent,
-    parse_row,
-    read_located_examples,
-)
-from retouch.concepts.readers import (
-    REQUIRED,
-    SourceLocation,
-    check_columns,
-    describe_type,
-    read_lines,
-    read_table,
-)
-from retouch.concepts.splits import check_splits, split_examples, turns_of
+from retouch.concepts.consistency import check_consistent, check_contradictions
+from retouch.concepts.example_files import finish_mapping, paused_collection, read_user_examples
+from retouch.concepts.examples import CUSTOM_COLUMNS, LocatedExample, parse_row
+from retouch.concepts.hub_datasets import load_dataset
+from retouch.concepts.location import SourceLocation, describe_type
+from retouch.concepts.readers import check_columns, read_lines, read_table
+from retouch.concepts.splits import check_splits, split_examples
+from retouch.concepts.targets import add_responses, add_targets, length_mismatch, pair_by_index
 from retouch.core.errors import DataError, choices
+from retouch.core.finding import Finding
 from retouch.core.types import SPLITS, Direction, Split
 
 # The columns of an entry of `concept_from_pairs`: the list implies the label, the index the pair.
@@ -35,8 +27,11 @@ LABEL_OF = {"source": "negative", "target": "positive", "retain": "retain"}
 ARGUMENT_OF = {label: argument for argument, label in LABEL_OF.items()}
 
 
-def concept_from_file(path: Path, context: Context | None = None) -> Concept:
-    """Read a CSV, JSONL or Parquet file with the labels `positive`, `negative` and `retain`.
+@paused_collection()
+def concept_from_file(
+    path: Path, context: Context | None = None, columns: Mapping[str, str] | None = None
+) -> Concept:
+    """Read a file with the labels `positive`, `negative` and `retain`, or of a published format.
 
     The direction `raise` moves `negative` towards `positive`. Without `retain` examples the
     built-in ordinary examples that fit the model are retained. Without `positive` ones the
@@ -46,7 +41,7 @@ def concept_from_file(path: Path, context: Context | None = None) -> Concept:
     Raises:
         DataError: the file is wrong, or has too few examples of a label.
     """
-    examples = read_located_examples(path, custom=True)
+    examples, notes = read_user_examples(path, columns)
     return _build(
         examples,
         name=path.stem,
@@ -55,6 +50,7 @@ def concept_from_file(path: Path, context: Context | None = None) -> Concept:
         source=str(path),
         describe=lambda label: f"{path}, label `{label}`",
         context=context,
+        notes=notes,
     )
 
 
@@ -69,7 +65,7 @@ def concept_from_pairs(
 ) -> Concept:
     """Make a concept from lists of prompts. See `Concept.from_pairs`."""
     sources, targets, retained = (
-        list(_parse_rows(argument, entries, PAIR_COLUMNS, LABEL_OF[argument]))
+        list(_parse_entries(argument, entries, LABEL_OF[argument]))
         for argument, entries in (
             ("source", source),
             ("target", () if target is None else target),
@@ -77,16 +73,11 @@ def concept_from_pairs(
         )
     )
     if responses is not None:
-        sources = _add_responses(sources, responses)
-    if target is None:
-        targets = []
-    elif len(sources) != len(targets):
-        raise _length_mismatch(len(sources), "target", len(targets))
-    for index, both in enumerate(zip(sources, targets, strict=target is not None)):
-        pair = _pair_of(both)
-        sources[index], targets[index] = (
-            replace(one, example=replace(one.example, pair=pair)) for one in both
-        )
+        sources = add_responses(sources, responses)
+    if target is not None and len(sources) != len(targets):
+        raise length_mismatch(len(sources), "target", len(targets))
+    sources, targets = pair_by_index(sources, targets)
+    check_consistent([*sources, *targets, *retained])
     return _build(
         [*sources, *targets, *retained],
         name=name,
@@ -98,45 +89,40 @@ def concept_from_pairs(
     )
 
 
-def _add_responses(sources: Sequence[LocatedExample], responses: Any) -> list[LocatedExample]:
-    """Source examples with the target responses of a list."""
-    if isinstance(responses, str | Mapping) or not isinstance(responses, Iterable):
-        message = f"`responses` must be a list of texts, got {describe_type(responses)}."
-        raise DataError(message, "Give one for each source prompt.", code="argument-type")
-    responses = list(responses)
-    if len(sources) != len(responses):
-        raise _length_mismatch(len(sources), "responses", len(responses))
-    for i, (one, response) in enumerate(zip(sources, responses, strict=True)):
-        if not isinstance(response, str) or not response.strip():
-            message = f"responses[{i}] must be a text, got {response!r}."
-            raise DataError(message, "Give one for each source prompt.", code="value-type")
-        if one.target_response:
-            message = "this entry has a `target_response`, and `responses` gives one too."
-            raise one.location.error("response-twice", message, "Remove one of the two.")
-    pairs = zip(sources, responses, strict=True)
-    return [replace(one, target_response=response) for one, response in pairs]
-
-
-def _length_mismatch(count: int, argument: str, other: int) -> DataError:
-    return DataError(
-        f"`source` has {count} entries and `{argument}` has {other}.",
-        "Give equally many: they are paired index by index.",
-        code="length-mismatch",
-    )
-
-
+@paused_collection()
 def concept_from_dataset(
-    dataset: Any, name: str, description: str, context: Context | None = None
+    dataset: Any,
+    name: str,
+    description: str,
+    context: Context | None = None,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
 ) -> Concept:
     """Make a concept from a dataset. See `Concept.from_dataset`."""
+    if isinstance(dataset, str | Path):
+        dataset = load_dataset(str(dataset), config_name, split, revision)
+    elif config_name or revision:
+        message = "`config_name` and `revision` are for a dataset that is loaded by its name."
+        raise DataError(message, "Leave them out.", code="argument-type")
+    if split is not None and isinstance(dataset, Mapping):
+        if split not in dataset:
+            message = f"`dataset` has no split `{split}`."
+            raise DataError(message, choices(split, "splits", dataset), code="split-unknown")
+        dataset = dataset[split]
+    mapper = ColumnMapper(columns)
+    examples, notes = finish_mapping(mapper, list(_parse_dataset(dataset, mapper)))
     return _build(
-        list(_parse_dataset(dataset)),
+        examples,
         name=name,
         title=f"{name}, from a dataset",
         description=description,
         source="a dataset",
         describe=lambda label: f"`dataset`, label `{label}`",
         context=context,
+        notes=notes,
     )
 
 
@@ -160,58 +146,74 @@ def read_prompts(
             for location, line in read_lines(Path(prompts))
         ]
     elif isinstance(prompts, Path | str):
+        mapper = ColumnMapper(required=("prompt",))
         located = [
-            parse_row(location, {**values, "label": "negative"}, custom=True)
-            for location, values in read_table(Path(prompts), CUSTOM_COLUMNS, ("prompt",))
+            parse_row(location, {**mapper.map(location, values), "label": "negative"}, custom=True)
+            for location, values in read_table(Path(prompts), mapper.check, mapper.lists)
         ]
     else:
-        located = list(_parse_rows("prompts", prompts, PAIR_COLUMNS, "negative"))
+        located = list(_parse_entries("prompts", prompts, "negative"))
     check_consistent(located)
     located = [replace(one, example=replace(one.example, label=label)) for one in located]
     return split_examples(located)
 
 
-def _parse_dataset(dataset: Any) -> Iterator[LocatedExample]:
+def _parse_dataset(dataset: Any, mapper: ColumnMapper) -> Iterator[LocatedExample]:
     """The rows of a dataset, or of a dataset for each split, as examples."""
     if not isinstance(dataset, Mapping):
-        yield from _parse_rows("dataset", dataset, CUSTOM_COLUMNS)
+        yield from _parse_mapped("dataset", dataset, mapper)
         return
-    for split, rows in dataset.items():
+    for key, rows in dataset.items():
+        split = mapper.split_name(str(key))
         if split not in SPLITS:
-            message = f"`dataset` has the unknown split `{split}`."
-            raise DataError(message, choices(str(split), "splits", SPLITS), code="split-unknown")
-        known = tuple(column for column in CUSTOM_COLUMNS if column != "split")
-        for one in _parse_rows(f'dataset["{split}"]', rows, known):
+            message = f"`dataset` has the unknown split `{key}`."
+            hint = f"{choices(str(key), 'splits', SPLITS)} To use one split alone, give `split`."
+            raise DataError(message, hint, code="split-unknown")
+        for one in _parse_mapped(f'dataset["{key}"]', rows, mapper):
+            if one.split:
+                message = "the row has a `split`, and the dataset is divided already."
+                raise one.location.error("column-unknown", message, "Map the column to nothing.")
             yield replace(one, split=split)
 
 
-def _parse_rows(
-    argument: str, rows: Any, known: tuple[str, ...], label: str = ""
-) -> Iterator[LocatedExample]:
-    """The rows of a dataset, or the prompts of a list whose examples have the label."""
-    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
-        expected = "a list of prompts" if label else "a dataset"
-        hint = "Give a `datasets.Dataset`, or a `DatasetDict` with a dataset for each split."
-        raise DataError(
-            f"`{argument}` must be {expected}, got {describe_type(rows)}.",
-            "Give texts, or mappings with `prompt`." if label else hint,
-            code="argument-type",
-        )
+def _parse_mapped(argument: str, rows: Any, mapper: ColumnMapper) -> Iterator[LocatedExample]:
+    """The rows of a dataset as examples."""
     # A label that `datasets` stores as a ClassLabel is an integer, with its name in the features.
-    features = getattr(rows, "features", None) or {}
-    label_name = getattr(features.get("label"), "int2str", None)
-    for index, entry in enumerate(rows):
-        location = SourceLocation(argument, index, "index")
+    column = mapper.original("label")
+    label_name = getattr((getattr(rows, "features", None) or {}).get(column), "int2str", None)
+    hint = "Give a `datasets.Dataset`, or a `DatasetDict` with a dataset for each split."
+    for location, entry in _entries(argument, rows, "a dataset", hint):
+        if not isinstance(entry, Mapping):
+            message = f"this is {describe_type(entry)}, not a mapping of columns."
+            raise location.error("value-type", message, hint)
+        number = entry.get(column)
+        if label_name is not None and isinstance(number, int) and number >= 0:
+            entry = {**entry, column: label_name(number)}
+        yield parse_row(location, mapper.map(location, entry), custom=True)
+
+
+def _parse_entries(argument: str, entries: Any, label: str) -> Iterator[LocatedExample]:
+    """The prompts of a list, whose examples have the label."""
+    hint = "Give texts, or mappings with `prompt`."
+    for location, entry in _entries(argument, entries, "a list of prompts", hint):
         row = {"prompt": entry} if isinstance(entry, str) else entry
         if not isinstance(row, Mapping):
             message = f"this is {describe_type(row)}, not a text or a mapping of columns."
             hint = 'Write several turns as {"prompt": [{"role": ..., "content": ...}, ...]}.'
             raise location.error("value-type", message, hint)
-        check_columns(location, row, known, ("prompt",) if label else REQUIRED)
-        row = {"label": label, **row}
-        if label_name is not None and isinstance(row["label"], int) and row["label"] >= 0:
-            row["label"] = label_name(row["label"])
-        yield parse_row(location, row, custom=True)
+        check_columns(location, row, PAIR_COLUMNS, ("prompt",))
+        yield parse_row(location, {"label": label, **row}, custom=True)
+
+
+def _entries(
+    argument: str, values: Any, expected: str, hint: str
+) -> Iterator[tuple[SourceLocation, Any]]:
+    """The entries of a list or a dataset, each with its index."""
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        message = f"`{argument}` must be {expected}, got {describe_type(values)}."
+        raise DataError(message, hint, code="argument-type")
+    for index, entry in enumerate(values):
+        yield SourceLocation(argument, index, "index"), entry
 
 
 def _check_text(argument: str, value: str) -> None:
@@ -234,13 +236,14 @@ def _build(
     source: str,
     describe: Callable[[str], str],
     context: Any,
+    notes: Sequence[Finding] = (),
 ) -> Concept:
     """The concept of a user's examples; `describe` names a label's examples in an error."""
     description = description or f"{len(examples)} examples."
     _check_text("name", name)
     _check_text("description", description)
-    check_consistent(examples)
-    located = _add_targets(examples, elicited=context is not None)
+    located = add_targets(examples, elicited=context is not None)
+    check_contradictions(located, elicited=context is not None)
     splits = split_examples(located)
     check_splits(located, splits, describe)
     given = any(one.example.label == "retain" for one in examples)
@@ -268,48 +271,8 @@ def _build(
         if any(one.label == "negative" for one in splits["test"])
         else (),
         source=source,
+        notes=tuple(notes),
     )
-
-
-def _add_targets(examples: Sequence[LocatedExample], *, elicited: bool) -> list[LocatedExample]:
-    """Add a `positive` counterpart of each `negative` example whose target is given or elicited.
-
-    It has the same prompt and the `target_response`, which a counterpart that the user gives gets
-    as well.
-    """
-    made = list(examples)
-    positive = {
-        (one.example.pair, one.split): i
-        for i, one in enumerate(examples)
-        if one.example.label == "positive"
-    }
-    given = any(one.target_response for one in examples)
-    for i, one in enumerate(examples):
-        example, response = one.example, one.target_response
-        if example.label != "negative":
-            continue
-        at = positive.get((example.pair, one.split)) if example.pair else None
-        if at is not None and response:
-            if examples[at].example.response:
-                message = "this row has a target response, and its counterpart has one too."
-                raise one.location.error("response-twice", message, "Remove one of the two.")
-            made[at] = replace(made[at], example=replace(made[at].example, response=response))
-        elif at is None and (response or (elicited and not positive)):
-            pair = example.pair or _pair_of([one])
-            made[i] = replace(one, example=replace(example, pair=pair))
-            target = replace(example, label="positive", response=response, pair=pair)
-            made.append(replace(one, example=target))
-        elif given and not positive:
-            message = "this row has no target response, and others have one."
-            hint = "Give one to every `negative` row, or a row labelled `positive` with its `pair`."
-            raise one.location.error("target-missing", message, hint, "target_response")
-    return made
-
-
-def _pair_of(examples: Sequence[LocatedExample]) -> str:
-    """The name of a pair: it depends on the prompts alone, so that the order of pairs is free."""
-    prompts = [[one.example.prefill, *turns_of(one.example)] for one in examples]
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
 
 
 def _metrics(suite: str, examples: Sequence[LocatedExample]) -> tuple[MetricSpec, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any, cast
 
 from retouch.concepts.concept import Example
-from retouch.concepts.readers import SourceLocation, describe_type, read_table
+from retouch.concepts.location import SourceLocation, describe_type
+from retouch.concepts.normalization import is_blank
 from retouch.core.errors import choices, code_list
 from retouch.core.types import SPLITS, Message, Split
 
@@ -27,6 +26,10 @@ COLUMNS = (
 )
 CUSTOM_COLUMNS = (*COLUMNS, "target_response", "split")
 CUSTOM_LABELS = ("positive", "negative", "retain")
+MAX_CHARACTERS = 1_000_000  # of a text: more than the longest contexts, and than memory allows
+_TEXT_COLUMNS = tuple(
+    name for name in CUSTOM_COLUMNS if name not in ("prompt", "accept", "choices")
+)
 ROLES = ("system", "user", "assistant")
 
 
@@ -45,59 +48,31 @@ class LocatedExample:
     target_response: str | None = None
 
 
-def read_examples(file: Path | Traversable) -> tuple[Example, ...]:
-    """Read a file of a pack, in file order.
-
-    Raises:
-        DataError: the file cannot be read or a row is wrong.
-    """
-    return tuple(one.example for one in read_located_examples(file))
-
-
-def read_located_examples(
-    file: Path | Traversable, *, custom: bool = False
-) -> list[LocatedExample]:
-    """Read a CSV, JSONL or Parquet file, in file order.
+def parse_row(
+    location: SourceLocation, values: Mapping[str, Any], *, custom: bool = False
+) -> LocatedExample:
+    """Convert the values of a row to an example; a blank text is an empty one.
 
     Args:
-        file: the file; its suffix determines the format.
-        custom: whether it is a user's file, with the labels `positive`, `negative` and `retain` and
+        location: the row's.
+        values: by column.
+        custom: whether it is a user's row, with the labels `positive`, `negative` and `retain` and
             the optional columns `target_response` and `split`. A pack has its own labels, and a
             file for each split.
 
     Raises:
-        DataError: the file cannot be read or a row is wrong.
-    """
-    examples = [
-        parse_row(location, values, custom=custom)
-        for location, values in read_table(file, CUSTOM_COLUMNS if custom else COLUMNS)
-    ]
-    check_consistent(examples)
-    return examples
-
-
-def parse_row(
-    location: SourceLocation, values: dict[str, Any], *, custom: bool = False
-) -> LocatedExample:
-    """Convert the values of a row to an example.
-
-    Raises:
         DataError: a value is wrong; names the location and the column.
     """
-    text = {
-        column: _text(location, column, values.get(column))
-        for column in CUSTOM_COLUMNS
-        if column not in ("prompt", "accept", "choices")
-    }
+    text = dict.fromkeys(_TEXT_COLUMNS, "")
+    for column in _TEXT_COLUMNS:
+        if column in values:
+            text[column] = _text(location, column, values[column])
     label, split = text["label"].strip(), text["split"].strip()
     if not label:
         hint = f"Write one of {code_list(CUSTOM_LABELS)}." if custom else "Give every row a label."
         raise location.error("label-missing", "the label is empty.", hint, "label")
     if custom:
         _check_word(location, "label", label, CUSTOM_LABELS)
-    if not split and "split" in values:
-        hint = f"Write one of {code_list(SPLITS)} in every row."
-        raise location.error("split-missing", "the split is empty.", hint, "split")
     if split:
         _check_word(location, "split", split, SPLITS)
     example = Example(
@@ -111,6 +86,7 @@ def parse_row(
         group=text["group"].strip(),
         entity=text["entity"].strip(),
         request=text["request"],
+        location=location,
     )
     if not (example.prompt or example.prefill or example.response):
         hint = "Begin running text with `prefill`, or write the prompt."
@@ -132,7 +108,7 @@ def _check_word(
 
 
 def _text(location: SourceLocation, column: str, value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return ""
     if not isinstance(value, str):
         hint = "Write a text in quotation marks."
@@ -147,7 +123,10 @@ def _text(location: SourceLocation, column: str, value: Any) -> str:
         message = "the text contains half of a surrogate pair, which is not a character."
         hint = "Write the character itself."
         raise location.error("surrogate", message, hint, column) from None
-    return value
+    if len(value) > MAX_CHARACTERS:
+        message = f"the text has {len(value):,} characters, more than {MAX_CHARACTERS:,}."
+        raise location.error("text-too-long", message, "Shorten it, or remove the row.", column)
+    return "" if is_blank(value) else value
 
 
 def _texts(location: SourceLocation, column: str, value: Any) -> tuple[str, ...]:
@@ -176,7 +155,7 @@ def _message(location: SourceLocation, turn: Any) -> Message:
         raise location.error("prompt-turn", message, hint, "prompt")
     role, content = (_text(location, "prompt", turn[key]) for key in ("role", "content"))
     _check_word(location, "role", role, ROLES, "prompt")
-    if not content.strip():
+    if not content:
         hint = "Write one, or remove the row."
         raise location.error("prompt-empty", "the prompt is empty.", hint, "prompt")
     return Message(cast(Any, role), content)
@@ -184,7 +163,7 @@ def _message(location: SourceLocation, turn: Any) -> Message:
 
 def _accept(location: SourceLocation, value: Any) -> tuple[str, ...]:
     accept = _texts(location, "accept", value)
-    if not all(phrase.strip() for phrase in accept):
+    if not all(accept):
         message = "a phrase is empty; every response would contain it."
         raise location.error("accept-empty", message, "Remove it.", "accept")
     return accept
@@ -192,38 +171,7 @@ def _accept(location: SourceLocation, value: Any) -> tuple[str, ...]:
 
 def _choices(location: SourceLocation, value: Any) -> tuple[str, ...]:
     found = _texts(location, "choices", value)
-    if found and (len(set(found)) != 2 or not all(text.strip() for text in found)):
+    if found and (len(set(found)) != 2 or not all(found)):
         message = f"two choices are compared, got {code_list(found) or 'none'}."
         raise location.error("choices-invalid", message, "Write two different texts.", "choices")
     return found
-
-
-def check_consistent(examples: Sequence[LocatedExample]) -> None:
-    """Check examples against each other.
-
-    Raises:
-        DataError: only some have a split, an example appears twice, or a pair has two examples of
-            one label in a split.
-    """
-    first_of: dict[Hashable, SourceLocation] = {}
-    with_splits = any(one.split for one in examples)
-    for one in examples:
-        example, location = one.example, one.location
-        if with_splits and not one.split:
-            message = "this row has no split, and others have one."
-            hint = "Write `split` in every row or in none."
-            raise location.error("split-missing", message, hint)
-        first = first_of.setdefault((example.prompt, example.label, example.prefill), location)
-        if first is not location:
-            message = f"the same prompt and label as in {first.short}."
-            raise location.error("example-duplicate", message, "Remove one of the two.")
-        if not example.pair:
-            continue
-        first = first_of.setdefault((example.pair, example.label, one.split), location)
-        if first is not location:
-            message = (
-                f"the pair `{example.pair}` already has an example labelled `{example.label}`, in "
-                f"{first.short}."
-            )
-            hint = "Give a pair one example per label, and the other examples another pair."
-            raise location.error("pair-duplicate", message, hint, "pair")

@@ -19,12 +19,13 @@ from retouch.concepts.concept import (
     Example,
     MetricSpec,
 )
-from retouch.concepts.examples import read_examples
+from retouch.concepts.example_files import read_examples
+from retouch.concepts.hashing import plain_concept
 from retouch.core.atomic import atomic_write
 from retouch.core.config_file import explicit, read_config_file, resolve
 from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.options import flatten
-from retouch.core.serialization import to_json, to_plain
+from retouch.core.serialization import to_json
 from retouch.core.types import SPLITS, Direction, Split
 
 FILE_NAME = "concept.yaml"
@@ -165,11 +166,11 @@ def save_pack(concept: Concept, folder: Path) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
-    values = to_plain(concept)
-    del values["source"], values["hash"]
-    for split, examples in values.pop("examples").items():
+    values = plain_concept(concept)
+    for split, examples in concept.examples.items():
+        plain = (one.to_plain() for one in examples)
         # Empty columns are left out, but the prompt of running text.
-        rows = [{key: one[key] for key in one if one[key] or key == "prompt"} for one in examples]
+        rows = ({key: one[key] for key in one if one[key] or key == "prompt"} for one in plain)
         lines = [to_json(row) + "\n" for row in rows]
         atomic_write(folder / f"{split}.jsonl", "".join(lines))
     atomic_write(folder / FILE_NAME, yaml.safe_dump(values, sort_keys=False))

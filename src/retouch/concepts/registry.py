@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from retouch.concepts.concept import Concept, Example
-from retouch.concepts.custom import concept_from_file
+from retouch.concepts.custom import concept_from_dataset, concept_from_file
+from retouch.concepts.hub_datasets import is_saved_dataset
 from retouch.concepts.pack import FILE_NAME, Folder, read_models, read_pack
 from retouch.concepts.readers import READERS
 from retouch.core.config import AUTO_CONCEPT
@@ -143,12 +144,15 @@ def _check_model(concept: Concept, model: str) -> None:
 
 
 def load_concept_file(path: Path | str) -> Concept:
-    """Load a concept from a CSV, JSONL or Parquet file, a pack's folder or its YAML file.
+    """Load a concept from a data file, a folder of `save_to_disk`, a pack or its YAML file.
 
     Raises:
         DataError: there is no such file, or it is wrong.
+        ConfigError: a folder of `save_to_disk` is read, and the library `datasets` is missing.
     """
     file = Path(path).expanduser()
+    if file.is_dir() and is_saved_dataset(file):
+        return concept_from_dataset(file, file.name, "")
     if file.is_dir():
         return _load_pack(file)
     if file.suffix.lower() in (".yaml", ".yml"):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from retouch.concepts.concept import Example
 from retouch.concepts.examples import LocatedExample
+from retouch.concepts.normalization import normalized_prompt, without_punctuation
 from retouch.core.errors import DataError
 from retouch.core.types import SPLITS, Split
 
@@ -24,7 +25,8 @@ _Key = tuple[str, str]
 def split_examples(examples: Sequence[LocatedExample]) -> dict[Split, tuple[Example, ...]]:
     """Split examples as their rows say, or 60 / 20 / 20 by a hash of their content alone.
 
-    Examples that share an entity, a pair or a prompt form a unit that stays together. Units with
+    Examples that share an entity, a pair or a prompt form a unit that stays together, and so do
+    near copies: prompts that differ in case, whitespace and punctuation alone. Units with
     the same labels are ordered by their hashes and cut at 60 % and 80 %; of three units each split
     gets one, and of two the test split gets none. Neither chance nor the order of the examples
     matters.
@@ -60,22 +62,39 @@ def turns_of(example: Example) -> list[tuple[str, str]]:
 
 def _units(examples: Sequence[Example]) -> list[_Key]:
     """For each example the least key of those that it shares, directly or through others."""
-    parent: dict[_Key, _Key] = {}  # union-find
+    parent = list(range(len(examples)))  # union-find
 
-    def root(key: _Key) -> _Key:
-        while (above := parent.setdefault(key, key)) != key:
-            parent[key] = parent[above]
-            key = above
-        return key
+    def root(i: int) -> int:
+        while (above := parent[i]) != i:
+            parent[i] = parent[above]
+            i = above
+        return i
 
-    prompts: list[_Key] = []
-    for example in examples:
-        prompts.append(("prompt", json.dumps(turns_of(example))))
-        keys = [("entity", example.entity), ("pair", example.pair or ""), prompts[-1]]
-        roots = [root(key) for key in keys if key[1]]
-        for each in roots:
-            parent[each] = min(roots)
-    return [root(prompt) for prompt in prompts]
+    first_of: dict[Hashable, int] = {}
+    for i, example in enumerate(examples):
+        # Near copies include equal prompts.
+        near = tuple(
+            [(role, without_punctuation(text)) for role, text in normalized_prompt(example)]
+        )
+        keys: list[Hashable] = [("prompt", near)]
+        keys += [("entity", example.entity)] if example.entity else []
+        keys += [("pair", example.pair)] if example.pair else []
+        for key in keys:
+            if (first := first_of.setdefault(key, i)) != i:
+                one, other = sorted((root(first), root(i)))
+                parent[other] = one
+    least: dict[int, _Key] = {}
+    for i, example in enumerate(examples):
+        key = _least_key(example)
+        least[root(i)] = min(least.get(root(i), key), key)
+    return [least[root(i)] for i in range(len(examples))]
+
+
+def _least_key(example: Example) -> _Key:
+    """The least of an example's own keys: an entity is less than a pair, and that than a prompt."""
+    if example.entity:
+        return "entity", example.entity
+    return ("pair", example.pair) if example.pair else ("prompt", json.dumps(turns_of(example)))
 
 
 def check_splits(

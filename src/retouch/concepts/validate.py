@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import combinations
-from operator import attrgetter
 from statistics import median
 
 from retouch.concepts.concept import Concept, Example
+from retouch.concepts.example_files import paused_collection
+from retouch.concepts.normalization import normalized, normalized_prompt
+from retouch.concepts.splits import MIN_EXAMPLES
 from retouch.core.finding import LEVELS, Finding, Level
 from retouch.core.types import SPLITS, Direction, Split
 
 MAX_RATIO = 3.0  # a larger ratio of the numbers, or of the lengths, of examples gives a warning
+LONG = 30_000  # characters of an example, which are more than many models' contexts
 
 
+@paused_collection()
 def validate(concept: Concept) -> list[Finding]:
     """Check a concept's examples, directions and metrics.
 
@@ -26,16 +30,16 @@ def validate(concept: Concept) -> list[Finding]:
         _check_splits,
         _check_pairs,
         _check_responses,
+        _check_long,
         _check_metrics,
         _count_examples,
     )
-    findings = [finding for check in checks for finding in check(concept)]
+    findings = [*concept.notes, *(finding for check in checks for finding in check(concept))]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
 def _count_examples(concept: Concept) -> Iterator[Finding]:
-    for split in SPLITS:
-        counts = Counter(example.label for example in concept.examples[split])
+    for split, counts in _count_labels(concept).items():
         listed = ", ".join(f"{n} {label}" for label, n in sorted(counts.items()))
         yield Finding("ok", "examples", f"{split}: {listed or 'no examples'}.")
 
@@ -45,13 +49,14 @@ def _check_directions(concept: Concept) -> Iterator[Finding]:
     if not concept.directions:
         message = "There are no directions: the concept only serves other concepts."
         yield Finding("ok", "no-directions", message)
+    counted = _count_labels(concept)
     for direction, spec in concept.directions.items():
         for name in ("source", "target", "retain"):
             labels = getattr(spec, name)
             if name == "retain" and not labels and concept.add_ordinary:
                 continue
             for split in SPLITS:
-                if concept.select(split, labels):
+                if any(counted[split][label] for label in labels):
                     continue
                 if name == "target" and not labels and spec.context:
                     continue  # the source examples are their own counterparts
@@ -62,10 +67,56 @@ def _check_directions(concept: Concept) -> Iterator[Finding]:
                 )
                 hint = f"Add examples with these labels to {split}."
                 yield Finding(level, "examples-missing", message, hint)
-        counts = [len(concept.select("train", labels)) for labels in (spec.source, spec.target)]
+        for name, labels in (("source", spec.source), ("target", spec.target)):
+            yield from _check_number(counted, f"{direction}: {{}} {name} examples", labels)
+        counts = [
+            sum(counted["train"][label] for label in set(labels))
+            for labels in (spec.source, spec.target)
+        ]
         if min(counts) and max(counts) > MAX_RATIO * min(counts):
             message = f"{direction}: train has {counts[0]} source and {counts[1]} target examples."
             yield Finding("warning", "unbalanced", message, "Add examples to the smaller set.")
+
+
+def _count_labels(concept: Concept) -> dict[Split, Counter[str]]:
+    return {split: Counter(one.label for one in concept.examples[split]) for split in SPLITS}
+
+
+def _check_number(
+    counted: Mapping[Split, Counter[str]], text: str, labels: tuple[str, ...]
+) -> Iterator[Finding]:
+    """A set has more than one example to train on, and as many in all as are recommended."""
+    counts = {split: sum(counted[split][label] for label in set(labels)) for split in SPLITS}
+    total = sum(counts.values())
+    hint = f"Add examples: at least {MIN_EXAMPLES} are recommended."
+    if counts["train"] == 1:
+        one = text.format(f"1 of {total}")
+        message = f"{one} is in train: an edit would learn it and not the concept."
+        yield Finding("error", "one-example", message, hint)
+    elif 0 < total < MIN_EXAMPLES:
+        yield Finding("warning", "few-examples", f"{text.format(total)} are few.", hint)
+
+
+def _check_long(concept: Concept) -> Iterator[Finding]:
+    """No example is longer than the contexts of many models."""
+    for split in SPLITS:
+        lengths = {
+            one.description: size
+            for one in concept.examples[split]
+            if (size := _characters(one)) > LONG
+        }
+        if lengths:
+            message = (
+                f"{len(lengths)} examples in {split} have more than {LONG:,} characters, the "
+                f"longest {max(lengths.values()):,}: {_first_few(list(lengths))}."
+            )
+            hint = "Shorten them where the model's context is shorter: `retouch doctor` checks it."
+            yield Finding("warning", "text-long", message, hint)
+
+
+def _characters(example: Example) -> int:
+    turns = sum(len(turn.content) for turn in example.prompt)
+    return turns + len(example.prefill) + len(example.response or "")
 
 
 def _check_splits(concept: Concept) -> Iterator[Finding]:
@@ -75,29 +126,41 @@ def _check_splits(concept: Concept) -> Iterator[Finding]:
         ("group", "groups", "ok"),
     )
     hint = "Move the examples that share one into the same split."
+    # The prompts are normalised once, since there may be many.
+    found: dict[tuple[Split, str], dict[Hashable, Example]] = {}
+    for split in SPLITS:
+        for field in ("entity", "group"):
+            examples = [one for one in concept.examples[split] if getattr(one, field)]
+            found[split, field] = {(one.label, getattr(one, field)): one for one in examples}
+        prompts = (
+            (normalized_prompt(one) or normalized(one.prefill), one)
+            for one in concept.examples[split]
+        )
+        found[split, "prompt"] = dict(prompts)
     for splits in combinations(SPLITS, 2):
         where = f"are in both {splits[0]} and {splits[1]}"
         for field, plural, level in fields:
             by_label: dict[str, list[str]] = defaultdict(list)
-            for one in _shared(concept, splits, attrgetter("label", field)):
-                if name := getattr(one, field):
-                    by_label[one.label].append(name)
+            for one, _ in _shared(*(found[split, field] for split in splits)):
+                by_label[one.label].append(getattr(one, field))
             for label, names in by_label.items():
                 message = f"{len(names)} {plural} of `{label}` {where}: {_first_few(names)}."
                 yield Finding(level, f"{field}-shared", message, hint if level == "error" else "")
-        same = _shared(concept, splits, lambda one: one.prompt or one.prefill)
-        prompts = [one.last_turn for one in same]
-        if prompts:
-            message = f"{len(prompts)} prompts {where}: {_first_few(prompts)}."
+        if same := _shared(*(found[split, "prompt"] for split in splits)):
+            message = (
+                f"{len(same)} prompts {where}: {_first_few([one.last_turn for one, _ in same])}."
+            )
+            first, second = (one.location for one in same[0])
+            if first and second:
+                message += f" The first: {first}; and {second}."
             yield Finding("error", "prompt-shared", message, hint)
 
 
 def _shared(
-    concept: Concept, splits: Iterable[Split], key: Callable[[Example], Hashable]
-) -> list[Example]:
-    """An example of every key that two splits share, in the order of the first."""
-    first, second = ({key(one): one for one in concept.examples[split]} for split in splits)
-    return [one for found, one in first.items() if found in second]
+    first: Mapping[Hashable, Example], second: Mapping[Hashable, Example]
+) -> list[tuple[Example, Example]]:
+    """The examples of every key that two splits share, in the order of the first."""
+    return [(one, second[key]) for key, one in first.items() if key in second]
 
 
 def _check_pairs(concept: Concept) -> Iterator[Finding]:

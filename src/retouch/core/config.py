@@ -347,8 +347,8 @@ class EditConfig(Group):
     model: str = option("pocket", MODEL_HELP)
     concept: str = option(
         AUTO_CONCEPT,
-        "a built-in concept, or a CSV, JSONL, Parquet or YAML file; auto is safety, and "
-        "pocket-safety for pocket",
+        "a built-in concept, or a file: CSV, TSV, JSON, JSONL, Parquet, Arrow or YAML; auto is "
+        "safety, and pocket-safety for pocket",
     )
     direction: Direction = option("raise", "raise the concept or lower it")
     seed: int = option(0, "random seed of the examples, the initial weights and the batches", ge=0)

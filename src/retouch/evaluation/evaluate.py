@@ -202,6 +202,19 @@ def _score(
     return Evaluation(Metrics(records), samples, values, base_values, p_values=p_values)
 
 
+def measured_examples(
+    concepts: Sequence[Concept], split: Split, limit: int | None
+) -> list[Example]:
+    """The examples that `evaluate` measures these concepts on.
+
+    Raises:
+        DataError: a metric has no examples in the split, or cannot be scored on them.
+        ConfigError: the package of a scorer cannot be imported.
+    """
+    tasks = _tasks(concepts, split, limit, MAX_NEW_TOKENS, None)
+    return list(dict.fromkeys(example for task in tasks for example in task.examples))
+
+
 def _tasks(
     concepts: Sequence[Concept],
     split: Split,

@@ -172,6 +172,19 @@ def generation_bytes(model: Any, layout: ModelLayout, tokens: int, itemsize: int
     return cache + 2 * width * tokens * itemsize + 3 * FLOAT32_BYTES * vocabulary
 
 
+def text_bytes(model: Any, layout: ModelLayout, tokens: int, itemsize: int) -> int:
+    """Minimum bytes that a pass of one text of `tokens` needs beside the weights.
+
+    What generation needs, and a mask in float32 between all tokens; eager attention has its weights
+    before and after the softmax, too.
+    """
+    needed = generation_bytes(model, layout, tokens, itemsize) + FLOAT32_BYTES * tokens**2
+    if getattr(model.config, "_attn_implementation", None) == "eager":
+        heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 0))
+        needed += 2 * itemsize * heads * tokens**2
+    return needed
+
+
 def max_generation_rows(free_bytes: int | None, batch_size: int, row_bytes: int) -> int:
     """Rows that generate together: `batch_size`, or what fits into half of `free_bytes`."""
     if free_bytes is None:

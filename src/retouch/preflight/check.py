@@ -17,6 +17,7 @@ from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import LEVELS, ErrorsAsFindings, Finding, first_few
 from retouch.core.serialization import to_plain
+from retouch.evaluation.evaluate import measured_examples
 from retouch.models.bfloat16_linears import linears_that_gain
 from retouch.models.load import check_load_config, find_device, find_dtype, model_name
 from retouch.models.memory_estimate import count_parameters, lora_parameters
@@ -29,6 +30,7 @@ from retouch.preflight.workload import Workload, measure_evaluation, measure_spl
 from retouch.reporting.safety_gate import check_weakening
 from retouch.task.layers import LayerSelection, select_layers
 from retouch.task.sampling import SampledExamples, example_rng, sample_examples
+from retouch.task.text_lengths import check_text_lengths
 
 
 @dataclass
@@ -72,6 +74,7 @@ def run_preflight(config: EditConfig, *, output_dir: Path = Path("runs")) -> Pre
         concept_for_model(name, known_as)
     report = PreflightReport(config)
     findings = report.findings
+    findings += concept.notes
     with ErrorsAsFindings(findings):
         check_weakening(config.direction, config.allow_weakening, concept)
     with ErrorsAsFindings(findings):
@@ -198,9 +201,21 @@ def _measure_work(
     longest = max(train.all.longest, validation.all.longest, generated.longest)
     text_config = skeleton.model.config.get_text_config()
     maximum = getattr(text_config, "max_position_embeddings", None)
-    if maximum and longest > maximum:
+    texts = [example for one in sampled for example in (*one.source, *one.target, *one.retain)]
+    with ErrorsAsFindings(report.findings):
+        texts += measured_examples(concepts, "test", limit)
+        check_text_lengths(
+            texts,
+            tokenizer,
+            skeleton.model,
+            skeleton.layout,
+            report.hardware.free_bytes if report.hardware else None,
+        )
+    known = any(finding.code == "text-too-long" for finding in report.findings)
+    if maximum and longest > maximum and not known:
         message = f"The longest text has {longest} tokens, the model supports {maximum}."
-        hint = "Shorten the examples, or set a lower `max_new_tokens`."
+        message += " It counts responses as `max_new_tokens`, which may be shorter."
+        hint = "Set a lower `max_new_tokens`, or shorten the examples."
         report.findings.append(Finding("warning", "text-too-long", message, hint))
     return Workload(
         load=report.config.load,

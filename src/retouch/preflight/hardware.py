@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from retouch.core.errors import ModelError
+from retouch.models.free_memory import free_bytes, free_host_bytes
 
-CGROUP = Path("/sys/fs/cgroup")
 SECONDS = 0.15  # that one measurement takes
 
 
@@ -39,7 +37,6 @@ def measure_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
     Raises:
         ModelError: the device does not support `dtype`.
     """
-    host_free = _free_host_bytes()
     on_gpu = device.type == "cuda"
     try:
         flops = _matmul_flops(device, dtype, 4096 if on_gpu else 512)
@@ -57,23 +54,12 @@ def measure_hardware(device: torch.device, dtype: torch.dtype) -> Hardware:
     return Hardware(
         device=str(device),
         label=f"{device} ({torch.cuda.get_device_name(device) if on_gpu else name})",
-        free_bytes=int(torch.cuda.mem_get_info(device)[0]) if on_gpu else host_free,
-        host_free_bytes=host_free,
+        free_bytes=free_bytes(device),
+        host_free_bytes=free_host_bytes(),
         flops_per_second=flops,
         bytes_per_second=bandwidth,
         upload_bytes_per_second=upload,
     )
-
-
-def _free_host_bytes() -> int:
-    """Free bytes of host memory, within the limit of a container."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return min(free, max(0, int(limit) - used)) if limit.isdecimal() else free
 
 
 def _matmul_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retouch.concepts.readers import SourceLocation, read_table
+from retouch.concepts.hub_datasets import load_dataset
+from retouch.concepts.location import SourceLocation
+from retouch.concepts.readers import read_table
 from retouch.core.errors import DataError
-from retouch.core.plugins import import_library
 from retouch.suites.suite import Sample, Source
 
 T = TypeVar("T")
@@ -121,16 +122,16 @@ def _of_file(source: Source, file: Path) -> Iterator[Row]:
 
 
 def _of_dataset(source: Source, name: str, hint: str) -> Iterator[Row]:
-    library = import_library("datasets", f"The suite {name}", "'retouch[compare]'")
-    try:
-        dataset = library.load_dataset(
-            source.dataset, source.config, split=source.split, revision=source.revision
-        )
-    except Exception as error:  # the hub, the network and the files can fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        message = f"The suite {name}: the dataset {source} cannot be loaded: {reason}."
-        hint = f"Check the network. {hint}".strip()
-        raise DataError(message, hint, code="suite-data-missing") from None
+    assert source.dataset is not None
+    dataset = load_dataset(
+        source.dataset,
+        source.config,
+        source.split,
+        source.revision,
+        user=f"The suite {name}",
+        hint=hint,
+        code="suite-data-missing",
+    )
     for number, values in enumerate(dataset, start=1):
         yield Row(dict(values), SourceLocation(str(source), number, "row"), source)
 
