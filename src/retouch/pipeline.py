@@ -32,7 +32,6 @@ from retouch.core.config_file import (
     resolve,
 )
 from retouch.core.errors import RunError
-from retouch.core.lock import locked
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
@@ -297,7 +296,7 @@ def check_contrast(
 
 def _run_lock(run: RunDir) -> AbstractContextManager[None]:
     """The lock of a run, which the first of several processes holds for all."""
-    return locked(run.path) if distributed.rank() == 0 else nullcontext()
+    return run.locked() if distributed.rank() == 0 else nullcontext()
 
 
 def _resolve(
@@ -396,10 +395,9 @@ def run_edit(
     distributed.barrier()  # all processes have seen that the path is free
     try:
         run = RunDir(path)
-        if distributed.rank() == 0:
-            run = RunDir.create(path, config)
-        with _run_lock(run):
+        with _run_lock(run):  # before anything is written: another process may start here too
             if distributed.rank() == 0:
+                RunDir.create(path, config)
                 save_inputs(run, concept, editable)
             return run_stages(run, config, concept, editable, on_event)
     except BaseException:

@@ -86,6 +86,7 @@ def write_adapter(run: RunDir, editable: EditableModel, trainer: Trainer) -> Non
     """Write the adapter and the last discriminators."""
     from safetensors.torch import save_file
 
+    run.check_exists()
     with atomic_folder(run.adapter) as folder:
         adapters.save(editable, folder)
     with atomic_folder(run.discriminator) as folder:
@@ -103,10 +104,10 @@ def write_results(
         run.write_samples(samples)
     edit = FinishedEdit(config, concept, records, samples, run.events(), run.provenance())
     for name, text in builtin_files(edit).items():
-        atomic_write(run.path / name, text)
+        run.write(name, text)
     run.mark_finished()  # a fault of a plugin's reporter loses nothing
     for name, text in added_files(edit, lambda name: (run.path / name).exists()).items():
-        atomic_write(run.path / name, text)
+        run.write(name, text)
 
 
 def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:
