@@ -24,6 +24,7 @@ from retouch.concepts.registry import (
 )
 from retouch.contrast.measure import check_concept
 from retouch.contrast.report import ContrastReport
+from retouch.core.checkpoints import Checkpoints
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import (
     check_caller_only,
@@ -52,6 +53,7 @@ from retouch.run_record import (
     check_caller,
     check_fingerprint,
     load_model,
+    run_identity,
     save_inputs,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
@@ -150,6 +152,8 @@ def resume(
     }
     given = {key: value for key, value in given.items() if value is not None}
     check_caller(run, config, given, editable is not None)
+    # Before the model is loaded, and before a changed setting leads to another error.
+    Checkpoints(run.checkpoints, run_identity(config)).check()
     concept = concept_for_model(
         load_concept_file(run.concept) if run.has_concept else config.concept,
         model_name(config.model),
