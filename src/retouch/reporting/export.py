@@ -10,7 +10,9 @@ from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
 from retouch.core.atomic import atomic_folder, atomic_write, is_free
 from retouch.core.config import LoadConfig
+from retouch.core.config_file import dump_yaml
 from retouch.core.errors import ConfigError, RunError
+from retouch.core.model_names import public_name
 from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunDir
 from retouch.reporting.model_card import Form, render_card
 
@@ -73,23 +75,44 @@ def export(
                 _copy(run.adapter / name, folder / name)
         else:
             _write_merged(run, recorded, trust_remote_code, folder)
-        _copy(run.path / "config.yaml", folder / "retouch.yaml")
+        _check_regular(run.path / "config.yaml")
+        atomic_write(folder / "retouch.yaml", _public_config(run))
         atomic_write(folder / "README.md", card)
     return output_dir
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file of a run. A link could lead to any file of this machine."""
+    """Copy a file of a run."""
+    _check_regular(source)
+    shutil.copyfile(source, target)
+
+
+def _check_regular(source: Path) -> None:
+    """Check that a file of a run is no link, which could lead to any file of this machine."""
     if source.is_symlink() or source.parent.is_symlink() or not source.is_file():
         raise RunError(
             f"{source} is not a regular file.", "Restore the run.", code="not-a-regular-file"
         )
-    shutil.copyfile(source, target)
+
+
+def _public_config(run: RunDir) -> str:
+    """The configuration of a run, with the names of folders and files in place of their paths."""
+    config = run.config()
+    template = config.load.chat_template
+    names = {
+        "model": public_name(config.model),
+        "concept": public_name(config.concept),
+        "load": config.load.model_copy(
+            update={"chat_template": template and public_name(template)}
+        ),
+    }
+    return dump_yaml(config.model_copy(update=names))
 
 
 def concept_facts(concept: Concept) -> dict[str, Any]:
     """The facts about a concept for `run.json`: an export does not need the concept's file."""
-    return {name: getattr(concept, name) for name in CONCEPT_FACTS}
+    facts = {name: getattr(concept, name) for name in CONCEPT_FACTS}
+    return {**facts, "source": public_name(concept.source)}
 
 
 def _card(run: RunDir, form: Form) -> str:
