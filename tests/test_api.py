@@ -87,7 +87,8 @@ def test_a_loaded_model_keeps_and_records_its_own_settings(tmp_path: Path) -> No
     assert facts["fingerprint"] == result.editable.fingerprint  # type: ignore[union-attr]
     assert run.chat_template.read_text() == tokenizer.chat_template
     card = (result.path / "README.md").read_text()
-    assert str(POCKET) in card
+    assert f"**{POCKET.name}**" in card
+    assert str(POCKET) not in card  # a folder of this machine
 
 
 def test_load_options_beside_a_loaded_model_are_an_error(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_tests_mirror_the_source_tree() -> None:
     for folder in tests.iterdir():
         if folder.is_dir() and any(folder.glob("test_*.py")):
             known = {path.name for path in SOURCE.iterdir() if path.is_dir()}
-            assert folder.name in {*known, "benchmarks", "model_organisms", "real"}, folder
+            assert folder.name in {*known, "benchmarks", "faults", "model_organisms", "real"}, (
+                folder
+            )
 
 
 def test_no_test_imports_another_test() -> None:

@@ -25,6 +25,7 @@ from retouch.concepts.registry import (
 )
 from retouch.contrast.measure import check_concept
 from retouch.contrast.report import ContrastReport
+from retouch.core.checkpoints import Checkpoints
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import (
     check_caller_only,
@@ -33,7 +34,6 @@ from retouch.core.config_file import (
     resolve,
 )
 from retouch.core.errors import RunError
-from retouch.core.lock import locked
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
@@ -54,6 +54,7 @@ from retouch.run_record import (
     check_caller,
     check_fingerprint,
     load_model,
+    run_identity,
     save_inputs,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
@@ -152,6 +153,8 @@ def resume(
     }
     given = {key: value for key, value in given.items() if value is not None}
     check_caller(run, config, given, editable is not None)
+    # Before the model is loaded, and before a changed setting leads to another error.
+    Checkpoints(run.checkpoints, run_identity(config)).check()
     if allow_weakening != config.allow_weakening:  # the safety probe has asked for it
         config = config.model_copy(update={"allow_weakening": allow_weakening})
     concept = concept_for_model(
@@ -302,7 +305,7 @@ def check_contrast(
 
 def _run_lock(run: RunDir) -> AbstractContextManager[None]:
     """The lock of a run, which the first of several processes holds for all."""
-    return locked(run.path) if distributed.rank() == 0 else nullcontext()
+    return run.locked() if distributed.rank() == 0 else nullcontext()
 
 
 def _resolve(
@@ -403,10 +406,9 @@ def run_edit(
     distributed.barrier()  # all processes have seen that the path is free
     try:
         run = RunDir(path)
-        if distributed.rank() == 0:
-            run = RunDir.create(path, config)
-        with _run_lock(run):
+        with _run_lock(run):  # before anything is written: another process may start here too
             if distributed.rank() == 0:
+                RunDir.create(path, config)
                 save_inputs(run, concept, editable)
             return run_stages(run, config, concept, editable, on_event)
     except BaseException:

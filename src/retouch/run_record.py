@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,13 @@ from retouch.concepts.concept import Concept
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import concept_for_model
 from retouch.core.atomic import atomic_folder, atomic_write
+from retouch.core.checkpoints import Identity
 from retouch.core.config import EditConfig, LoadConfig
-from retouch.core.config_file import check_caller_only, resolve
+from retouch.core.config_file import CALLER_ONLY, check_caller_only, resolve
 from retouch.core.errors import DataError, RunError
 from retouch.core.files import sha256
+from retouch.core.model_names import public_name
+from retouch.core.options import flatten
 from retouch.core.process import describe_machine
 from retouch.core.run_dir import ADAPTER_WEIGHTS, RunDir
 from retouch.core.types import OnEvent, Record, StageEvent
@@ -26,6 +30,17 @@ from retouch.reporting.reporters import added_files, builtin_files
 from retouch.task.task import EditTask
 from retouch.training.trainer import Trainer
 
+# Settings that a run may be resumed with other values of: what only the caller decides is checked
+# by itself, and the others change no result but for rounding.
+CHANGEABLE = frozenset(
+    (
+        *(path for path in CALLER_ONLY if path not in ("model", "direction")),
+        "data.ignore_contrast",
+        "train.activation_cache",
+        "train.micro_batch_size",
+    )
+)
+
 
 def describe_edit(editable: EditableModel, task: EditTask) -> dict[str, Any]:
     """The provenance of an edit, for `run.json`."""
@@ -33,7 +48,7 @@ def describe_edit(editable: EditableModel, task: EditTask) -> dict[str, Any]:
     return {
         **describe_machine(),
         "model": {
-            "name": editable.name,
+            "name": public_name(editable.name),
             "revision": editable.revision,
             "device": str(editable.device),
             "dtype": str(editable.base.dtype).removeprefix("torch."),
@@ -63,6 +78,28 @@ def describe_edit(editable: EditableModel, task: EditTask) -> dict[str, Any]:
     }
 
 
+def run_identity(
+    config: EditConfig, concept: Concept | None = None, editable: EditableModel | None = None
+) -> Identity:
+    """What decides the checkpoints of a run, as far as it is known: settings, data and model."""
+    settings = {
+        path: value
+        for path, value in flatten(config.model_dump(mode="json")).items()
+        if path not in CHANGEABLE and not path.startswith("evaluation.")
+    }
+    hashes = {}
+    if concept is not None:
+        names = config.data.retain_concepts
+        retained = [concept_for_model(name, model_name(config.model)) for name in names]
+        hashes = {f"the data of the concept {one.name}": one.hash for one in (concept, *retained)}
+    if editable is not None:
+        template = str(getattr(editable.tokenizer, "chat_template", None) or "")
+        hashes["the chat template"] = hashlib.sha256(template.encode()).hexdigest()
+        if not editable.sharded:  # where no process has whole weights
+            hashes[f"the weights of {config.model}"] = editable.fingerprint
+    return Identity(settings, hashes)
+
+
 def save_inputs(run: RunDir, concept: Concept, editable: EditableModel) -> None:
     """Keep what a later call needs and the run's folder alone may have."""
     config = run.config()
@@ -87,6 +124,7 @@ def write_adapter(run: RunDir, editable: EditableModel, trainer: Trainer) -> Non
     """Write the adapter and the last discriminators, and which adapter the safety is of."""
     from safetensors.torch import save_file
 
+    run.check_exists()
     with atomic_folder(run.adapter) as folder:
         adapters.save(editable, folder)
     facts = run.provenance()
@@ -107,10 +145,10 @@ def write_results(
         run.write_samples(samples)
     edit = FinishedEdit(config, concept, records, samples, run.events(), run.provenance())
     for name, text in builtin_files(edit).items():
-        atomic_write(run.path / name, text)
+        run.write(name, text)
     run.mark_finished()  # a fault of a plugin's reporter loses nothing
     for name, text in added_files(edit, lambda name: (run.path / name).exists()).items():
-        atomic_write(run.path / name, text)
+        run.write(name, text)
 
 
 def load_model(name: str, config: LoadConfig, on_event: OnEvent) -> EditableModel:

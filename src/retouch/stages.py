@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import with_builtin
 from retouch.contrast.measure import check_contrast, require_contrast
+from retouch.core.checkpoints import Checkpoints
 from retouch.core.config import EditConfig
 from retouch.core.run_dir import RunDir
 from retouch.core.serialization import to_plain
@@ -16,20 +17,21 @@ from retouch.evaluation.evaluate import Evaluation, evaluate, measured_examples
 from retouch.evaluation.outcome import find_outcome
 from retouch.evaluation.safety_probe import probe_safety
 from retouch.evaluation.scorers import shows_effect
-from retouch.evaluation.strength_choice import choose_strength
+from retouch.evaluation.strength_choice import StrengthChoice, choose_strength
 from retouch.models import adapters, distributed
 from retouch.models.editable_model import EditableModel
 from retouch.models.free_memory import free_bytes
 from retouch.models.load import model_name
 from retouch.reporting.safety_gate import check_probe
 from retouch.result import EditResult
-from retouch.run_record import describe_edit, write_adapter, write_results
+from retouch.run_record import describe_edit, run_identity, write_adapter, write_results
 from retouch.task.task import EditTask, build_task
 from retouch.task.text_lengths import check_text_lengths, sampled_examples
-from retouch.training.checkpoint import broken_checkpoint, load_checkpoint, save_checkpoint
+from retouch.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from retouch.training.setup import build_trainer
 from retouch.training.trainer import Trainer
 
+STRENGTH_FILE = "strength.json"  # in the checkpoints
 NO_CHAT_TEMPLATE = (
     "The tokenizer has no chat template: chats are written as `User: ...` and `Assistant:`. "
     "Set `chat_template` to use another format."
@@ -43,7 +45,26 @@ def run_stages(
     editable: EditableModel,
     on_event: OnEvent,
 ) -> EditResult:
-    """Every stage, in order. Processes other than the first do the same and write nothing."""
+    """Every stage, in order. Processes other than the first do the same and write nothing.
+
+    Of several processes, each would keep other responses: they resume after the last round alone.
+    """
+    checkpoints = Checkpoints(run.checkpoints, run_identity(config, concept, editable))
+    editable.checkpoints = checkpoints if distributed.world_size() == 1 else None
+    try:
+        return _run_stages(run, checkpoints, config, concept, editable, on_event)
+    finally:
+        editable.checkpoints = None
+
+
+def _run_stages(
+    run: RunDir,
+    checkpoints: Checkpoints,
+    config: EditConfig,
+    concept: Concept,
+    editable: EditableModel,
+    on_event: OnEvent,
+) -> EditResult:
     writes = distributed.rank() == 0
     on_event = on_event if writes else ignore_event
     began = time.monotonic()
@@ -72,16 +93,8 @@ def run_stages(
     if writes:
         run.write_provenance({**run.provenance(), **describe_edit(editable, task)})
 
-    _train(run, trainer, writes, on_event)
-    choice = choose_strength(
-        editable,
-        concept,
-        config.direction,
-        config.train.strengths,
-        max_new_tokens=config.data.max_new_tokens,
-        excess=trainer.measure_excess,
-        progress=lambda *progress: on_event(StageEvent("strength", *progress)),
-    )
+    _train(run, checkpoints, trainer, writes, on_event)
+    choice = _choose_strength(editable, trainer, concept, config, on_event)
     adapters.scale(editable, choice.strength)
     on_event(StageEvent("strength", f"the adapter's strength is {choice.strength:g}"))
     if writes:
@@ -149,22 +162,26 @@ def _check_contrast(
         on_event(StageEvent("contrast", f"{level}{finding.message} {finding.hint}".rstrip()))
 
 
-def _train(run: RunDir, trainer: Trainer, writes: bool, on_event: OnEvent) -> None:
+def _train(
+    run: RunDir, checkpoints: Checkpoints, trainer: Trainer, writes: bool, on_event: OnEvent
+) -> None:
     """Run the remaining rounds, each one on disk before the next begins."""
-    state = load_checkpoint(run.checkpoints)
+    state = load_checkpoint(checkpoints)
     if state is not None:
         try:
             trainer.restore(state)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise broken_checkpoint(run.checkpoints, error) from error
+            raise checkpoints.broken(FILE, error) from error
         on_event(StageEvent("train", f"resuming after round {trainer.round}"))
     distributed.barrier()  # all processes have read it before the first writes the next one
     if writes:
         run.truncate_events(trainer.round)
+        if not trainer.finished:  # it was chosen for other weights
+            checkpoints.remove(STRENGTH_FILE)
     for event in trainer.train():
         if writes:
             run.append_event(event)
-            save_checkpoint(trainer.state(), run.checkpoints)
+            save_checkpoint(trainer.state(), checkpoints)
         on_event(event)
     trainer.finish()
 
@@ -182,6 +199,32 @@ def _check_safety(
         run.write_provenance({**run.provenance(), "safety": {"probe": to_plain(probe)}})
     hint = f"Then resume the run {run.path} with it, or train on other examples."
     check_probe(probe, config.allow_weakening, "The edit", hint)
+
+
+def _choose_strength(
+    editable: EditableModel,
+    trainer: Trainer,
+    concept: Concept,
+    config: EditConfig,
+    on_event: OnEvent,
+) -> StrengthChoice:
+    """Choose the strength of the trained adapter; a run that is resumed has kept it."""
+
+    def choose() -> StrengthChoice:
+        return choose_strength(
+            editable,
+            concept,
+            config.direction,
+            config.train.strengths,
+            max_new_tokens=config.data.max_new_tokens,
+            excess=trainer.measure_excess,
+            progress=lambda *progress: on_event(StageEvent("strength", *progress)),
+        )
+
+    checkpoints = editable.checkpoints
+    if checkpoints is None:
+        return choose()
+    return checkpoints.kept(STRENGTH_FILE, StrengthChoice, choose)
 
 
 def _measure(

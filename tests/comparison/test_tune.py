@@ -15,6 +15,7 @@ from retouch.comparison.study import Study, Trial
 from retouch.comparison.tune import build_search_space, suggest, tune
 from retouch.core.config import LoadConfig, MethodConfig, option
 from retouch.core.errors import ConfigError, RefusedError, RunError
+from retouch.core.lock import locked
 from retouch.core.options import nest
 from retouch.methods.method import MethodSettings
 
@@ -128,6 +129,19 @@ def test_an_interrupted_study_continues_with_the_same_trials(
     with pytest.raises(RunError) as error:
         run(concept, tmp_path / "cut")
     assert error.value.code == "study-broken"
+
+
+def test_a_study_belongs_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_methods(monkeypatch)
+    concept, out = small_concept(tmp_path / "pack"), tmp_path / "out"
+    with locked(out), pytest.raises(RunError) as error:
+        run(concept, out)
+    assert error.value.code == "run-locked"
+    # What a process that was killed at its start has left is no other output.
+    (out / ".lock").touch()
+    (out / ".study.json.0123abcd.new").touch()
+    run(concept, out, trials=1)
+    assert [one.name for one in out.iterdir()] == ["study.json"]
 
 
 def test_failed_trials_are_recorded_and_the_study_goes_on(

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from retouch.core import atomic
-from retouch.core.atomic import atomic_folder, atomic_write, restore_folder
+from retouch.core.atomic import (
+    atomic_folder,
+    atomic_write,
+    is_free,
+    leftovers,
+    restore_folder,
+    sweep,
+)
 from retouch.core.errors import RunError
 
 
@@ -121,3 +128,77 @@ def test_files_have_the_permissions_of_other_files(tmp_path: Path) -> None:
         (new / "weights").write_text("text")
         (new / "weights").chmod(0o600)
     assert (tmp_path / "folder/weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_folder_of_a_renamed_file_or_folder_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        found = os.fstat(handle)
+        calls.append("folder" if os.path.samestat(found, tmp_path.stat()) else "other")
+        real_sync(handle)
+
+    def replace(source: Any, target: Any) -> None:
+        calls.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    atomic_write(tmp_path / "file", "text")
+    assert calls == ["other", "rename", "folder"]
+    calls.clear()
+    with atomic_folder(tmp_path / "new") as new:
+        (new / "file").write_text("text")
+    assert calls == ["other", "other", "rename", "folder"]  # the file, its folder
+
+
+def test_a_file_larger_than_the_limit_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SafetensorError(Exception):
+        pass
+
+    for error in (OSError(errno.EFBIG, "x"), SafetensorError("File too large (os error 27)")):
+        match = "limit of file sizes"
+        with pytest.raises(RunError, match=match) as raised, atomic_folder(tmp_path / "a"):
+            raise error
+        assert raised.value.code == "disk-full"
+
+
+def test_leftovers_of_killed_processes_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    ours = [".run.json.0123abcd.new", ".adapter.89abcdef.new", ".discriminator.previous"]
+    others = [".run.json.new", "run.json.0123abcd.new", ".a.0123ABCD.new", ".b.previous", "x"]
+    (tmp_path / ours[0]).write_text("{")
+    for name in ours[1:]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("old")
+    for name in others:
+        (tmp_path / name).write_text("theirs")
+    inside = tmp_path / "folder"
+    inside.mkdir()
+    (inside / ours[0]).write_text("of another folder")
+    link = tmp_path / ".link.0123abcd.new"
+    link.symlink_to(inside)
+    assert sorted(one.name for one in leftovers(tmp_path)) == sorted(ours)
+    sweep(tmp_path)
+    # The old folder is restored, since it was replaced by nothing.
+    expected = {*others, "folder", link.name, "discriminator"}
+    assert {one.name for one in tmp_path.iterdir()} == expected
+    assert (tmp_path / "discriminator/weights").read_text() == "old"
+    assert (inside / ours[0]).exists()
+    (tmp_path / ours[2]).mkdir()
+    sweep(tmp_path)
+    assert not (tmp_path / ours[2]).exists()
+    assert (tmp_path / "discriminator/weights").read_text() == "old"
+
+
+def test_a_folder_with_leftovers_alone_is_free(tmp_path: Path) -> None:
+    for name in (".config.yaml.0123abcd.new", ".lock"):
+        (tmp_path / name).touch()
+    assert is_free(tmp_path, leftovers=True)
+    assert not is_free(tmp_path)
+    (tmp_path / "letter").touch()
+    assert not is_free(tmp_path, leftovers=True)

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +329,35 @@ def test_next_free_counts_and_stays_in_the_folder(tmp_path: Path) -> None:
     assert next_free(tmp_path, "safety-raise").name == "safety-raise-2"
     for stem, name in (("../a b", "a-b-1"), ("/etc/passwd", "etc-passwd-1"), ("..", "run-1")):
         assert next_free(tmp_path, stem) == tmp_path / name
+
+
+def test_open_sweeps_what_killed_processes_left(run: RunDir) -> None:
+    run.checkpoints.mkdir()
+    left = [run.path / ".run.json.0123abcd.new", run.checkpoints / ".a.json.0123abcd.new"]
+    for file in left:
+        file.touch()
+    with run.locked():  # which sweeps: what is made later is another process's work
+        assert not any(file.exists() for file in left)
+        for file in left:
+            file.touch()
+        RunDir.open(run.path)
+        assert all(file.exists() for file in left)
+    RunDir.open(run.path)
+    assert not any(file.exists() for file in left)
+    assert not (run.path / ".lock").exists()
+
+
+def test_a_run_that_was_removed_is_not_made_again(run: RunDir) -> None:
+    shutil.rmtree(run.path)
+    writes: list[Any] = [
+        lambda: run.append_event(round_event(1)),
+        lambda: run.write_metrics(RECORDS),
+        lambda: run.write_samples([]),
+        lambda: run.truncate_events(1),
+        run.mark_finished,
+    ]
+    for write in writes:
+        with pytest.raises(RunError) as raised:
+            write()
+        assert raised.value.code == "run-vanished"
+    assert not run.path.exists()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_models import tiny_editable
+from retouch.core.checkpoints import Checkpoints, Identity
 from retouch.core.config import LoraConfig
+from retouch.core.errors import RunError
 from retouch.models import base_responses, generate
 from retouch.models.adapters import attach, parameters
 from retouch.models.base_responses import cached_base_responses
@@ -103,3 +105,55 @@ def test_small_models_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
     cached_base_responses(tiny_editable(), PROMPTS, max_new_tokens=4)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_run_keeps_them_and_continues_with_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "BATCH_SIZE", 2)
+    prompts = [[10 + i, 11, 12][: 1 + i % 3] for i in range(9)]
+    batches: list[list[list[int]]] = []
+    run_batch = generate._generate_batch
+
+    def record(editable: EditableModel, chosen: list[list[int]], *more: object) -> object:
+        batches.append([list(prompt) for prompt in chosen])
+        return run_batch(editable, chosen, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generate, "_generate_batch", record)
+    monkeypatch.setattr(generate, "BATCH_TOKENS", 4)
+
+    def responses(folder: Path, interrupt_after: int = 99) -> list[generate.Response]:
+        editable = tiny_editable()
+        editable.checkpoints = Checkpoints(folder, Identity({}, {}))
+        done = 0
+
+        def progress(*_: object) -> None:
+            nonlocal done
+            done += 1
+            if done == interrupt_after:
+                raise KeyboardInterrupt
+
+        first = cached_base_responses(editable, prompts[:2], max_new_tokens=4)
+        return first + cached_base_responses(editable, prompts, max_new_tokens=4, progress=progress)
+
+    expected = responses(tmp_path / "whole")
+    whole = batches.copy()
+    assert len(whole) > 4
+    batches.clear()
+    with pytest.raises(KeyboardInterrupt):
+        responses(tmp_path / "cut", interrupt_after=2)
+    assert responses(tmp_path / "cut") == expected
+    assert batches == whole
+    batches.clear()
+    assert responses(tmp_path / "cut") == expected
+    assert not batches
+
+
+def test_damaged_responses_of_a_run_are_reported(tmp_path: Path) -> None:
+    editable = tiny_editable()
+    editable.checkpoints = Checkpoints(tmp_path, Identity({}, {}))
+    for value in ({"responses": {"a": 3}, "calls": {}}, {"responses": []}, {}):
+        editable.checkpoints.write_json(base_responses.RUN_FILE, value)
+        with pytest.raises(RunError) as error:
+            cached_base_responses(editable, PROMPTS, max_new_tokens=4)
+        assert error.value.code == "checkpoint-broken"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from retouch.cli import (
     tune,
 )
 from retouch.cli.options import FLAGS, Command, flags_of
-from retouch.core.errors import RetouchError
+from retouch.core.errors import ModelError, RetouchError, RunError, reports_no_memory
 from retouch.core.options import RENAMED
 from retouch.core.process import launched_rank
 
@@ -36,6 +37,13 @@ _RENAMED_FLAGS = {
     "--keep": "--save",
     "--once": "--prompt",
 }
+
+
+NO_MEMORY = (
+    "Error: The memory is exhausted. Set a smaller `--micro-batch-size` or `--activation-cache`, "
+    "or take a smaller model. What was written is valid: an edit continues with `--resume`."
+)
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Commands(TyperGroup):
@@ -48,8 +56,8 @@ class Commands(TyperGroup):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            # The reader of our output has closed it; the interpreter's last flush must not fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader of our output has closed it.
+            _discard_output()
             raise typer.Exit(1) from None
         except RetouchError as error:
             command = self.get_command(ctx, ctx.invoked_subcommand)
@@ -58,12 +66,27 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             message, exit_code = str(error) or "Interrupted.", 130
         except Exception as error:
-            message, exit_code = _renamed(error), 2
+            message, exit_code = _describe(error)
             if not message:
                 raise
         if launched_rank() == 0:  # all processes raise the same error
             output.echo(message, err=True)
         raise typer.Exit(exit_code)
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """The message and the exit code for an error of a library; no message for a fault of ours."""
+    if reports_no_memory(error):
+        return NO_MEMORY, ModelError.exit_code
+    if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
+        _discard_output()
+        return f"Error: The output cannot be written: {error.strerror}.", RunError.exit_code
+    return _renamed(error), 2
+
+
+def _discard_output() -> None:
+    """Write to nowhere from now on, so that the interpreter's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_flags(error: RetouchError, parameters: Any) -> str:
@@ -137,4 +160,19 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    _prepare_streams()
+    try:
+        app()
+    except MemoryError:  # before a command was found
+        output.echo(NO_MEMORY, err=True)
+        sys.exit(ModelError.exit_code)
+
+
+def _prepare_streams() -> None:
+    """Let every text be printed: `?` for characters that an encoding lacks, and closed streams."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif getattr(stream, "errors", "") == "strict":
+            stream.reconfigure(errors="replace")

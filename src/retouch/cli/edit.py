@@ -18,7 +18,7 @@ from retouch.core.errors import ConfigError
 from retouch.core.options import flatten
 from retouch.core.process import launched_rank
 from retouch.core.run_dir import RunDir, check_free
-from retouch.core.serialization import to_json, to_plain
+from retouch.core.serialization import to_plain
 from retouch.core.types import Event, OnEvent, StageEvent
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def run(
     def on_event(event: Event) -> None:
         if as_json and not silent:
             kind = "stage" if isinstance(event, StageEvent) else "round"
-            output.echo(to_json({"event": kind, **to_plain(event)}))
+            output.echo_json({"event": kind, **to_plain(event)})
         else:
             progress(event)
 
@@ -175,7 +175,7 @@ def run(
         raise KeyboardInterrupt(message) from None
     if as_json and not silent:
         plain = {"run": result.path, "outcome": result.outcome, "metrics": result.metrics}
-        output.echo(to_json(to_plain(plain)))
+        output.echo_json(plain)
     elif quiet and not silent:
         output.echo(str(result.path))
     elif not silent:

@@ -6,6 +6,7 @@ rich is imported when something is printed, so that `--help` is fast.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,17 @@ def echo(text: str, *, err: bool = False) -> None:
     typer.echo(visible(text), err=err)
 
 
+def echo_json(values: Any, *, indent: int | None = None) -> None:
+    """Print values as JSON, with escapes where the encoding of stdout lacks a character."""
+    plain_values = to_plain(values)
+    text = to_json(plain_values, indent=indent)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(plain_values, indent=indent)
+    typer.echo(text)
+
+
 @contextmanager
 def show_progress(
     *, quiet: bool = False, interrupted: str = "Interrupted."
@@ -98,7 +110,7 @@ def write_json(values: Any, *, as_json: bool, file: Path | None = None) -> None:
     if file is not None:
         atomic_write(file, text + "\n")
     if as_json:
-        typer.echo(text)
+        echo_json(values, indent=2)
 
 
 def table(*columns: str, **options: Any) -> Table:

@@ -35,6 +35,7 @@ from retouch.concepts.concept import Concept
 from retouch.core.atomic import check_output_folder
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError
+from retouch.core.lock import locked
 from retouch.core.options import flatten, list_options, nest
 from retouch.core.plugins import import_library
 from retouch.core.progress import displayed
@@ -140,12 +141,13 @@ def tune(
         output_dir or Path("runs", safe_name(f"tune-{grid.concept.name}-{direction}-{method}"))
     )
     check_output_folder(path, (FILE,))
-    saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
-    study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift, saved)
-    if study.budget_spent or suggest(space, study.trials, seed) is None:
-        study.write()  # its budget and maximum drift may have changed
-        return study
-    with displayed(on_event, "The same call continues after the last completed trial.") as events:
+    hint = "The same call continues after the last completed trial."
+    with locked(path), displayed(on_event, hint) as events:
+        saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
+        study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift, saved)
+        if study.budget_spent or suggest(space, study.trials, seed) is None:
+            study.write()  # its budget and maximum drift may have changed
+            return study
         if editable is None:
             events(StageEvent("load", f"loading {model}"))
             editable = load(grid.model, grid.load_config)

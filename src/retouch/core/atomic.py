@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,12 @@ from retouch.core.errors import RunError
 
 # Safetensors writes in Rust and reports a full disk as an error of another type than OSError.
 _FULL_DISK = ("No space left", "os error 28", "Disk quota", "StorageFull")
+_TOO_LARGE = ("File too large", "os error 27", "FileTooLarge")
+
+LOCK = ".lock"  # the file that `core.lock` makes in a folder
+# What a process that was killed leaves: new content that was not renamed yet, and old folders.
+_STAGED = re.compile(r"\.[^/]+\.[0-9a-f]{8}\.new")
+_PREVIOUS = re.compile(r"\.([^/]+)\.previous")
 
 
 @contextmanager
@@ -34,6 +41,9 @@ def writing(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in _FULL_DISK):
             problem = "the disk is full, and its previous content is unchanged"
             hint, code = "Free some space, then resume the run.", "disk-full"
+        elif number == errno.EFBIG or any(text in str(error) for text in _TOO_LARGE):
+            problem = "it would exceed the limit of file sizes; its previous content is unchanged"
+            hint, code = "Raise the limit (`ulimit -f`), then resume the run.", "disk-full"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "Change the permissions of its folder, or choose another output folder."
             code = "no-permission"
@@ -64,6 +74,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -85,9 +96,16 @@ def check_output_file(path: Path, is_ours: Callable[[str], bool]) -> None:
     raise RunError(message, "Choose another file, or remove that one.", code="path-taken")
 
 
-def is_free(path: Path) -> bool:
-    """Whether a folder can be made at a path: nothing is there, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+def is_free(path: Path, *, leftovers: bool = False) -> bool:
+    """Whether a folder can be made at a path: nothing is there, or an empty folder.
+
+    `leftovers` of a process of ours that was killed at its start, and locks, may be in it.
+    """
+    if not path.exists():
+        return True
+    return path.is_dir() and all(
+        leftovers and (one.name == LOCK or _STAGED.fullmatch(one.name)) for one in path.iterdir()
+    )
 
 
 def check_output_folder(path: Path, marks: Sequence[str]) -> None:
@@ -98,7 +116,7 @@ def check_output_folder(path: Path, marks: Sequence[str]) -> None:
     """
     is_ours = path.is_dir() and any((path / name).exists() for name in marks)
     is_broken_link = path.is_symlink() and not path.exists()
-    if is_broken_link or not (is_ours or is_free(path)):
+    if is_broken_link or not (is_ours or is_free(path, leftovers=True)):
         message = f"{path} exists, and is no earlier output of this command."
         raise RunError(message, "Choose another folder.", code="path-taken")
 
@@ -127,9 +145,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     file.chmod(staged.stat().st_mode & 0o666)
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
+            for folder in (staged, *(one for one in staged.rglob("*") if one.is_dir())):
+                _sync_folder(folder)
             if path.exists():
                 os.replace(path, _previous(path))
             os.replace(staged, path)
+            _sync_folder(path.parent)
         except OSError:
             restore_folder(path)
             raise
@@ -145,6 +166,53 @@ def restore_folder(path: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
     elif previous.exists():
         os.replace(previous, path)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes have left in a folder: staged files and folders, and old folders."""
+    if not folder.is_dir() or folder.is_symlink():
+        return []
+    return [
+        one
+        for one in sorted(folder.iterdir())
+        if not one.is_symlink()
+        and (_STAGED.fullmatch(one.name) or (one.is_dir() and _PREVIOUS.fullmatch(one.name)))
+    ]
+
+
+def sweep(folder: Path) -> None:
+    """Remove the leftovers in a folder, and restore the folders whose replacement was interrupted.
+
+    No other process may be writing into it.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    for one in leftovers(folder):
+        with writing(one):
+            if previous := _PREVIOUS.fullmatch(one.name):
+                restore_folder(one.with_name(previous[1]))
+            elif one.is_dir():
+                shutil.rmtree(one)
+            else:
+                one.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames in a folder last through a power failure, where the system can."""
+    if os.name == "nt":  # which opens no folders
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # files can be made in it, but not listed
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(handle)
 
 
 def _previous(path: Path) -> Path:

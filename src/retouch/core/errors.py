@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from functools import partial
+
+# How libraries report that memory is exhausted: torch on a CPU and on a device, safetensors and the
+# system's loader, and C++.
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate",
+    "not enough memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "os error 12",
+    "failed to map segment",
+    "bad_alloc",
+    "can't start new thread",
+)
 
 
 class RetouchError(Exception):
@@ -69,6 +83,16 @@ class RefusedError(RetouchError):
 
     exit_code = 7
     default_code = "weakening"
+
+
+def reports_no_memory(error: BaseException) -> bool:
+    """Whether an error reports that the memory of the host or of a device is exhausted."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    is_kind = not isinstance(error, RetouchError) and isinstance(error, Exception)
+    return is_kind and any(text in str(error) for text in _NO_MEMORY)
 
 
 def choices(word: str, plural: str, known: Iterable[str]) -> str:

@@ -10,24 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from retouch.core.atomic import writing
+from retouch.core.atomic import LOCK, sweep, writing
 from retouch.core.errors import RunError
 
 if sys.platform != "win32":  # where runs are not locked
     import fcntl
 
-NAME = ".lock"
+NAME = LOCK
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *inside: str) -> Iterator[None]:
     """Hold the lock of a folder inside the context; a missing folder is created.
+
+    What killed processes have left in the folder is swept, and in its folders of the names
+    `inside`: nobody else writes there now.
 
     Raises:
         RunError: another process holds it, or the folder cannot be written.
     """
     if sys.platform == "win32":
-        yield
+        yield  # where another process may be writing, so that nothing is swept
         return
     file = folder / NAME
     with writing(file):
@@ -38,6 +41,8 @@ def locked(folder: Path) -> Iterator[None]:
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {platform.node()}")
             handle.flush()
+            for one in (folder, *(folder / name for name in inside)):
+                sweep(one)
             yield
     finally:
         file.unlink(missing_ok=True)

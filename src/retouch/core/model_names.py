@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +52,15 @@ def is_gguf_name(model: str) -> bool:
     return model.lower().endswith(".gguf")
 
 
-def public_name(model: str) -> str:
-    """The name of a model that means the same on other machines, as far as there is one.
+def public_name(name: str) -> str:
+    """The name of a model or a file that means the same on other machines, as far as there is one.
 
-    A short name becomes its hub id, and the path of a GGUF file the file's name; other names stay.
+    A short name becomes its hub id, and the path of a folder or a file its last part; other names
+    stay.
     """
-    known = NAMED_MODELS.get(model)
+    known = NAMED_MODELS.get(name)
     if known is not None:
         return known.hub_id or known.name
-    return Path(model).name if is_gguf_name(model) else model
+    # Not Path.exists, which raises an error where a text is too long for a path.
+    is_local = is_gguf_name(name) or Path(name).is_absolute() or os.path.exists(name)
+    return (Path(name).name or Path(name).absolute().name) if is_local else name

@@ -22,21 +22,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retouch.core.atomic import atomic_write, is_free, restore_folder, writing
+from retouch.core.atomic import atomic_write, is_free, leftovers, writing
 from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.files import MAX_RECORD, read_file
+from retouch.core.lock import locked
 from retouch.core.serialization import from_plain, to_json, to_plain
 from retouch.core.types import Record, RoundEvent, Sample
 
 T = TypeVar("T")
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CHECKPOINTS = "checkpoints"
 MAX_NAME = 100  # characters of a file's name that a concept's name decides
 
 
@@ -47,7 +50,7 @@ class RunDir:
         self.path = path
         self.adapter = path / "adapter"
         self.discriminator = path / "discriminator"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.concept = path / "concept"
         self.chat_template = path / "chat_template.jinja"
 
@@ -67,6 +70,8 @@ class RunDir:
     def open(cls, path: Path) -> RunDir:
         """Open the run at `path`, finished or not.
 
+        What killed processes have left in it is swept, unless another process works on it.
+
         Raises:
             RunError: it is not a run directory.
         """
@@ -82,12 +87,36 @@ class RunDir:
                 code="not-a-run",
             )
         run = cls(path)
-        with writing(path):
-            for folder in (run.adapter, run.discriminator, run.checkpoints):
-                restore_folder(folder)
-            for previous in run.checkpoints.glob(".*.previous"):
-                restore_folder(previous.with_name(previous.name[1 : -len(".previous")]))
+        if leftovers(path) or leftovers(run.checkpoints):
+            try:
+                with run.locked():
+                    pass
+            except RunError as error:
+                # Another process is writing, or the run can only be read: it is read as it is.
+                if error.code not in ("run-locked", "no-permission"):
+                    raise
         return run
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The lock of the run; what killed processes have left in it is swept.
+
+        Raises:
+            RunError: another process holds it, or the folder cannot be written.
+        """
+        return locked(self.path, CHECKPOINTS)
+
+    def check_exists(self) -> None:
+        """Check that the run is still there; writing into it would make a part of it again.
+
+        Raises:
+            RunError: the folder or its configuration was removed.
+        """
+        if not (self.path / "config.yaml").is_file():
+            raise RunError(
+                f"The run {self.path} was removed or moved during the edit.",
+                "Start a new run, or move it back and resume it.",
+                code="run-vanished",
+            )
 
     @property
     def has_concept(self) -> bool:
@@ -149,7 +178,16 @@ class RunDir:
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write `run.json`."""
         file = self.path / "run.json"
-        atomic_write(file, _dump(file, dict(values), indent=2, sort=True))
+        self.write(file.name, _dump(file, dict(values), indent=2, sort=True))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the run.
+
+        Raises:
+            RunError: the run was removed, or the file cannot be written.
+        """
+        self.check_exists()
+        atomic_write(self.path / name, text)
 
     def append_event(self, event: RoundEvent) -> None:
         """Append a round to `events.jsonl`.
@@ -159,6 +197,7 @@ class RunDir:
         """
         file = self.path / "events.jsonl"
         line = _dump(file, to_plain(event))
+        self.check_exists()
         with writing(file), file.open("ab") as handle:
             size = handle.tell()
             try:
@@ -184,7 +223,7 @@ class RunDir:
     def write_metrics(self, records: Sequence[Record]) -> None:
         """Write `metrics.json`."""
         file = self.path / "metrics.json"
-        atomic_write(file, _dump(file, to_plain(records), indent=2))
+        self.write(file.name, _dump(file, to_plain(records), indent=2))
 
     def metrics(self) -> list[Record]:
         """Read `metrics.json`.
@@ -219,7 +258,7 @@ class RunDir:
 
     def _write_lines(self, name: str, values: Iterable[Any]) -> None:
         file = self.path / name
-        atomic_write(file, "".join(_dump(file, to_plain(value)) for value in values))
+        self.write(name, "".join(_dump(file, to_plain(value)) for value in values))
 
 
 def check_free(path: Path) -> None:
@@ -234,7 +273,7 @@ def check_free(path: Path) -> None:
             "Resume that run, or choose another output folder.",
             code="run-exists",
         )
-    if not is_free(path):
+    if not is_free(path, leftovers=True):
         problem = "is not empty" if path.is_dir() else "is a file"
         raise RunError(f"{path} {problem}.", "Choose another output folder.", code="path-taken")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import torch
 
 from retouch.core.config import LoraConfig
 from retouch.core.errors import ModelError
-from retouch.core.model_names import NAMED_MODELS, public_name
+from retouch.core.model_names import public_name
+from retouch.core.run_dir import ADAPTER_CONFIG
 from retouch.models.base_record import save_base_record
-from retouch.models.editable_model import EditableModel
+from retouch.models.editable_model import IN_MEMORY, EditableModel
+
+SETS = ("target_modules", "exclude_modules", "modules_to_save")  # of an adapter's configuration
 
 
 def attach(editable: EditableModel, layers: Sequence[int], config: LoraConfig, seed: int) -> None:
@@ -48,9 +52,6 @@ def attach(editable: EditableModel, layers: Sequence[int], config: LoraConfig, s
         unexpected = ", ".join(sorted(adapted ^ set(names))[:3])
         message = f"PEFT adapts other layers of {editable.name} than given, such as {unexpected}."
         raise ModelError(message, "Set other `target_modules`.", code="adapter-mismatch")
-    if (name := public_name(editable.name)) != editable.name or name in NAMED_MODELS:
-        # The folder that the model was loaded from is one of this machine's, such as the cache.
-        editable.model.peft_config["default"].base_model_name_or_path = name
     editable.model.eval()
 
 
@@ -89,9 +90,27 @@ def save(editable: EditableModel, folder: Path) -> None:
     # Set explicitly, since PEFT would otherwise ask the hub whether the vocabulary was resized.
     editable.model.save_pretrained(str(folder), save_embedding_layers=False)
     save_base_record(editable, folder)
+    for file in folder.rglob(ADAPTER_CONFIG):
+        file.write_text(_comparable(file.read_text("utf-8"), editable), "utf-8")
     card.unlink(missing_ok=True)
     if existing is not None:  # which PEFT has appended to
         card.write_bytes(existing)
+
+
+def _comparable(config: str, editable: EditableModel) -> str:
+    """The configuration of an adapter as it is for every process and on every machine.
+
+    PEFT writes sets in the order of their hashes, and the folder that the model was loaded from,
+    which is one of this machine's, such as the cache.
+    """
+    values = json.loads(config)
+    for name in SETS:
+        if isinstance(values.get(name), list):
+            values[name].sort()
+    recorded = str(values.get("base_model_name_or_path") or "")
+    name = recorded if editable.name == IN_MEMORY else editable.name
+    values["base_model_name_or_path"] = public_name(name) or None
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def merged(editable: EditableModel) -> Any:

@@ -1,19 +1,22 @@
-"""Responses of the base model, generated once and kept in the user's cache folder."""
+"""Responses of the base model, generated once: kept by the run, and in the user's cache folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from retouch.core.cache import cache_dir
+from retouch.core.checkpoints import Checkpoints
 from retouch.core.types import Progress, no_progress
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response, generate_responses
 
+RUN_FILE = "responses.json"  # in the checkpoints of a run
 MIN_PARAMETERS = 20_000_000  # a smaller model responds faster than the store is worth
 
 Prompt = Sequence[int]
@@ -29,31 +32,109 @@ def cached_base_responses(
     """How the base model responds to tokenized prompts, greedily; equal ones are generated once.
 
     Adapters and interventions are switched off. Responses are stored by the fingerprint of the
-    weights, so that runs, methods and an interrupted run that is resumed share them.
+    weights, so that runs and methods share them. A run keeps its own as well, with the prompts that
+    each call generated: one that is resumed generates the rest in the same batches.
     """
     distinct = sorted({tuple(prompt) for prompt in prompts}, key=lambda ids: (len(ids), ids))
-    store = _Store.open(editable)
-    found = store.read(distinct, max_new_tokens) if store else {}
-    missing = [prompt for prompt in distinct if prompt not in found]
+    keys = {prompt: _key(editable.precision, max_new_tokens, prompt) for prompt in distinct}
+    store, run = _Store.open(editable), _RunResponses.open(editable)
+    found = {prompt: one for prompt in distinct if (one := run.responses.get(keys[prompt]))}
+    planned = run.calls.get(_call_key(keys.values()))
+    if planned is not None:
+        missing = [prompt for prompt in distinct if keys[prompt] in planned]
+    else:
+        unknown = [prompt for prompt in distinct if prompt not in found]
+        found |= store.read(keys, unknown) if store else {}
+        missing = [prompt for prompt in distinct if prompt not in found]
+        run.begin(keys, found, missing)
+    known = {i: found[prompt] for i, prompt in enumerate(missing) if prompt in found}
 
     def keep(made: dict[int, Response]) -> None:
+        responses = {keys[missing[i]]: response for i, response in made.items()}
+        run.write(responses)
         if store:
-            store.write({missing[i]: response for i, response in made.items()}, max_new_tokens)
+            store.write(responses)
 
-    if missing:
+    if len(known) < len(missing):
         with editable.base_model():
             generated = generate_responses(
-                editable, missing, max_new_tokens=max_new_tokens, progress=progress, on_batch=keep
+                editable,
+                missing,
+                max_new_tokens=max_new_tokens,
+                progress=progress,
+                on_batch=keep,
+                known=known,
             )
         found |= zip(missing, generated, strict=True)
     return [found[tuple(prompt)] for prompt in prompts]
 
 
+def _key(precision: str, max_new_tokens: int, prompt: Prompt) -> str:
+    """The key of a response."""
+    content = json.dumps([precision, max_new_tokens, list(prompt)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _call_key(keys: Iterable[str]) -> str:
+    """The key of a call for responses."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()
+
+
+@dataclass
+class _RunResponses:
+    """The responses of a run, in its checkpoints; without checkpoints nothing is kept.
+
+    Attributes:
+        checkpoints: the run's.
+        responses: by key.
+        calls: for each call, the keys of the responses that it generates.
+    """
+
+    checkpoints: Checkpoints | None
+    responses: dict[str, Response] = field(default_factory=dict)
+    calls: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, editable: EditableModel) -> _RunResponses:
+        """The responses of the run that edits the model.
+
+        Raises:
+            RunError: they were damaged, or the run has changed since.
+        """
+        checkpoints = editable.checkpoints
+        values = checkpoints.read_json(RUN_FILE) if checkpoints else None
+        if checkpoints is None or values is None:
+            return cls(checkpoints)
+        try:
+            responses = {key: Response(*value) for key, value in values["responses"].items()}
+            return cls(checkpoints, responses, dict(values["calls"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise checkpoints.broken(RUN_FILE, error) from error
+
+    def begin(
+        self,
+        keys: Mapping[tuple[int, ...], str],
+        found: Mapping[tuple[int, ...], Response],
+        missing: Sequence[tuple[int, ...]],
+    ) -> None:
+        """Record a call: what was found, and what it generates."""
+        self.calls[_call_key(keys.values())] = [keys[prompt] for prompt in missing]
+        self.write({keys[prompt]: response for prompt, response in found.items()})
+
+    def write(self, responses: Mapping[str, Response]) -> None:
+        """Add responses."""
+        if self.checkpoints is None:
+            return
+        self.responses |= responses
+        listed = {key: [one.text, one.truncated] for key, one in self.responses.items()}
+        self.checkpoints.write_json(RUN_FILE, {"calls": self.calls, "responses": listed})
+
+
 class _Store:
     """A database of responses of one base model; a fault of it only costs time."""
 
-    def __init__(self, file: Path, precision: str) -> None:
-        self._file, self._precision = file, precision
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     @classmethod
     def open(cls, editable: EditableModel) -> _Store | None:
@@ -62,7 +143,7 @@ class _Store:
         if editable.sharded or sum(one.numel() for one in weights) < MIN_PARAMETERS:
             return None
         folder = cache_dir() / "responses"
-        store = cls(folder / f"{editable.fingerprint}.sqlite", editable.precision)
+        store = cls(folder / f"{editable.fingerprint}.sqlite")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with closing(store._connect()) as database:
@@ -77,21 +158,17 @@ class _Store:
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._file, timeout=10, isolation_level=None)
 
-    def _key(self, prompt: Prompt, max_new_tokens: int) -> str:
-        content = json.dumps([self._precision, max_new_tokens, list(prompt)])
-        return hashlib.sha256(content.encode()).hexdigest()
-
     def read(
-        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+        self, keys: Mapping[tuple[int, ...], str], prompts: Sequence[tuple[int, ...]]
     ) -> dict[tuple[int, ...], Response]:
-        """The stored responses to prompts."""
+        """The stored responses to prompts, whose keys are among `keys`."""
         found = {}
         try:
             with closing(self._connect()) as database:
                 for prompt in prompts:
                     row = database.execute(
                         "SELECT response, truncated FROM responses WHERE key = ?",
-                        (self._key(prompt, max_new_tokens),),
+                        (keys[prompt],),
                     ).fetchone()
                     if row is not None:
                         found[prompt] = Response(str(row[0]), bool(row[1]))
@@ -99,12 +176,9 @@ class _Store:
             return {}
         return found
 
-    def write(self, made: dict[tuple[int, ...], Response], max_new_tokens: int) -> None:
-        """Store responses."""
-        rows = [
-            (self._key(prompt, max_new_tokens), one.text, int(one.truncated))
-            for prompt, one in made.items()
-        ]
+    def write(self, responses: Mapping[str, Response]) -> None:
+        """Store responses by their keys."""
+        rows = [(key, one.text, int(one.truncated)) for key, one in responses.items()]
         try:
             with closing(self._connect()) as database:
                 database.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?)", rows)

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import torch
 
+from retouch.core.checkpoints import Checkpoints
 from retouch.core.config import QUANTIZE, Dtype, LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.types import Message
@@ -41,6 +42,7 @@ class EditableModel:
         offload_plan: where the parts of the model are, under a device memory limit.
         in_memory: whether the caller loaded it with transformers.
         loaded_with: the settings that `models.load.load` loaded it with.
+        checkpoints: those of the run that edits it now, where the base model's responses are kept.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class EditableModel:
     offload_plan: OffloadPlan | None = None
     in_memory: bool = False
     loaded_with: LoadConfig | None = None
+    checkpoints: Checkpoints | None = None
     _linears: tuple[Bfloat16Linears | None] | None = field(default=None, init=False, repr=False)
 
     @classmethod

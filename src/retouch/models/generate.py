@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,7 @@ def generate_responses(
     share_beginning: bool = True,
     progress: Progress = no_progress,
     on_batch: Callable[[dict[int, Response]], None] | None = None,
+    known: Mapping[int, Response] | None = None,
 ) -> list[Response]:
     """Generate responses, without special tokens, to tokenized prompts, greedily.
 
@@ -85,7 +86,10 @@ def generate_responses(
             where something acts on the positions of whole prompts.
         progress: called after every batch.
         on_batch: receives the responses of every batch of this process, by the prompt's number.
+        known: responses of an earlier call with the same prompts, by the prompt's number. A batch
+            that is known as a whole is not run; the others have the same prompts as they had then.
     """
+    known = known or {}
     if editable.free_bytes is not None:
         longest = max(map(len, prompts), default=0) + max_new_tokens
         itemsize = editable.base.dtype.itemsize
@@ -101,10 +105,13 @@ def generate_responses(
         return _generate_batch(editable, chosen, max_new_tokens, share_beginning)
 
     for indices in _batches(own, prompts, batch_size, share_beginning):
-        made = dict(zip(indices, split_on_oom(run, indices), strict=True))
-        responses |= made
-        if on_batch:
-            on_batch(made)
+        if known.keys() >= set(indices):
+            responses |= {i: known[i] for i in indices}
+        else:
+            made = dict(zip(indices, split_on_oom(run, indices), strict=True))
+            responses |= made
+            if on_batch:
+                on_batch(made)
         progress("generating", len(responses) * len(order) // len(own), len(order))
     if not editable.sharded:
         responses = distributed.all_gather(responses)

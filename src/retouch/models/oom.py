@@ -8,15 +8,15 @@ from typing import TypeVar
 
 import torch
 
+from retouch.core.errors import reports_no_memory
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports that the memory of a device or of the host is exhausted."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or reports_no_memory(error)
 
 
 def free_memory() -> None:

@@ -10,8 +10,10 @@ from retouch.concepts.concept import Concept
 from retouch.concepts.registry import load_concept
 from retouch.core.atomic import atomic_folder, atomic_write, is_free
 from retouch.core.config import LoadConfig
+from retouch.core.config_file import dump_yaml
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.files import sha256
+from retouch.core.model_names import public_name
 from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunDir
 from retouch.core.serialization import to_plain
 from retouch.evaluation.safety_probe import SafetyProbe, probe_safety, recorded_probe
@@ -92,7 +94,8 @@ def export(
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD):
                 if name != BASE_RECORD or (run.adapter / name).exists():
                     _copy(run.adapter / name, folder / name)
-        _copy(run.path / "config.yaml", folder / "retouch.yaml")
+        _check_regular(run.path / "config.yaml")
+        atomic_write(folder / "retouch.yaml", _public_config(run))
         atomic_write(folder / "README.md", card)
     return output_dir
 
@@ -131,9 +134,24 @@ def _check_regular(source: Path) -> None:
         )
 
 
+def _public_config(run: RunDir) -> str:
+    """The configuration of a run, with the names of folders and files in place of their paths."""
+    config = run.config()
+    template = config.load.chat_template
+    names = {
+        "model": public_name(config.model),
+        "concept": public_name(config.concept),
+        "load": config.load.model_copy(
+            update={"chat_template": template and public_name(template)}
+        ),
+    }
+    return dump_yaml(config.model_copy(update=names))
+
+
 def concept_facts(concept: Concept) -> dict[str, Any]:
     """The facts about a concept for `run.json`: an export does not need the concept's file."""
-    return {name: getattr(concept, name) for name in CONCEPT_FACTS}
+    facts = {name: getattr(concept, name) for name in CONCEPT_FACTS}
+    return {**facts, "source": public_name(concept.source)}
 
 
 def _concept(run: RunDir) -> Concept:

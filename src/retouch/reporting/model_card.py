@@ -37,7 +37,7 @@ def render_card(
     The concept's examples are not used. `provenance` is the contents of `run.json`, and `form` is
     the folder that the card belongs to: a run, an exported adapter or a merged model.
     """
-    title = f"{config.model}: {concept.name} {DIRECTION_DONE[config.direction]}"
+    title = f"{public_name(config.model)}: {concept.name} {DIRECTION_DONE[config.direction]}"
     probe = recorded_probe(provenance)
     weakened = weakens(config.direction, concept) or bool(probe and probe.weakened)
     parts = [
@@ -106,9 +106,10 @@ def safety_figures(probe: SafetyProbe) -> str:
 
 
 def _about(config: EditConfig, concept: Concept, form: Form) -> str:
-    subject = f"A LoRA adapter for **{escape(config.model)}**"
+    model = escape(public_name(config.model))
+    subject = f"A LoRA adapter for **{model}**"
     if form == "merged":
-        subject = f"This is **{escape(config.model)}** with a LoRA adapter merged in,"
+        subject = f"This is **{model}** with a LoRA adapter merged in,"
     about = (
         f"{subject} that {config.direction}s one concept, "
         f"**{escape(concept.title or concept.name)}**, and is trained to change as little as "
@@ -222,7 +223,7 @@ def _provenance(config: EditConfig, concept: Concept, provenance: Mapping[str, A
     revision = f", revision {escape(config.load.revision)}" if config.load.revision else ""
     data = config.data
     lines = [
-        f"- Base model: {escape(config.model)}{revision}",
+        f"- Base model: {escape(public_name(config.model))}{revision}",
         f"- Concept: {escape(concept.name)}, direction: {config.direction}, seed: {config.seed}",
         f"- Training examples: up to {data.num_examples} source, {data.num_examples} target and "
         f"{data.num_retain} retain examples",

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from retouch.concepts.concept import Concept
 from retouch.core import formatting, serialization
 from retouch.core.config import EditConfig
+from retouch.core.model_names import public_name
 from retouch.core.types import Record, RoundEvent, Sample
 from retouch.reporting.plots import recovery_plot, training_plot
 from retouch.reporting.safety_gate import weakens
@@ -72,7 +73,7 @@ def render_report(
     layers |= provenance.get("layers") or {}
     best = next((event for event in reversed(events) if event.best), None)
     return environment.get_template("report.html.jinja").render(
-        config=config,
+        config=config.model_copy(update={"model": public_name(config.model)}),
         concept=concept,
         records=records,
         headline=headline(concept, records),

@@ -8,7 +8,7 @@ from functools import partial
 from retouch.concepts.chat import TokenizedChat
 from retouch.concepts.concept import Concept
 from retouch.core.config import DataConfig, MethodConfig
-from retouch.core.types import Direction, OnEvent, StageEvent, ignore_event
+from retouch.core.types import Direction, OnEvent, Progress, StageEvent, ignore_event
 from retouch.models.editable_model import EditableModel
 from retouch.representations.packing import Packer
 from retouch.representations.patching import Patching, causal_trace
@@ -17,6 +17,7 @@ from retouch.task.layers import LayerSelection, select_layers
 from retouch.task.validation import Validator
 
 TRACED_PAIRS = 12  # pairs that causal patching runs on: the shortest of the training examples
+PATCHING_FILE = "layers.json"  # in the checkpoints of a run
 TRACED_TOKENS = 4  # of each response; the first ones determine the others
 
 
@@ -90,8 +91,7 @@ def build_task(
     patching = None
     if train.counterparts and (read is None or adapted is None):
         report("layers", "causal patching of target states into source runs, layer by layer")
-        source, counterparts = _traced_pairs(train)
-        patching = causal_trace(editable, source, counterparts, progress=partial(report, "layers"))
+        patching = _trace(editable, train, partial(report, "layers"))
     layers = select_layers(
         patching,
         editable.layout.depth,
@@ -107,6 +107,16 @@ def build_task(
     return EditTask(
         concept, direction, seed, data, train, validation, patching, layers, validator, packer
     )
+
+
+def _trace(editable: EditableModel, train: EditExamples, progress: Progress) -> Patching:
+    """The result of causal patching; a run that is resumed has kept it."""
+
+    def trace() -> Patching:
+        return causal_trace(editable, *_traced_pairs(train), progress=progress)
+
+    checkpoints = editable.checkpoints
+    return trace() if checkpoints is None else checkpoints.kept(PATCHING_FILE, Patching, trace)
 
 
 def _traced_pairs(train: EditExamples) -> tuple[list[TokenizedChat], list[TokenizedChat]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-from retouch.core.atomic import atomic_write
-from retouch.core.errors import RunError
+from retouch.core.checkpoints import Checkpoints, head_of
 
 FILE = "training.safetensors"
 
@@ -29,40 +28,31 @@ class TrainingState:
     numbers: Mapping[str, str]
 
 
-def save_checkpoint(state: TrainingState, folder: Path) -> None:
+def save_checkpoint(state: TrainingState, checkpoints: Checkpoints) -> None:
     """Write the state after a round.
 
     Raises:
         RunError: the disk is full or the folder cannot be written; the last checkpoint stays.
     """
     tensors = {name: value.contiguous().clone() for name, value in state.tensors.items()}
-    atomic_write(folder / FILE, save(tensors, dict(state.numbers)))
+    # One entry, since safetensors writes several in random order.
+    metadata = {"state": json.dumps({**checkpoints.head(), "numbers": dict(state.numbers)})}
+    checkpoints.write(FILE, save(tensors, metadata))
 
 
-def load_checkpoint(folder: Path) -> TrainingState | None:
+def load_checkpoint(checkpoints: Checkpoints) -> TrainingState | None:
     """The state after the last round that was written; None before the first.
 
     Raises:
-        RunError: the file is broken.
+        RunError: the file is damaged, or the settings, the data or the model have changed.
     """
-    file = folder / FILE
-    if not file.is_file():
+    content = checkpoints.read(FILE)
+    if content is None:
         return None
     try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return TrainingState(tensors, opened.metadata())
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise broken_checkpoint(folder, error) from error
-
-
-def broken_checkpoint(folder: Path, error: Exception) -> RunError:
-    """The error for a checkpoint that cannot be used."""
-    return RunError(
-        f"The checkpoint {folder / FILE} cannot be used: {error}",
-        "Remove it to restart the training.",
-        code="checkpoint-broken",
-    )
+        return TrainingState(load(content), head_of(content)["numbers"])
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise checkpoints.broken(FILE, error) from error
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -307,9 +307,13 @@ class Trainer:
         Raises:
             KeyError: a tensor or a number is missing.
             RuntimeError: a tensor has another shape.
+            ValueError: a counter is out of range.
         """
         self._pools = None
         tensors, numbers = state.tensors, state.numbers
+        for name in ("round", "rounds_without_improvement"):
+            if not 0 <= int(numbers[name]) <= self._train.rounds:
+                raise ValueError(f"`{name}` is {numbers[name]}, of {self._train.rounds} rounds")
         copy_into(self._weights, with_prefix("weights/", tensors))
         self._ema.values = with_prefix("ema/", tensors)
         restore_optimizer("adapter", self._optimizer, tensors)
