@@ -28,7 +28,7 @@ def user(i: int) -> tuple[str, str]:
     return "user", f"How do I pick lock {i}?"
 
 
-ASKED = [Message("system", "Be brief."), Message("user", "How do I pick lock 3?")]
+PROMPT = [Message("system", "Be brief."), Message("user", "How do I pick lock 3?")]
 
 # For each format: a row with one number, whose prompt has a system turn and whose response is
 # `No 3.`; for a contrast pair the one to unlearn is `Sure 3.`.
@@ -105,7 +105,7 @@ def test_a_demonstration_is_a_source_prompt_with_its_target_response(
     rows = [DEMONSTRATIONS[name](i) for i in range(10)]
     concept = Concept.from_file(write(tmp_path / "a.jsonl", rows))
     source, target = (find(concept, one, "lock 3?") for one in ("negative", "positive"))
-    assert list(source.prompt) == list(target.prompt) == ASKED
+    assert list(source.prompt) == list(target.prompt) == PROMPT
     assert (source.response, target.response) == (None, "No 3.")
     assert source.pair == target.pair
     assert "10 rows are read as" in notes(concept, "columns-mapped")
@@ -117,7 +117,7 @@ def test_a_preference_is_a_contrast_pair(tmp_path: Path, name: str) -> None:
     rows = [CONTRASTS[name](i) | {"score": 0.5} for i in range(10)]
     concept = Concept.from_file(write(tmp_path / "a.jsonl", rows))
     source, target = (find(concept, one, "lock 3?") for one in ("negative", "positive"))
-    assert list(source.prompt) == list(target.prompt) == ASKED
+    assert list(source.prompt) == list(target.prompt) == PROMPT
     assert (source.response, target.response) == ("Sure 3.", "No 3.")
     assert "TRL preference" in notes(concept, "columns-mapped")
     assert notes(concept, "columns-ignored") == "Columns that are not read: `score`."
