@@ -149,7 +149,7 @@ def _prompt(location: SourceLocation, value: Any) -> tuple[Message, ...]:
 
 
 def _message(location: SourceLocation, turn: Any) -> Message:
-    if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+    if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
         message = "a turn of the prompt is not an object with the keys `role` and `content`."
         hint = 'Write turns as {"role": "user", "content": "..."}.'
         raise location.error("prompt-turn", message, hint, "prompt")

@@ -185,12 +185,12 @@ def _turns(location: SourceLocation, column: str, value: Any) -> _Turns:
 
 def _turn(location: SourceLocation, column: str, turn: Any) -> dict[str, str]:
     keys = ("role", "content")
-    if isinstance(turn, Mapping) and turn.get("role") is None:
+    if isinstance(turn, dict) and turn.get("role") is None:
         keys = ("from", "value")
-    if not isinstance(turn, Mapping) or not set(keys) <= set(turn):
+    if not isinstance(turn, dict) or keys[0] not in turn or keys[1] not in turn:
         message = "a turn is not an object with the keys `role` and `content`."
         raise location.error("prompt-turn", message, _TURNS_HINT, column)
-    role, content = (turn[key] for key in keys)
+    role, content = turn[keys[0]], turn[keys[1]]
     if role not in ROLE_OF:
         hint = choices(str(role), "roles", ROLE_OF)
         raise location.error("role-unknown", f"unknown role `{role}`.", hint, column)

@@ -107,8 +107,7 @@ def _read_jsonl(file: str, data: bytes, check: CheckColumns | None, _: Collectio
 
 def _parse_lines(file: str, text: str, check: CheckColumns | None) -> Rows:
     """One object per line."""
-    # The hook reads the location of the line that is being parsed.
-    decoder = json.JSONDecoder(object_pairs_hook=lambda items: unique_columns(location, items))
+    decoder = _decoder(lambda: location)  # of the line that is being parsed
     # Not str.splitlines: JSON strings may contain U+2028 and other line separators unescaped.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
@@ -126,8 +125,7 @@ def _read_json(file: str, data: bytes, check: CheckColumns | None, _: Collection
         yield from _parse_lines(file, text, check)
         return
     location, counted = SourceLocation(file, 1), 0
-    # The hook reads the location of the object that is being parsed.
-    decoder = json.JSONDecoder(object_pairs_hook=lambda items: unique_columns(location, items))
+    decoder = _decoder(lambda: location)  # of the object that is being parsed
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]":
         location = SourceLocation(file, location.number + text.count("\n", counted, at))
@@ -140,6 +138,16 @@ def _read_json(file: str, data: bytes, check: CheckColumns | None, _: Collection
         elif text[at : at + 1] != "]":
             message = "the array goes on without a comma, or does not end, after the object here."
             raise location.error("json-syntax", message, _JSON_HINT)
+
+
+def _decoder(location: Callable[[], SourceLocation]) -> json.JSONDecoder:
+    """A decoder that refuses an object with a key twice, at the location of the moment."""
+
+    def make(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(items)
+        return values if len(values) == len(items) else unique_columns(location(), items)
+
+    return json.JSONDecoder(object_pairs_hook=make)
 
 
 def _skip(text: str, at: int) -> int:
