@@ -202,3 +202,4 @@ def _limit(
 
 if __name__ == "__main__":
     _serve()
+    os._exit(0)  # at once: the libraries take long to be torn down
