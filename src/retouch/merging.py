@@ -105,8 +105,8 @@ def merge(
             probe = probe_safety(editable, partial(_report, on_event, name))
             check_probe(probe, allow_weakening, "The sum of the edits")
             edits = [
-                MergedEdit(path.name, config, weight, metrics[str(path)])
-                for path, config, weight in zip(paths, configs, weights, strict=True)
+                MergedEdit(path.name, model, one.concept, one.direction, weight, metrics[str(path)])
+                for path, one, weight in zip(paths, configs, weights, strict=True)
             ]
             reasons = [allow_weakening, *(config.allow_weakening for config in configs)]
             with atomic_folder(output_dir) as folder:

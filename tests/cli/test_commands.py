@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,13 @@ from retouch.evaluation.evaluate import Evaluation
 from retouch.instruction.audit import InstructionAudit
 from retouch.models import base_responses
 from retouch.models.generate import Response
+
+SCORE = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 64}
+FIGURE = {"suite": "safety-probe", "metric": "refused", "unit": "rate", "better": "higher"}
+SAFETY = {
+    "adapter": hashlib.sha256(b"weights").hexdigest(),
+    "probe": {"metrics": [FIGURE | {"before": SCORE, "after": SCORE}], "weakened": []},
+}
 
 
 def run_with_adapter(path: Path, config: EditConfig) -> RunDir:
@@ -50,7 +58,7 @@ def test_export_writes_the_adapter_and_its_card(tmp_path: Path) -> None:
     run = run_with_adapter(tmp_path / "run", EditConfig())
     (run.adapter / "README.md").write_text("PEFT's own card")
     facts = {"name": "safety", "title": "Safety", "description": "", "weakens": "lower"}
-    run.write_provenance({"concept": facts})
+    run.write_provenance({"concept": facts, "safety": SAFETY})
     assert call("export", str(run.path), "--output-dir", str(tmp_path / "new")).exit_code == 0
     assert {file.name for file in (tmp_path / "new").iterdir()} == {
         "README.md",
@@ -64,7 +72,8 @@ def test_export_writes_the_adapter_and_its_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "config.yaml", "adapter"])
 def test_export_follows_no_link_out_of_the_run(tmp_path: Path, name: str) -> None:
     run = run_with_adapter(tmp_path / "run", EditConfig())
-    run.write_provenance({"concept": {"name": "safety", "title": "Safety", "description": ""}})
+    facts = {"name": "safety", "title": "Safety", "description": ""}
+    run.write_provenance({"concept": facts, "safety": SAFETY})
     target = tmp_path / "elsewhere"
     (run.path / name).rename(target)
     (run.path / name).symlink_to(target)

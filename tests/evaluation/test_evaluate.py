@@ -79,6 +79,7 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         batch_size: int = 128,
         progress: Progress = no_progress,
         on_batch: object = None,
+        known: object = None,
     ) -> list[Response]:
         layers = [m for m in editable.model.modules() if isinstance(m, BaseTunerLayer)]
         is_base = all(layer.disable_adapters for layer in layers)

@@ -53,6 +53,7 @@ BUILT_IN = [
     "perplexity",
     "preferred",
     "refusal",
+    "response_log_odds",
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from retouch.core.config import EditConfig
 from retouch.core.types import Record, Score
 from retouch.evaluation.safety_probe import SafetyProbe
 from retouch.reporting.merged_card import MergedEdit, render_merged_card
@@ -21,8 +20,8 @@ def card(*reasons: str | None) -> str:
         (Record("safety-probe", "refused", "rate", "higher", *[Score(0.5, 0.4, 0.6, 64)] * 2),), ()
     )
     edits = [
-        MergedEdit("tone-1", EditConfig(model="a|b", concept="tone"), 1.0, [record(0.9)]),
-        MergedEdit("truth", EditConfig(concept="truth", direction="lower"), -0.5, [record(0.2)]),
+        MergedEdit("tone-1", "a|b", "tone", "raise", 1.0, [record(0.9)]),
+        MergedEdit("truth", "a|b", "truth", "lower", -0.5, [record(0.2)]),
     ]
     return render_merged_card(edits, [record(0.7)], probe, reasons)
 

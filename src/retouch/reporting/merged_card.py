@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from retouch.core.config import EditConfig
 from retouch.core.formatting import DIRECTION_DONE, metric_title, show_value
 from retouch.core.model_names import public_name
-from retouch.core.types import Record
+from retouch.core.types import Direction, Record
 from retouch.evaluation.safety_probe import SafetyProbe
 from retouch.reporting.model_card import escape, safety_figures, safety_warning
 
@@ -21,13 +20,17 @@ class MergedEdit:
 
     Attributes:
         name: the name of its run's folder.
-        config: its configuration.
+        model: the name of the edited model.
+        concept: the name of the concept.
+        direction: the direction of the edit.
         weight: by which its update is multiplied.
         records: its metrics alone.
     """
 
     name: str
-    config: EditConfig
+    model: str
+    concept: str
+    direction: Direction
     weight: float
     records: Sequence[Record]
 
@@ -46,7 +49,7 @@ def render_merged_card(
         probe: the safety of base and merged model.
         reasons: those that were given for weakening safety, now or when a run was made.
     """
-    model = public_name(edits[0].config.model)
+    model = public_name(edits[0].model)
     given = list(dict.fromkeys(one for one in reasons if one))
     tags = ["retouch", "concept-editing", "lora", *(["safety-weakened"] if given else [])]
     values = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
@@ -57,7 +60,7 @@ def render_merged_card(
         f"A LoRA adapter for **{escape(model)}**: the sum of these edits. It was made with "
         "Retouch; `retouch merge` sums adapters exactly.",
         "\n".join(
-            f"- {escape(public_name(one.config.concept))} {DIRECTION_DONE[one.config.direction]}, "
+            f"- {escape(public_name(one.concept))} {DIRECTION_DONE[one.direction]}, "
             f"weight {one.weight:g}"
             for one in edits
         ),
