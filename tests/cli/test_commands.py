@@ -378,3 +378,15 @@ def test_pocket_follows_no_instruction(tmp_path: Path) -> None:
     message = result.stderr.partition("Error: ")[2]  # behind the progress
     assert "does not follow the instruction" in message
     assert "in French" in message
+
+
+@pytest.mark.parametrize("name", ["mine.txt", ".", ""])
+def test_tune_checks_where_it_saves_before_it_searches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("retouch.comparison.tune.tune", pytest.fail)
+    (tmp_path / "mine.txt").write_text("a user's file")
+    message = error_of(call("tune", "pocket", "--method", "lorra", "--save", name), 5)
+    assert "no earlier output" in message
+    assert (tmp_path / "mine.txt").read_text() == "a user's file"

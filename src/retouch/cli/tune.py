@@ -45,8 +45,10 @@ def tune(
     interrupted = "Interrupted. The same command continues after the last trial."
     with output.show_progress(interrupted=interrupted) as progress:
         from retouch.comparison.tune import tune as run_study
-        from retouch.comparison.tuned_settings import save_settings
+        from retouch.comparison.tuned_settings import check_settings_file, save_settings
 
+        if save is not None:
+            check_settings_file(save)
         study = run_study(
             config.model,
             config.concept,

@@ -78,6 +78,15 @@ def make_settings(method: Method, values: Mapping[str, Any], where: str) -> Base
         ) from None
 
 
+def check_settings_file(file: Path) -> None:
+    """Check that tuned settings can be saved in a file, before a search that takes long.
+
+    Raises:
+        RunError: the file exists and is not a file of tuned settings.
+    """
+    check_output_file(file, lambda text: text.startswith(HEAD))
+
+
 def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: str) -> None:
     """Write the settings of a method, by dotted path, into a file, beside those of other methods.
 
@@ -87,7 +96,7 @@ def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: 
         ConfigError: the file has settings of a method that does not exist.
         RunError: the file exists and is not a file of tuned settings, or cannot be written.
     """
-    check_output_file(file, lambda text: text.startswith(HEAD))
+    check_settings_file(file)
     saved = _read(file) if file.is_file() else {}
     budgets = dict(_BUDGET.findall(file.read_text("utf-8"))) if saved else {}
     saved[method], budgets[method] = dict(settings), budget
