@@ -56,7 +56,7 @@ from retouch.models.segment import Segment, SegmentInputs
 from retouch.representations.batch import make_batches
 
 LIMITED = Case("limit", middle(48), middle(48), llama(48, 512, 1408, 4096, 8), rounds=3)
-SMALL_LIMITED = replace(small(LIMITED), model=llama(24, 64, 128, 2560, 4))
+SMALL_LIMITED = replace(small(LIMITED), model=llama(48, 64, 128, 2560, 4))
 BATCH_SIZES, MATRIX_SIZE = (16, 32, 64, 128, 256, 512, 1024, 2048), 8192
 SMALL_BATCH_SIZES, SMALL_MATRIX_SIZE = (4, 8), 256
 ROUNDS, STEPS = 3, 16  # the first round is a warm-up
