@@ -274,7 +274,7 @@ STUDIES = {
     "truthfulness-control": Study(
         "Truthfulness, the control: answers of other questions",
         truthfulness(True),
-        (BASE, "dpo", RETOUCH),
+        (BASE, RETOUCH),
         TRUTH_SUITES,
         TRUTH_COLUMNS,
         num_examples=400,
