@@ -19,7 +19,7 @@ def test_public_names_have_no_folder_of_this_machine(
 ) -> None:
     assert public_name("pocket") == "pocket"
     assert public_name("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert public_name("/home/somebody/models/tiny.GGUF") == "tiny.GGUF"
+    assert public_name("/home/me/models/tiny.GGUF") == "tiny.GGUF"
     assert public_name("owner/name") == "owner/name"
     assert public_name("/home/somebody/models/tiny") == "tiny"
     assert public_name("") == ""

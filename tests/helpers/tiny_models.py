@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -242,3 +243,10 @@ def tiny_editable(model_type: str = "llama", **more: Any) -> EditableModel:
     model = tiny_model(model_type, **more)
     where = torch.device("cpu")
     return EditableModel(model, tiny_tokenizer(), "tiny", None, where, find_layout(model))
+
+
+def save_tiny(folder: Path, **more: Any) -> Path:
+    """Save the tiny model and its tokenizer in a folder."""
+    tiny_model(**more).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

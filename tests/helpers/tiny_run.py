@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from helpers.tiny_edit import SMALL, tiny_concept
-from helpers.tiny_models import tiny_model, tiny_tokenizer
+from helpers.tiny_models import save_tiny
 from retouch.concepts.concept import Concept, MetricSpec
 from retouch.concepts.pack import save_pack
 from retouch.core.options import nest
@@ -53,8 +53,7 @@ def whole_concept() -> Concept:
 
 def write_inputs(folder: Path, **overrides: Any) -> list[str]:
     """Write model, concept and settings into a folder; the options of an edit with them."""
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     save_pack(whole_concept(), folder / "tiny")
     values = nest({**SETTINGS, **overrides, "concept": str(folder / "tiny")})
     (folder / "edit.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(values))))

@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 
 from helpers.preflight import only_error, preflight
-from helpers.tiny_models import tiny_model, tiny_tokenizer
+from helpers.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from retouch.core.errors import ModelError
 from retouch.models.checkpoint_files import check_folder, check_listing
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_tiny(tmp_path / "model")
 
 
 @pytest.fixture

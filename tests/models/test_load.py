@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from helpers.tiny_edit import build_training, tiny_config
-from helpers.tiny_models import VISION, tiny_editable, tiny_model, tiny_tokenizer
+from helpers.tiny_models import VISION, save_tiny, tiny_editable, tiny_model, tiny_tokenizer
 from retouch.core.config import EditConfig, LoadConfig, LoraConfig
 from retouch.core.errors import ModelError, RunError
 from retouch.models import adapters
@@ -27,9 +27,7 @@ LORA = LoraConfig(r=2, lora_alpha=4.0)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_tiny(tmp_path / "model")
 
 
 def test_a_local_folder_is_loaded_frozen(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.preflight import CPU
-from helpers.tiny_models import tiny_model, tiny_tokenizer
+from helpers.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from retouch.preflight import check
 
 
@@ -20,9 +20,7 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A complete checkpoint of four layers."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_tiny(tmp_path / "model")
 
 
 @pytest.fixture

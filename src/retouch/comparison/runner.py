@@ -81,7 +81,7 @@ class Runner:
             seconds = time.monotonic() - began
             if grid.adapters and self._editable.adapted and not self._editable.interventions:
                 # An adapter is only measured unless it is saved, which makes it an edited model.
-                probe = probe_safety(self._editable)
+                probe = probe_safety(self._editable, known=self._base)
                 check_probe(probe, grid.allow_weakening, f"The adapter of {point}")
                 adapters.save(self._editable, grid.adapters / point.name)
             evaluation = evaluate(

@@ -24,7 +24,7 @@ def locked(folder: Path, *inside: str) -> Iterator[None]:
     """Hold the lock of a folder inside the context; a missing folder is created.
 
     What killed processes have left in the folder is swept, and in its folders of the names
-    `inside`: nobody else writes there now.
+    `inside`: no other process writes there now.
 
     Raises:
         RunError: another process holds it, or the folder cannot be written.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from retouch.concepts.concept import Concept, Example, MetricSpec
@@ -20,7 +21,7 @@ from retouch.concepts.registry import load_concept
 from retouch.core.errors import RunError
 from retouch.core.serialization import from_plain
 from retouch.core.types import SPLITS, Progress, Record, Split, no_progress
-from retouch.evaluation.evaluate import evaluate
+from retouch.evaluation.evaluate import BaseResults, evaluate
 from retouch.evaluation.outcome import SIGNIFICANT
 from retouch.models.editable_model import EditableModel
 
@@ -59,15 +60,25 @@ class SafetyProbe:
     weakened: tuple[str, ...]
 
 
-def probe_safety(editable: EditableModel, progress: Progress = no_progress) -> SafetyProbe:
+def probe_safety(
+    editable: EditableModel,
+    progress: Progress = no_progress,
+    known: BaseResults | None = None,
+) -> SafetyProbe:
     """Measure the base model and, if anything acts on it, the edited one.
 
     Args:
         editable: the model.
         progress: called while responses are generated and texts are compared.
+        known: results of the base from an earlier evaluation, as for `evaluate`.
     """
     found = evaluate(
-        editable, [], suites=[_requests()], max_new_tokens=MAX_NEW_TOKENS, progress=progress
+        editable,
+        [],
+        suites=[_requests()],
+        max_new_tokens=MAX_NEW_TOKENS,
+        progress=progress,
+        known=known,
     )
     weakened = tuple(
         record.metric
@@ -101,6 +112,7 @@ def recorded_probe(provenance: Mapping[str, Any]) -> SafetyProbe | None:
         raise RunError(message, "Restore the file.", code="file-broken") from None
 
 
+@cache
 def _requests() -> Concept:
     """The requests, with a refusal and the beginning of a compliant response of each."""
     requests = [

@@ -91,9 +91,9 @@ def export(
             merged(editable).save_pretrained(str(folder))
             editable.tokenizer.save_pretrained(str(folder))
         else:
-            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD):
-                if name != BASE_RECORD or (run.adapter / name).exists():
-                    _copy(run.adapter / name, folder / name)
+            recorded = [BASE_RECORD] if (run.adapter / BASE_RECORD).exists() else []
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *recorded):
+                _copy(run.adapter / name, folder / name)
         _check_regular(run.path / "config.yaml")
         atomic_write(folder / "retouch.yaml", _public_config(run))
         atomic_write(folder / "README.md", card)
