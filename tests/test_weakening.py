@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import retouch
 from helpers.command_line import call
 from helpers.pocket_edit import small_settings
+from helpers.tiny_edit import STATES_ALONE
 from retouch import merging
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import load_concept
@@ -26,20 +27,14 @@ from retouch.reporting.export import export
 REASON = "red team of our own filter"
 SETTINGS = small_settings(
     {
+        **STATES_ALONE,
         "train.rounds": 1,
         "train.steps_per_round": 16,
         "train.learning_rate": 0.02,
-        "train.max_retain_change": 1.0,
-        "train.strengths": (1.0,),
-        "loss.adversarial_weight": 1.0,
-        "loss.matching_weight": 1.0,
-        "loss.sft_weight": 0.0,
-        "loss.kl_weight": 0.0,
         "loss.retain_weight": 0.0,
         "lora.r": 8,
         "evaluation.suites": "none",
         "data.ignore_contrast": True,
-        "data.prefill_tokens": 0,
     }
 )
 

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from fuzz.cases import KINDS, Case, cases
 from fuzz.originals import Originals, make_originals
-from fuzz.sandbox import SECONDS, TAIL, Finished, give_away, make_folder, run_command, warm_up
+from fuzz.sandbox import (
+    SECONDS,
+    TAIL,
+    Finished,
+    give_away,
+    make_folder,
+    run_command,
+    start_server,
+)
+from helpers.forked_cli import ForkServer
 
 FAULTS = ("traceback", "hang", "accepted")
 
@@ -34,7 +43,7 @@ def fault(case: Case, finished: Finished) -> str:
     return "accepted" if case.invalid and finished.exit_code == 0 else ""
 
 
-def run_case(case: Case, folder: Path) -> Finished:
+def run_case(server: ForkServer, case: Case, folder: Path) -> Finished:
     """Make the files of a case and run its command."""
     make_folder(folder)
     for name, content in case.files.items():
@@ -47,29 +56,29 @@ def run_case(case: Case, folder: Path) -> Finished:
         give_away(file)
     if case.prepare is not None:
         case.prepare(folder)
-    return run_command([word.replace("{here}", str(folder)) for word in case.words], folder)
+    words = [word.replace("{here}", str(folder)) for word in case.words]
+    return run_command(server, words, folder)
 
 
 def _work(
     worker: int, workers: int, count: int, seed: int, originals: Originals, out: Path
-) -> None:
-    """Run every `workers`-th case, and write a line for each."""
-    started = time.monotonic()
-    with (out / f"{worker}.jsonl").open("w") as lines:
+) -> list[dict[str, Any]]:
+    """Run every `workers`-th case; a record of each."""
+    started, records = time.monotonic(), []
+    with start_server(out / f"output-{worker}") as server:
         chosen = itertools.islice(cases(seed, originals), worker, count, workers)
         for number, case in enumerate(chosen):
-            finished = run_case(case, out / f"case-{worker}")
-            found = fault(case, finished)
-            record = {"kind": case.kind, "fault": found}
-            if found:
+            finished = run_case(server, case, out / f"case-{worker}")
+            record = {"kind": case.kind, "fault": fault(case, finished)}
+            if record["fault"]:
                 index = worker + number * workers
                 record |= {"case": index, "words": case.words, "output": finished.output[-TAIL:]}
-            lines.write(json.dumps(record) + "\n")
-            lines.flush()
+            records.append(record)
             if worker == 0 and number % 50 == 49:
                 done = (number + 1) * workers
                 left = (time.monotonic() - started) * (count - done) / done
                 print(f"{done} of {count}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
+    return records
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -80,42 +89,30 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=int, help="one case, by its number; its output is printed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(words)
-    warm_up()
-    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         out.chmod(0o755)
-        # In a process of its own, since an edit starts threads, which a fork would not have.
-        maker = fork.Process(target=make_originals, args=(out / "originals",))
-        maker.start()
-        maker.join()
-        originals = Originals(out / "originals")
+        originals = make_originals(out / "originals")
         if options.only is not None:
             case = next(itertools.islice(cases(options.seed, originals), options.only, None))
             print(case.kind, *case.words)
-            finished = run_case(case, out / "case")
+            with start_server(out / "output") as server:
+                finished = run_case(server, case, out / "case")
             print(finished.output, fault(case, finished) or "no fault", finished.exit_code)
             return 0
         arguments = (options.workers, options.cases, options.seed, originals, out)
-        workers = [fork.Process(target=_work, args=(i, *arguments)) for i in range(options.workers)]
-        for process in workers:
-            process.start()
-        for process in workers:
-            process.join()
-        records = [
-            json.loads(line)
-            for file in sorted(out.glob("[0-9]*.jsonl"))
-            for line in file.read_text().splitlines()
-        ]
+        with ThreadPoolExecutor(options.workers) as pool:
+            found = pool.map(lambda worker: _work(worker, *arguments), range(options.workers))
+            records = [record for one in found for record in one]
     return report(records)
 
 
-def report(records: Sequence[dict[str, object]]) -> int:
+def report(records: Sequence[dict[str, Any]]) -> int:
     """Print the faults, then the table; 1 if there is a fault."""
     for record in records:
         if record["fault"]:
             print(f"\ncase {record['case']}, {record['kind']}, {record['fault']}:")
-            print(" ".join(str(word)[:200] for word in record["words"]))  # type: ignore[attr-defined]
+            print(" ".join(str(word)[:200] for word in record["words"]))
             print(record["output"])
     counts = Counter((record["kind"], record["fault"]) for record in records)
     print(f"\n{'input':20} {'tried':>6}" + "".join(f"{one:>11}" for one in FAULTS))

@@ -15,8 +15,9 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from threading import Timer
 from typing import Any, NoReturn
@@ -100,7 +101,8 @@ class ForkServer:
         """Start `retouch ARGUMENTS`.
 
         `limits` in bytes: `file_size` of a file that it may write, `more_memory` of address space
-        beyond what it has at the start. `user` is the id of the user that it runs as. It is killed
+        beyond what it has at the start. `folder` is its working directory and its home, `user` the
+        id of the user that it runs as. It is killed
         `kill_after` seconds after the first event of one of the stages `kill_at`.
         """
         self._started += 1
@@ -137,11 +139,22 @@ def _serve() -> None:
                 if found:
                     codes[pid] = os.waitstatus_to_exitcode(status)
             answer = codes.get(pid)
+        elif "warm_up" in request:
+            _warm_up(request["warm_up"])
         elif request:
             answer = os.fork()
             if answer == 0:
                 _run(request)
         print(json.dumps(answer), flush=True)
+
+
+def _warm_up(commands: Sequence[Sequence[str]]) -> None:
+    """Run commands in this process, so that it has imported what they use."""
+    from retouch.cli.app import app
+
+    for words in commands:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), suppress(SystemExit):
+            app(list(words))
 
 
 def _run(request: Mapping[str, Any]) -> NoReturn:
@@ -172,6 +185,7 @@ def _limit(
     *,
     file_size: int = 0,
     more_memory: int = 0,
+    folder: str = "",
     user: int = 0,
     kill_at: Sequence[str] = (),
     kill_after: float = 0,
@@ -189,6 +203,9 @@ def _limit(
                 Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
         EditProgress.__call__ = show_and_kill  # type: ignore[method-assign]
+    if folder:
+        os.chdir(folder)
+        os.environ.update(HOME=folder, RETOUCH_CACHE=f"{folder}/cache")
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     if more_memory:
@@ -196,6 +213,7 @@ def _limit(
         size = pages * resource.getpagesize() + more_memory
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
     if user:
+        os.setgroups([])
         os.setgid(user)
         os.setuid(user)
 

@@ -16,11 +16,21 @@ from retouch.task.task import EditTask, build_task
 from retouch.training.setup import build_trainer
 from retouch.training.trainer import Trainer
 
+# Without the losses on responses, and at full strength.
+STATES_ALONE: dict[str, Any] = {
+    "data.prefill_tokens": 0,
+    "train.max_retain_change": 1.0,
+    "train.strengths": (1.0,),
+    "loss.adversarial_weight": 1.0,
+    "loss.matching_weight": 1.0,
+    "loss.sft_weight": 0.0,
+    "loss.kl_weight": 0.0,
+}
 SMALL: dict[str, Any] = {
+    **STATES_ALONE,
     "concept": "tiny",
     "data.num_examples": 8,
     "data.num_retain": 8,
-    "data.prefill_tokens": 0,
     "data.prefills_per_example": 1.0,
     "data.wrapped_share": 1.0,
     "train.batch_size": 4,
@@ -29,12 +39,6 @@ SMALL: dict[str, Any] = {
     "train.loraplus_lr_ratio": 1.0,
     "train.lr_scheduler_type": "constant",
     "train.warmup_ratio": 0.0,
-    "train.max_retain_change": 1.0,
-    "train.strengths": (1.0,),
-    "loss.adversarial_weight": 1.0,
-    "loss.matching_weight": 1.0,
-    "loss.sft_weight": 0.0,
-    "loss.kl_weight": 0.0,
     "loss.retain_weight": 30.0,
     "loss.first_token_weight": 1.0,
     "train.rounds": 4,
