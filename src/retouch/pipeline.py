@@ -24,6 +24,7 @@ from retouch.concepts.registry import (
 )
 from retouch.contrast.measure import check_concept
 from retouch.contrast.report import ContrastReport
+from retouch.core.chat_template import set_template_settings
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import (
     check_caller_only,
@@ -54,6 +55,8 @@ from retouch.run_record import (
     check_fingerprint,
     load_model,
     save_inputs,
+    with_recorded_template,
+    with_template_time,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
 from retouch.suites.registry import load_suite_concepts
@@ -166,6 +169,8 @@ def resume(
     with _run_lock(run), displayed(on_event, RESUME_HINT) as events:
         load_config = config.load.model_copy(update=run.load_options())
         editable = editable or load_model(config.model, load_config, events)
+        variables = config.load.chat_template_kwargs
+        set_template_settings(editable.tokenizer, variables, config.load.chat_template_time)
         check_fingerprint(run, editable, facts)
         distributed.barrier()
         return run_stages(run, config, concept, editable, events)
@@ -220,7 +225,9 @@ def evaluate(
         measured = load_suite_concepts(suites, data_dir, limit)
         for one in measured:
             check_metrics(one)
-        editable = editable or load_model(str(model), load_config or LoadConfig(), events)
+        if editable is None:
+            load_config = with_recorded_template(load_config or LoadConfig(), str(model), adapter)
+            editable = load_model(str(model), load_config, events)
         if not editable.has_chat_template:
             events(StageEvent("load", NO_CHAT_TEMPLATE))
         known_as = model_name(editable.name)
@@ -393,6 +400,7 @@ def run_edit(
     concept = replace(concept, hash=concept.hash or content_hash(concept))
     check_free(path)  # before a large model is loaded
     editable = editable or load_model(config.model, config.load, on_event)
+    config = with_template_time(config, editable)
     distributed.barrier()  # all processes have seen that the path is free
     try:
         run = RunDir(path)
