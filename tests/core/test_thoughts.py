@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retouch.core.thoughts import TOKENS, after_thought, kept_tokens, prompt_opening
+from retouch.core.thoughts import TOKENS, after_thought, kept_tokens, open_thought
 
 ANSWER = "Here is the answer."
 FORMATS = {
@@ -62,9 +62,10 @@ def test_a_prefill_may_end_within_a_thought() -> None:
 
 
 def test_a_template_may_open_the_thought() -> None:
-    assert prompt_opening("<|im_start|>assistant\n<think>\n") == "<think>"
-    assert prompt_opening("<|im_start|>assistant\n<think>\n\n</think>\n\n") == ""
-    assert prompt_opening("What is <think>?<|im_end|>\n<|im_start|>assistant\n") == ""
+    assert open_thought("<|im_start|>assistant\n<think>\n") == "<think>"
+    assert open_thought("<|im_start|>assistant\n<think>\n\n</think>\n\n") == ""
+    assert open_thought("<|im_start|>assistant\n") == ""
+    assert open_thought("<think>\nOkay, Sure, here") == "<think>"
 
 
 def test_decoding_keeps_the_markers_alone() -> None:

@@ -50,9 +50,11 @@ BUILT_IN = [
     "mc1",
     "mc2",
     "neutral",
+    "other-language",
     "perplexity",
     "preferred",
     "refusal",
+    "unfinished",
 ]
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from retouch.concepts.chat import tokenize_chat
+import pytest
+import torch
+
+from helpers.char_tokenizer import TEMPLATE, char_tokenizer
+from retouch.concepts.chat import prompt_ids, tokenize_chat
 from retouch.core.types import Message
 from retouch.models import generate as generating
 from retouch.models.generate import Response, generate, generate_responses
@@ -73,3 +77,35 @@ def test_only_many_prompts_with_one_beginning_get_batches_of_their_own() -> None
     assert list(map(len, generating._batches(order, prompts, 128, False))) == [len(prompts)]
     assert shared_beginning([prompts[i] for i in batches[0]]) == MIN_SHARED
     assert shared_beginning([prompts[i] for i in batches[1]]) == 0
+
+
+def thinking_tokenizer(*special: str) -> Any:
+    tokenizer = char_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def test_decoding_keeps_the_markers_of_a_thought() -> None:
+    tokenizer = thinking_tokenizer("[THINK]", "[/THINK]", "[TOOL]")
+    text = "[TOOL][THINK]Hm[/THINK]Yes<end><pad>"
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    assert generating._decode(tokenizer, ids) == ["[THINK]Hm[/THINK]Yes"]
+    plain = char_tokenizer()
+    ids = torch.tensor([plain("Yes<end><pad>", add_special_tokens=False)["input_ids"]])
+    assert generating._decode(plain, ids) == ["Yes"]
+
+
+def test_a_response_begins_with_the_marker_that_the_template_opens() -> None:
+    tokenizer = char_tokenizer()
+    user = [Message("user", "What is <think>?")]
+    assert generating._openings(tokenizer, [prompt_ids(tokenizer, user)]) == [""]
+    tokenizer.chat_template = TEMPLATE.replace("'a:'", "'a:<think>'")
+    plain, prefilled = prompt_ids(tokenizer, user), prompt_ids(tokenizer, user, "Sure")
+    closed = prompt_ids(tokenizer, user, "</think>Sure")
+    found = generating._openings(tokenizer, [plain, prefilled, closed])
+    assert found == ["<think>\n", "<think>\n", ""]
+    # Tokenized again, it is what was generated.
+    assert (
+        tokenize_chat(tokenizer, user, "<think>\nHm").ids
+        == tokenize_chat(tokenizer, user, "Hm").ids
+    )

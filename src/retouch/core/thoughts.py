@@ -1,7 +1,7 @@
 """The thought that a reasoning model writes before its answer, as delimited by markers in the text.
 
 `after_thought` separates it from the answer. A chat template may write the opening marker into the
-prompt (`prompt_opening`); then the response has only the closing one.
+prompt (`open_thought`); then what the model generates has only the closing one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MARKERS = {
 _CLOSING = {opening.casefold(): closing for opening, closing in _MARKERS.items()}
 _OPENINGS = "|".join(map(re.escape, _MARKERS))
 _OPENED = re.compile(rf"\s*({_OPENINGS})", re.IGNORECASE)
-_OPEN_AT_END = re.compile(rf"({_OPENINGS})\s*$", re.IGNORECASE)
+_OPENING = re.compile(_OPENINGS, re.IGNORECASE)
 _CLOSED = re.compile("|".join(map(re.escape, _MARKERS.values())), re.IGNORECASE)
 _ANSWER_MARKERS = re.compile(
     r"^\s*(?:<(?:answer|response|solution)>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)"
@@ -51,10 +51,20 @@ def kept_tokens(special: frozenset[str]) -> frozenset[str]:
     return special & (TOKENS | HARMONY_TOKENS if _CHANNEL in special else TOKENS)
 
 
-def prompt_opening(prompt: str) -> str:
-    """The marker at the end of a prompt that opens a thought; empty if there is none."""
-    found = _OPEN_AT_END.search(prompt)
-    return found[1] if found else ""
+def mentions_thought(template: str) -> bool:
+    """Whether a chat template contains a marker that opens a thought."""
+    return _OPENING.search(template) is not None
+
+
+def open_thought(turn: str) -> str:
+    """The marker of the thought that the beginning of a response leaves open; empty if none."""
+    found = list(_OPENING.finditer(turn))
+    return "" if not found or _CLOSED.search(turn, found[-1].end()) else found[-1][0]
+
+
+def without_opening(response: str, marker: str) -> str:
+    """A response without the marker of its thought, which the prompt has already."""
+    return response.removeprefix(marker).lstrip("\n") if marker else response
 
 
 def after_thought(response: str, prefill: str = "") -> str | None:

@@ -33,6 +33,8 @@ from retouch.evaluation.response_language import is_covered
 
 Category = Literal["answer", "refusal", "deflection", "degenerate", "other-language", "unfinished"]
 Tone = Literal["cheerful", "gloomy", "neutral"]
+Decided = Literal["answer", "refusal", "deflection"]
+"""The categories that a response has only if the rules can read it."""
 
 UNCLASSIFIED: dict[str, str] = {
     "other-language": "in a language that the rules do not cover",
