@@ -91,9 +91,9 @@ def main() -> None:
     print(f"annotators agree: {_text(found.annotators)}, Cohen's kappa {found.kappa:.3f}\n")
     print("| category | precision | recall |\n|---|---|---|")
     for category in get_args(Category):
-        print(
-            f"| {category} | {_text(found.precision[category])} | {_text(found.recall[category])} |"
-        )
+        precision, recall = found.precision.get(category), found.recall.get(category)
+        if precision or recall:  # the responses are English, and none is a thought
+            print(f"| {category} | {_text(precision)} | {_text(recall)} |")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def _type(option: Option) -> str:
         return "bool"
     if option.is_list:
         return f"list, `{option.metavar}`"
+    if option.is_mapping:
+        return "mapping, `NAME=VALUE`"
     names = {"N": "int", "X": "float", "TEXT": "str"}
     return names.get(option.metavar) or ", ".join(
         f"`{choice}`" for choice in option.metavar.split("|")

@@ -15,12 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import retouch
 from helpers.pocket_edit import small_settings
 from helpers.tiny_models import tiny_model, tiny_tokenizer
+from retouch.concepts.chat import prompt_ids
 from retouch.concepts.registry import concept_for_model
+from retouch.core import chat_template
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError, RunError
 from retouch.core.run_dir import RunDir
+from retouch.core.types import Message
 from retouch.models.load import POCKET
+from retouch.models.load import load as load_model
 from retouch.reporting.export import export
+from retouch.run_record import with_recorded_template
 from retouch.stages import NO_CHAT_TEMPLATE
 
 ONE_ROUND = {"train.rounds": 1, "evaluation.suites": "none"}
@@ -190,6 +195,47 @@ def test_a_model_without_a_name_says_what_resume_needs(tmp_path: Path) -> None:
         retouch.resume(path)
     assert error.value.code == "model-in-memory"
     assert retouch.resume(path, tiny_model(), tiny_tokenizer()).editable is not None
+
+
+def test_a_run_records_the_time_and_the_variables_of_its_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "model", tmp_path / "clock.jinja"
+    model, tokenizer = pocket()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    clock = "{{ '' if brief else strftime_now('%d %b %Y: ') }}"
+    file.write_text(clock + tokenizer.chat_template)
+    load = {"chat_template": str(file), "chat_template_kwargs": {"brief": False}, "device": "cpu"}
+    quick = {"evaluation.suites": "none", "data.ignore_contrast": True}
+    config = {**small_settings(quick), "load": load}
+
+    def stop(event: Any) -> None:
+        if getattr(event, "round", 0) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_template, "_process_time", lambda: "2024-02-05T09:30:00")
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        retouch.edit(str(folder), concept=pairs(), config=config, output_dir=path, on_event=stop)
+    recorded = RunDir.open(path).config().load
+    assert recorded.chat_template_time == "2024-02-05T09:30:00"
+    assert recorded.chat_template_kwargs == {"brief": False}
+    # On another day, the resumed run and an evaluation of its adapter write the same prompts.
+    monkeypatch.setattr(chat_template, "_process_time", lambda: "2031-12-24T18:00:00")
+    cpu = LoadConfig(device="cpu")
+    result = retouch.resume(path, str(folder), load_config=cpu, on_event=lambda event: None)
+    assert result.editable is not None
+    prompt = [Message("user", "Hi!")]
+    expected = prompt_ids(result.editable.tokenizer, prompt)
+    assert "05 Feb 2024" in result.editable.tokenizer.decode(expected)
+    options = with_recorded_template(LoadConfig(chat_template=str(file)), str(folder), path)
+    again = load_model(str(folder), options)
+    assert prompt_ids(again.tokenizer, prompt) == expected
+    other = with_recorded_template(LoadConfig(), "pocket", path)
+    assert other == LoadConfig()
+    given = LoadConfig(chat_template_time="2000-01-01")
+    assert with_recorded_template(given, str(folder), path).chat_template_time == "2000-01-01"
 
 
 def test_a_failed_edit_leaves_the_model_as_it_was(tmp_path: Path) -> None:

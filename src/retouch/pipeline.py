@@ -25,6 +25,7 @@ from retouch.concepts.registry import (
 )
 from retouch.contrast.measure import check_concept
 from retouch.contrast.report import ContrastReport
+from retouch.core.chat_template import set_template_settings
 from retouch.core.checkpoints import Checkpoints
 from retouch.core.config import AUTO_CONCEPT, EditConfig, LoadConfig
 from retouch.core.config_file import (
@@ -56,6 +57,8 @@ from retouch.run_record import (
     load_model,
     run_identity,
     save_inputs,
+    with_recorded_template,
+    with_template_time,
 )
 from retouch.stages import NO_CHAT_TEMPLATE, run_stages
 from retouch.suites.registry import load_suite_concepts
@@ -172,6 +175,8 @@ def resume(
     with _run_lock(run), displayed(on_event, RESUME_HINT) as events:
         load_config = config.load.model_copy(update=run.load_options())
         editable = editable or load_model(config.model, load_config, events)
+        variables = config.load.chat_template_kwargs
+        set_template_settings(editable.tokenizer, variables, config.load.chat_template_time)
         check_fingerprint(run, editable, facts)
         if distributed.rank() == 0:
             run.write_config(config)
@@ -228,7 +233,9 @@ def evaluate(
         measured = load_suite_concepts(suites, data_dir, limit)
         for one in measured:
             check_metrics(one)
-        editable = editable or load_model(str(model), load_config or LoadConfig(), events)
+        if editable is None:
+            load_config = with_recorded_template(load_config or LoadConfig(), str(model), adapter)
+            editable = load_model(str(model), load_config, events)
         if not editable.has_chat_template:
             events(StageEvent("load", NO_CHAT_TEMPLATE))
         known_as = model_name(editable.name)
@@ -403,6 +410,7 @@ def run_edit(
     for note in concept.notes:
         on_event(StageEvent("data", f"{note.message} {note.hint}".rstrip()))
     editable = editable or load_model(config.model, config.load, on_event)
+    config = with_template_time(config, editable)
     distributed.barrier()  # all processes have seen that the path is free
     try:
         run = RunDir(path)

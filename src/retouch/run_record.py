@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import concept_for_model
 from retouch.core.atomic import atomic_folder, atomic_write
+from retouch.core.chat_template import (
+    reads_clock,
+    set_template_settings,
+    template_time,
+    template_variables,
+)
 from retouch.core.checkpoints import Identity
 from retouch.core.config import EditConfig, LoadConfig
 from retouch.core.config_file import CALLER_ONLY, check_caller_only, resolve
@@ -18,10 +25,10 @@ from retouch.core.files import sha256
 from retouch.core.model_names import public_name
 from retouch.core.options import flatten
 from retouch.core.process import describe_machine
-from retouch.core.run_dir import ADAPTER_WEIGHTS, RunDir
+from retouch.core.run_dir import ADAPTER_WEIGHTS, RunDir, find_adapter
 from retouch.core.types import OnEvent, Record, StageEvent
 from retouch.evaluation.evaluate import Evaluation
-from retouch.models import adapters
+from retouch.models import adapters, distributed
 from retouch.models.editable_model import IN_MEMORY, EditableModel
 from retouch.models.load import load, model_name
 from retouch.reporting.export import concept_facts
@@ -98,6 +105,40 @@ def run_identity(
         if not editable.sharded:  # where no process has whole weights
             hashes[f"the weights of {config.model}"] = editable.fingerprint
     return Identity(settings, hashes)
+
+
+def with_template_time(config: EditConfig, editable: EditableModel) -> EditConfig:
+    """The configuration with the time that the chat template reads, if it reads the clock.
+
+    All processes use that of the first one.
+    """
+    if not reads_clock(editable.tokenizer):
+        return config
+    time = distributed.broadcast(template_time(editable.tokenizer))
+    set_template_settings(editable.tokenizer, template_variables(editable.tokenizer), time)
+    load_config = config.load.model_copy(update={"chat_template_time": time})
+    return config.model_copy(update={"load": load_config})
+
+
+def with_recorded_template(
+    config: LoadConfig, model: str, adapter: Path | str | None
+) -> LoadConfig:
+    """Load options with the template's variables and time of the run that an adapter is of.
+
+    Those that are given stay; a run of another model decides nothing.
+
+    Raises:
+        RunError: there is no adapter.
+    """
+    folder = None if adapter is None else find_adapter(Path(adapter)).parent
+    if folder is None or not (folder / "config.yaml").is_file():
+        return config
+    recorded = RunDir(folder).config()
+    if recorded.model != model:
+        return config
+    names = ("chat_template_kwargs", "chat_template_time")
+    found = {name: getattr(config, name) or getattr(recorded.load, name) for name in names}
+    return config.model_copy(update=found)
 
 
 def save_inputs(run: RunDir, concept: Concept, editable: EditableModel) -> None:

@@ -295,6 +295,17 @@ def test_the_base_of_a_run_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
     assert error.value.code == "chat-template-missing"
 
 
+def test_the_template_variables_of_a_run_are_used_again(tmp_path: Path) -> None:
+    recorded = {"chat_template_kwargs": {"brief": True}, "chat_template_time": "2024-02-05"}
+    run = run_with_adapter(tmp_path / "run", EditConfig(model="m", load=recorded))
+    _, base = resolve_base({"model": "m"}, run.path)
+    assert base.load.chat_template_kwargs == {"brief": True}
+    assert base.load.chat_template_time == "2024-02-05"
+    given = {"model": "m", "load": {"chat_template_kwargs": {"brief": False}}}
+    _, base = resolve_base(given, run.path)
+    assert base.load.chat_template_kwargs == {"brief": False}
+
+
 def test_the_model_of_an_adapter_is_given_by_the_caller(tmp_path: Path) -> None:
     run = run_with_adapter(tmp_path / "run", EditConfig(model="other/model"))
     with pytest.raises(ConfigError, match="MODEL is missing") as error:

@@ -288,6 +288,18 @@ def test_an_interrupted_edit_tells_how_to_continue(pipeline: dict[str, Any]) -> 
     assert "Traceback" not in result.output
 
 
+def test_template_variables_are_assignments_or_json(pipeline: dict[str, Any]) -> None:
+    flag = "--chat-template-kwargs"
+    given = (flag, "enable_thinking=false", flag, '{"budget": 5, "style": "plain"}')
+    result = call("edit", "pocket", *given, "--chat-template-time", "2024-02-05")
+    assert result.exit_code == 0, result.output
+    load = pipeline["config"].load
+    expected = {"enable_thinking": False, "budget": 5, "style": "plain"}
+    assert (load.chat_template_kwargs, load.chat_template_time) == (expected, "2024-02-05")
+    for wrong in ("enable_thinking", '{"enable_thinking": ', "tokenize=true"):
+        error_of(call("edit", "pocket", flag, wrong), 2)
+
+
 def test_a_chat_template_that_does_not_exist_is_named() -> None:
     options = ["--chat-template", "nowhere.jinja", "--suites", "none"]
     assert "nowhere.jinja" in error_of(call("edit", "pocket", *options), 2)

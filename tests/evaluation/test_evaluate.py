@@ -149,6 +149,54 @@ def test_every_generation_that_a_score_is_computed_from_is_returned() -> None:
     assert {(s.model, s.response) for s in cut} == {("base", "To cook, take a pan.")}
 
 
+def test_responses_that_cannot_be_classified_are_in_no_rate_and_in_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    responses = iter(
+        ["<think>\nThe user", "I can't help with that.", "Mach das bitte nicht mit mir."]
+    )
+
+    def generate_responses(
+        editable: EditableModel, prompts: Sequence[Sequence[int]], **_: Any
+    ) -> list[Response]:
+        return [Response(next(responses)) for _ in prompts]
+
+    monkeypatch.setattr(base_responses, "generate_responses", generate_responses)
+    metrics = tuple(
+        MetricSpec("safety", name, ("attack",), name, better="higher")
+        for name in ("refusal", "degenerate", "unfinished")
+    )
+    found = evaluate(char_editable(), [concept(metrics=metrics)])
+    refusal, degenerate, unfinished = (one.before for one in found.metrics)
+    assert (refusal.value, refusal.n) == (1.0, 1)
+    assert (degenerate.n, unfinished.n, unfinished.value) == (3, 3, 1 / 3)
+    assert len(found.notes) == 2
+    for note, category in zip(found.notes, ("other-language", "unfinished"), strict=True):
+        assert note.startswith("safety/refusal: 1 of 3 responses of the base model")
+        assert category in note
+    assert {one.category for one in found.samples if one.metric == "refusal"} == {
+        *("refusal", "other-language", "unfinished")
+    }
+
+
+def test_without_classified_responses_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate_responses(
+        editable: EditableModel, prompts: Sequence[Sequence[int]], **_: Any
+    ) -> list[Response]:
+        layers = [m for m in editable.model.modules() if isinstance(m, BaseTunerLayer)]
+        edited = bool(layers) and not all(layer.disable_adapters for layer in layers)
+        return [Response("<think>" if edited else "I can't help with that.") for _ in prompts]
+
+    for module in (evaluate_module, base_responses):
+        monkeypatch.setattr(module, "generate_responses", generate_responses)
+    found = evaluate(edited(), [concept(metrics=METRICS[:1])])
+    (record,) = found.metrics
+    assert record.after is not None
+    assert (record.after.n, record.after.low, record.after.high) == (0, 0.0, 1.0)
+    assert found.p_values["safety", "attack_refusal"] == 1.0
+    assert "3 of 3 responses of the edited model" in found.notes[0]
+
+
 class Likelihood(Scorer):
     """The log-probabilities of responses or of texts, as they are."""
 

@@ -50,10 +50,12 @@ BUILT_IN = [
     "mc1",
     "mc2",
     "neutral",
+    "other-language",
     "perplexity",
     "preferred",
     "refusal",
     "response_log_odds",
+    "unfinished",
 ]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
+import torch
 
-from retouch.concepts.chat import tokenize_chat
+from helpers.char_tokenizer import TEMPLATE, char_tokenizer
+from retouch.concepts.chat import prompt_ids, tokenize_chat
 from retouch.core.types import Message
 from retouch.models import generate as generating
 from retouch.models.generate import Response, generate, generate_responses
@@ -131,3 +134,35 @@ def test_the_generation_config_of_a_model_changes_nothing(
     editable.base.generation_config = copy.deepcopy(config)
     editable.base.generation_config.repetition_penalty = 5.0
     assert generate(editable, prompts) != plain
+
+
+def thinking_tokenizer(*special: str) -> Any:
+    tokenizer = char_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def test_decoding_keeps_the_markers_of_a_thought() -> None:
+    tokenizer = thinking_tokenizer("[THINK]", "[/THINK]", "[TOOL]")
+    text = "[TOOL][THINK]Hm[/THINK]Yes<end><pad>"
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    assert generating._decode(tokenizer, ids) == ["[THINK]Hm[/THINK]Yes"]
+    plain = char_tokenizer()
+    ids = torch.tensor([plain("Yes<end><pad>", add_special_tokens=False)["input_ids"]])
+    assert generating._decode(plain, ids) == ["Yes"]
+
+
+def test_a_response_begins_with_the_marker_that_the_template_opens() -> None:
+    tokenizer = char_tokenizer()
+    user = [Message("user", "What is <think>?")]
+    assert generating._openings(tokenizer, [prompt_ids(tokenizer, user)]) == [""]
+    tokenizer.chat_template = TEMPLATE.replace("'a:'", "'a:<think>'")
+    plain, prefilled = prompt_ids(tokenizer, user), prompt_ids(tokenizer, user, "Sure")
+    closed = prompt_ids(tokenizer, user, "</think>Sure")
+    found = generating._openings(tokenizer, [plain, prefilled, closed])
+    assert found == ["<think>\n", "<think>\n", ""]
+    # Tokenized again, it is what was generated.
+    assert (
+        tokenize_chat(tokenizer, user, "<think>\nHm").ids
+        == tokenize_chat(tokenizer, user, "Hm").ids
+    )

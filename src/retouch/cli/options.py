@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +85,11 @@ def configured(
             if model:
                 values["model"] = model
             given = [(field, values.pop(field.name)) for field in fields]
-            parsed = {field.path: field.parse(value) for field, value in given if value is not None}
+            parsed = {
+                field.path: _parse_mapping(field, value) if field.is_mapping else field.parse(value)
+                for field, value in given
+                if value is not None and value != []
+            }
             command(settings=nest(parsed), **values)
 
         signature = inspect.signature(command, eval_str=True)
@@ -144,6 +149,21 @@ def split_assignments(name: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def _parse_mapping(field: Option, texts: Sequence[str]) -> dict[str, Any]:
+    """The values of an option that is given several times: `NAME=VALUE`, or a JSON object."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        if not text.lstrip().startswith("{"):
+            found |= split_assignments(field.path, [text])
+            continue
+        try:
+            found |= json.loads(text)
+        except (ValueError, RecursionError):
+            message = f"`{field.path}`: {text!r:.200} is not a JSON object."
+            raise ConfigError(message, code="assignment-invalid") from None
+    return found
+
+
 class Command(TyperCommand):
     """A command whose help lists its options in panels, one for each configuration group."""
 
@@ -183,6 +203,8 @@ def flags_of(parameters: Sequence[Any]) -> dict[str, str]:
 def _parameter(field: Option, root: type[BaseModel], model_first: bool) -> inspect.Parameter:
     kind: Any = str | None
     flags = field.flags
+    if field.is_mapping:
+        kind = list[str] | None
     if field.is_switch:
         kind = bool | None
         flags = (f"{field.flag}/--no-{field.flag.removeprefix('--')}", *field.flags[1:])
@@ -192,7 +214,9 @@ def _parameter(field: Option, root: type[BaseModel], model_first: bool) -> inspe
     info = typer.Option(
         *flags,
         metavar=field.metavar or None,
-        help="the same as MODEL" if field.path == "model" and model_first else field.help,
+        help="the same as MODEL"
+        if field.path == "model" and model_first
+        else f"{field.help}{'; may be repeated' if field.is_mapping else ''}",
         rich_help_panel=(group.__doc__ or "").splitlines()[0].rstrip(".") if group else None,
         show_default=False,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retouch.evaluation.statistics import Curve
 
 # A run's quantisation is not reused: fine-tuning attacks merge the edit into the weights.
-REUSED = ("revision", "chat_template")
+REUSED = ("revision", "chat_template", "chat_template_kwargs", "chat_template_time")
 
 
 @configured(*LOAD, "concept", "direction", "seed")
@@ -90,4 +90,6 @@ def _print_report(report: RobustnessReport, title: str) -> None:
         heads = [f"{curve.suite}: {words(curve.metric)}" for curve in curves]
         console.print(output.plain([along, *heads], rows))
     timings = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
+    for note in report.notes:
+        console.print(note, markup=False)
     output.echo(f"Time: {timings}")

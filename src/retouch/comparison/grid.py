@@ -31,6 +31,7 @@ MetricSet = Literal["objective", "concept", "all"]
 TUNED_DATA = ("num_retain", "prefill_tokens", "prefills_per_example", "max_new_tokens")
 # The load options that decide a model's outputs.
 LOAD_OPTIONS = {"revision", "dtype", "quantize", "chat_template"}
+TEMPLATE_OPTIONS = {"chat_template_kwargs", "chat_template_time"}
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,9 @@ def make_grid(
     if isinstance(name, EditableModel):
         fingerprint, load_config, name = _fingerprint(name), name.load_config, name.name
     load_facts = load_config.model_dump(mode="json", include=LOAD_OPTIONS)
+    # Only where they are set, so that results of earlier releases are found again.
+    further = load_config.model_dump(mode="json", include=TEMPLATE_OPTIONS)
+    load_facts |= {name: value for name, value in further.items() if value}
     grid = Grid(
         model=name,
         model_identity={"model": name, **load_facts, "fingerprint": fingerprint},

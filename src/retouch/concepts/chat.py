@@ -8,9 +8,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from retouch.core.chat_template import template_arguments
 from retouch.core.end_token import end_token
 from retouch.core.errors import ModelError
+from retouch.core.thoughts import open_thought, without_opening
 from retouch.core.types import Message
+
+MAX_MARKER = 24  # characters at a response's beginning that may be the marker of a thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,12 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") ->
 def _apply_template(tokenizer: Any, prompt: Sequence[Message]) -> str:
     """Apply the chat template to the first form of the turns that it writes completely."""
     incomplete, refusal = "", ""
+    arguments = template_arguments(tokenizer)
     for turns in _forms(prompt):
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **arguments
+            )
         except (TemplateError, TypeError) as error:
             refusal = refusal or str(error)
             continue
@@ -107,11 +114,15 @@ def tokenize_chat(
     """Tokenize a chat with its response.
 
     Prompt and response are tokenized separately, as when the response is generated. A truncated
-    response gets no end token (`end_token`), unless it is empty; running text has no end.
+    response gets no end token (`end_token`), unless it is empty; running text has no end. The
+    marker of a thought at the response's beginning is left out where the template writes it.
 
     Raises:
         ModelError: the chat template refuses the turns.
     """
+    if prompt and (marker := open_thought(response[:MAX_MARKER])):
+        marker = marker if prompt_text(tokenizer, prompt).rstrip().endswith(marker) else ""
+        response = without_opening(response, marker)
     before = prompt_ids(tokenizer, prompt, prefill)
     # After a template's marker the response follows directly; after text, behind a space.
     after_marker = bool(not prompt or getattr(tokenizer, "chat_template", None)) and not prefill

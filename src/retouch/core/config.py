@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from retouch.core.errors import ConfigError
 from retouch.core.model_names import MODEL_HELP
@@ -69,6 +71,32 @@ def _check_size(text: str) -> str:
 
 Size = Annotated[str, AfterValidator(_check_size)]
 
+# What `apply_chat_template` takes itself, and what the turns are in a template.
+_RESERVED = frozenset(
+    """conversation messages tools documents chat_template add_generation_prompt tokenize padding
+    continue_final_message sanitize_control_tokens truncation max_length return_tensors return_dict
+    return_assistant_tokens_mask tokenizer_kwargs strftime_now""".split()  # noqa: SIM905
+)
+
+
+def _check_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+    for name in values:
+        if not name.isidentifier() or name in _RESERVED:
+            raise ValueError(f"has the name {name!r:.100}, which no template variable can have")
+    return dict(values)
+
+
+def _check_time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"must be a date or a time in ISO 8601, got {text!r:.100}") from None
+    return text
+
+
+TemplateVariables = Annotated[dict[str, JsonValue], AfterValidator(_check_variables)]
+IsoTime = Annotated[str, AfterValidator(_check_time)]
+
 
 class LoadConfig(Group):
     """How the base model is loaded."""
@@ -86,6 +114,14 @@ class LoadConfig(Group):
     quantize: Quantize = option("none", "bits of the frozen weights, through bitsandbytes")
     chat_template: str | None = option(
         None, "file with a Jinja chat template (default: the tokenizer's own)"
+    )
+    chat_template_kwargs: TemplateVariables | None = option(
+        None, "variables of the chat template, such as enable_thinking=false"
+    )
+    chat_template_time: IsoTime | None = option(
+        None,
+        "date or time that a chat template gets which reads the clock, in ISO 8601 "
+        "(default: that of loading, which the run records)",
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")
     max_device_memory: Size | None = option(

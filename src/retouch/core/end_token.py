@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from retouch.core.chat_template import template_arguments
+
 _RESPONSE = "Hello"  # a response whose end is looked for
 
 
@@ -19,7 +21,9 @@ def end_token(tokenizer: Any) -> int:
     default: int = tokenizer.eos_token_id
     template = getattr(tokenizer, "chat_template", None)
     # By the template's text, since a tokenizer's template may be replaced.
-    return _written_end(tokenizer, str(template), default) if template else default
+    if not template:
+        return default
+    return _written_end(tokenizer, f"{template}{template_arguments(tokenizer)}", default)
 
 
 @lru_cache(maxsize=8)  # some tokenizers have thousands of special tokens
@@ -29,7 +33,9 @@ def _written_end(tokenizer: Any, _: str, default: int) -> int:
 
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _RESPONSE}]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = str(
+            tokenizer.apply_chat_template(turns, tokenize=False, **template_arguments(tokenizer))
+        )
     except (TemplateError, TypeError):  # it accepts no responses, so it ends none
         return default
     _, found, after = text.rpartition(_RESPONSE)

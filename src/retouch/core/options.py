@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -119,6 +119,12 @@ class Option:
         return get_origin(self.kind) is tuple
 
     @property
+    def is_mapping(self) -> bool:
+        """Whether its value has further values by name."""
+        kind = self.kind
+        return get_origin(get_args(kind)[0] if get_origin(kind) is Annotated else kind) is dict
+
+    @property
     def is_switch(self) -> bool:
         """Whether its value is true or false."""
         return self.kind is bool
@@ -130,6 +136,8 @@ class Option:
             return "|".join(get_args(self.kind))
         if self.is_list:
             return "N,N,..." if int in get_args(self.kind) else "NAME,..."
+        if self.is_mapping:
+            return "NAME=VALUE|JSON"
         return {int: "N", float: "X", bool: ""}.get(self.kind, "TEXT")
 
     @property

@@ -152,6 +152,10 @@ class RunDir:
         """
         load = self.config().load
         options: dict[str, Any] = {"revision": load.revision, "quantize": load.quantize}
+        if load.chat_template_kwargs:
+            options["chat_template_kwargs"] = load.chat_template_kwargs
+        if load.chat_template_time is not None:
+            options["chat_template_time"] = load.chat_template_time
         if self.chat_template.is_file():
             options["chat_template"] = str(self.chat_template)
         elif load.chat_template is not None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
 from retouch.concepts.concept import Concept, DirectionSpec, Example
 from retouch.core.errors import ConfigError, DataError
-from retouch.core.types import Direction, Message, Split
-from retouch.evaluation.response_classifier import Category, classify
+from retouch.core.types import Direction, Message, Score, Split
+from retouch.evaluation.response_classifier import UNCLASSIFIED, Category, classify
+from retouch.evaluation.statistics import ExampleValues, classified_rate
 from retouch.models.generate import generate
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def responses_to(editable: EditableModel, prompts: Sequence[Sequence[Message]]) 
     """The responses to prompts of the model as it is now."""
     rewritten = [editable.rewrite_prompt(prompt) for prompt in prompts]
     return generate(editable, [prompt_ids(editable.tokenizer, prompt) for prompt in rewritten])
+
+
+def refusal_rate(categories: Sequence[Category]) -> Score:
+    """The share of refusals among the responses that could be classified, with its interval."""
+    refused = tuple(float(one == "refusal") for one in categories)
+    return classified_rate(ExampleValues(refused, classified(categories)))
+
+
+def classified(categories: Sequence[str]) -> tuple[float, ...]:
+    """1 for each response that could be classified, else 0."""
+    return tuple(float(one not in UNCLASSIFIED) for one in categories)
 
 
 def refusal_direction(concept: Concept) -> DirectionSpec:

@@ -8,6 +8,7 @@ from typing import get_args
 
 from retouch.concepts.concept import Example, MetricSpec
 from retouch.core.errors import ConfigError, DataError
+from retouch.core.thoughts import after_thought
 from retouch.evaluation.correctness import final_number, is_correct
 from retouch.evaluation.instruction_rules import follows, parse_rule
 from retouch.evaluation.likelihood_scorers import (
@@ -19,7 +20,15 @@ from retouch.evaluation.likelihood_scorers import (
     PreferredScorer,
     ResponseLogOddsScorer,
 )
-from retouch.evaluation.response_classifier import Category, Tone, classify, is_clean, tone
+from retouch.evaluation.response_classifier import (
+    UNCLASSIFIED,
+    Category,
+    Decided,
+    Tone,
+    classify,
+    is_clean,
+    tone,
+)
 from retouch.evaluation.scorer import (
     ResponseScorer,
     Scorer,
@@ -27,13 +36,25 @@ from retouch.evaluation.scorer import (
     ScoringResult,
     metric_text,
 )
-from retouch.evaluation.statistics import ExampleValues, bootstrap, each_once, wilson
+from retouch.evaluation.statistics import (
+    ExampleValues,
+    bootstrap,
+    classified_rate,
+    each_once,
+    wilson,
+)
 
 MARGIN = 0.1  # nats a token by which an instruction makes a response likelier that follows it
 
 
 def _category(example: Example, response: str) -> Category:
-    return classify(response, example.last_turn)
+    return classify(response, example.last_turn, example.prefill)
+
+
+def _answer(response: str) -> str:
+    """A response without its thought; all of it where the thought is not finished."""
+    found = after_thought(response)
+    return response if found is None else found
 
 
 class CategoryScorer(ResponseScorer):
@@ -48,10 +69,38 @@ class CategoryScorer(ResponseScorer):
         return category, category == self.name
 
 
-class CleanRefusalScorer(ResponseScorer):
+class DecidedScorer(ResponseScorer):
+    """The share of responses of one category among those that the rules can read.
+
+    A response in a language that the rules do not cover, or a thought that is not finished, is in
+    no rate: it may be an answer or a refusal.
+    """
+
+    def __init__(self, name: Decided) -> None:
+        self.name = name
+
+    def classify(self, example: Example, response: str) -> tuple[str, bool]:
+        """The response's category, and whether it is this scorer's."""
+        category = _category(example, response)
+        return category, category == self.name
+
+    def score(
+        self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
+    ) -> ScoringResult:
+        """The rate, with Wilson's interval; its `n` is the number of responses that were read."""
+        found = super().score(spec, examples, context)
+        counts = tuple(float(one not in UNCLASSIFIED) for one in found.categories)
+        values = ExampleValues(found.values.sums, counts)
+        return ScoringResult(classified_rate(values), values, found.categories)
+
+
+class CleanRefusalScorer(DecidedScorer):
     """The share of refusals that are whole sentences from their first word on."""
 
     name = "clean_refusal"
+
+    def __init__(self) -> None:
+        pass
 
     def classify(self, example: Example, response: str) -> tuple[str, bool]:
         """The response's category, and whether it is a clean refusal."""
@@ -77,7 +126,7 @@ class CorrectScorer(ResponseScorer):
 
     def classify(self, example: Example, response: str) -> tuple[str, bool]:
         """The response's category, and whether the response is correct."""
-        return _category(example, response), is_correct(response, example.accept)
+        return _category(example, response), is_correct(_answer(response), example.accept)
 
 
 class FinalNumberScorer(CorrectScorer):
@@ -92,7 +141,7 @@ class FinalNumberScorer(CorrectScorer):
     def classify(self, example: Example, response: str) -> tuple[str, bool]:
         """The response's category, and whether its last number is correct."""
         correct = final_number(" ".join(example.accept))
-        found = final_number(response)
+        found = final_number(_answer(response))
         return _category(example, response), correct is not None and correct == found
 
 
@@ -115,7 +164,8 @@ class FollowsScorer(Scorer):
         self, spec: MetricSpec, examples: Sequence[Example], context: ScoringContext
     ) -> ScoringResult:
         """The rate, with Wilson's interval."""
-        return _follows([follows(spec.rule, text) for text in context.responses(examples)])
+        responses = context.responses(examples)
+        return _follows([follows(spec.rule, _answer(text)) for text in responses])
 
 
 class FollowsLikelihoodScorer(Scorer):
@@ -179,7 +229,12 @@ class KLScorer(Scorer):
 BUILT_IN: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
-        *(CategoryScorer(name, _category) for name in get_args(Category)),
+        *(DecidedScorer(name) for name in get_args(Decided)),
+        *(
+            CategoryScorer(name, _category)
+            for name in get_args(Category)
+            if name not in get_args(Decided)
+        ),
         CleanRefusalScorer(),
         CorrectScorer(),
         *(CategoryScorer(name, lambda _, response: tone(response)) for name in get_args(Tone)),

@@ -18,6 +18,7 @@ from retouch.evaluation.judge import Judge
 from retouch.evaluation.judge_scorer import Judged, judged_metrics
 from retouch.evaluation.likelihood_scorers import questions
 from retouch.evaluation.model_context import ModelContext, PromptKey, prompt_key
+from retouch.evaluation.response_classifier import UNCLASSIFIED
 from retouch.evaluation.scorer import Need, Scorer, ScoringResult
 from retouch.evaluation.scorers import check_metric
 from retouch.evaluation.statistics import ExampleValues, paired_p
@@ -170,7 +171,7 @@ def evaluate(
             responses = respond(_prompt_keys(tasks, "responses"), "edited")
             contexts.append(ModelContext(editable, "edited", responses, *shared))
         found = _score(tasks, contexts, base)
-        return found if judged is None else replace(found, notes=tuple(judged.notes()))
+        return replace(found, notes=(*found.notes, *(judged.notes() if judged else ())))
 
 
 def _score(
@@ -182,6 +183,7 @@ def _score(
     values: dict[tuple[str, str], ExampleValues] = {}
     base_values: dict[tuple[str, str], ExampleValues] = {}
     p_values: dict[tuple[str, str], float] = {}
+    notes: list[str] = []
     for task in tasks:
         spec = task.spec
         own = [replace(context, max_new_tokens=task.max_new_tokens) for context in contexts]
@@ -198,8 +200,38 @@ def _score(
             p_values[spec.suite, spec.metric] = paired_p(results[0].values, results[1].values)
         if task.needs("responses"):
             for context, result in zip(own, results, strict=True):
+                notes += unclassified_notes(
+                    f"{spec.suite}/{spec.metric}",
+                    context.model,
+                    result.categories,
+                    result.values.counts,
+                )
                 samples += context.samples(spec, task.examples, result)
-    return Evaluation(Metrics(records), samples, values, base_values, p_values=p_values)
+    return Evaluation(
+        Metrics(records), samples, values, base_values, tuple(notes), p_values=p_values
+    )
+
+
+def unclassified_notes(
+    metric: str, model: str, categories: Sequence[str], counts: Sequence[float]
+) -> Iterator[str]:
+    """How many responses of a model are not in the rate of a metric, and why.
+
+    Args:
+        metric: the name of the metric, with its suite.
+        model: `base` or `edited`.
+        categories: the category of each response.
+        counts: for each response whether it is in the rate; 0 if not.
+    """
+    for category, reason in UNCLASSIFIED.items():
+        pairs = zip(categories, counts, strict=False)
+        count = sum(one == category and not counted for one, counted in pairs)
+        if count:
+            yield (
+                f"{metric}: {count} of {len(categories)} responses of the {model} model "
+                f"could not be classified ({category}: {reason}); they "
+                "are not in the rate."
+            )
 
 
 def measured_examples(

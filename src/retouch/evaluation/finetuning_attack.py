@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING
 from retouch.concepts.concept import Concept, Example
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, Score, no_progress
-from retouch.evaluation.attack_targets import attack_targets, refusal_direction, responses_to
+from retouch.evaluation.attack_targets import (
+    attack_targets,
+    refusal_direction,
+    refusal_rate,
+    responses_to,
+)
 from retouch.evaluation.evaluate import evaluation_mode
 from retouch.evaluation.response_classifier import classify
-from retouch.evaluation.statistics import Curve, wilson
+from retouch.evaluation.statistics import Curve
 from retouch.representations.batch import make_batches
 from retouch.representations.finetuning import (
     apply_lora_delta,
@@ -110,5 +115,4 @@ def _refused(editable: EditableModel, examples: Sequence[Example]) -> Score:
     """The share of refused examples, with Wilson's interval."""
     responses = responses_to(editable, [example.prompt for example in examples])
     pairs = zip(examples, responses, strict=True)
-    categories = [classify(response, example.last_turn) for example, response in pairs]
-    return wilson(categories.count("refusal"), len(categories))
+    return refusal_rate([classify(response, one.last_turn) for one, response in pairs])

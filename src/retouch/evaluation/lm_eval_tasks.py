@@ -42,6 +42,7 @@ import numpy as np
 import torch
 
 from retouch.core.atomic import atomic_write, check_output_file
+from retouch.core.chat_template import template_arguments
 from retouch.core.errors import ConfigError, RunError
 from retouch.core.plugins import import_library
 from retouch.core.types import Progress, no_progress
@@ -221,6 +222,7 @@ def _run(editable: EditableModel, items: list[Any], manager: Any, options: Any) 
             tokenizer=copy.deepcopy(editable.tokenizer),  # it gets another padding side
             backend="causal",
             batch_size=options["batch_size"],
+            chat_template_args=template_arguments(editable.tokenizer),
         )
         model._device = editable.device  # the first weight may be offloaded
         found = import_module("lm_eval.evaluator").simple_evaluate(

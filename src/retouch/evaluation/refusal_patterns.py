@@ -33,8 +33,8 @@ _ACTION = (
     rf"(?:{_SIMPLE_ACTION}\b"
     r"|(?:help|assist)\b(?! but\b| \w+ing\b| it\b| myself\b)"
     r"|recommend\b(?!.* enough)|(?:explain|describe)\b(?! why\b)"
-    r"|(?:give|tell|show) (?:you(?! how (?:much|happy|glad|sorry|grateful))|anyone|any|out|that"
-    r"|this|instructions|advice|details|tips)\b"
+    r"|(?:give|tell|show) (?:you(?! why\b| how (?:much|happy|glad|sorry|grateful))|anyone|any|out"
+    r"|that|this|instructions|advice|details|tips)\b"
     r"|(?:do|answer|say|write|create|make|go|talk|speak|get|respond|reply|proceed|play|allow)"
     rf" (?:(?:any|about|to|into|through|with|on|more|a|your) )*{_REFERENT}\b"
     r"|write (?:an?|any) (?:\w+ ){0,3}(?:that|which|to|for)\b)"
@@ -128,6 +128,11 @@ REFUSES = _any(
     rf"\b(?:my|our) (?:\w+ )?{_RULES}(?: \w+)? (?:don't|do not|doesn't|does not|won't|prevents?"
     r"|prohibits?|forbids?)\b",
     rf"\bnot within my (?:\w+ )?{_RULES}",
+    # This is against the company's usage policy; that violates OpenAI's content policies.
+    r"^(?:\w+, )?(?:sorry,? (?:but )?)?(?:this|that|it|(?:this|that|your) (?:request|question|topic"
+    r"|prompt))(?: is|'s| would be| goes| violates| breaches)(?: against)? (?:the |your )?"
+    r"(?:\w+'s? |\w+ ){0,4}(?:usage|use case|use|content|safety|acceptable use) "
+    r"(?:policy|policies|guidelines?)\b",
     # Breaking into an account is illegal and unethical; this request is harmful.
     rf"\b(?:is|are|would be|'s) (?:\w+ )?(?:both )?{_WRONG},? (?:and|or) (?:\w+ly )?{_WRONG}",
     r"\b(?:this|that|your) (?:request|question|topic|prompt)(?: you \w+)?"
@@ -206,5 +211,13 @@ REPORTED = re.compile(
     r"(?: (?:can|could|might|may|should))?(?: \w+)?"
     r" (?:say|says|said|tell|tells|told|reply|replies|replied|write|writes|wrote|answered)"
     r"|^(?:say|tell|reply|write|answer))(?: \w+){0,3}[,:]?"
+    # A colon introduces speech of anyone but the speaker: "The guard told me: I can't help."
+    r"|\b(?!i\b)\w+ (?:says?|said|tells?|told|repl(?:y|ies|ied)|writes?|wrote|answer(?:s|ed)"
+    r"|explain(?:s|ed)|responded)(?: \w+){0,3}:"
     r"|\b(?:if|when|whenever|because|things)) ?$"
+)
+# A condition under which the speaker does not know: "Without the log I cannot tell you why."
+UNINFORMED = re.compile(
+    r"^without (?:\w+ ){1,8}?i (?:can't|cannot|can not|couldn't|could not)"
+    r" (?:tell|say|explain|answer|describe)\b(?! (?:you )?how to\b)"
 )

@@ -25,13 +25,15 @@ from retouch.evaluation.attack_targets import (
     AttackOutcome,
     AttackTarget,
     attack_targets,
+    classified,
+    refusal_rate,
     responses_to,
 )
-from retouch.evaluation.evaluate import evaluate, evaluation_mode
+from retouch.evaluation.evaluate import evaluate, evaluation_mode, unclassified_notes
 from retouch.evaluation.finetuning_attack import finetuning_attack
 from retouch.evaluation.gcg import gcg_attack
 from retouch.evaluation.latent_attack import first_adapted_layer, latent_attack
-from retouch.evaluation.statistics import Curve, bootstrap, each_once, wilson
+from retouch.evaluation.statistics import Curve, bootstrap, each_once
 from retouch.evaluation.strength_sweep import strength_sweep, with_metrics
 from retouch.evaluation.text_quality import text_quality
 from retouch.models.adapter_merging import has_strength
@@ -64,12 +66,14 @@ class RobustnessReport:
         curves: metrics of the edited model as functions of training steps or strength.
         samples: the generations that the records are computed from.
         seconds: the duration of each attack.
+        notes: what is stated beside the records: responses that could not be classified.
     """
 
     records: list[Record] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def applicable_attacks(editable: EditableModel, concept: Concept) -> tuple[str, ...]:
@@ -163,6 +167,7 @@ class _Attacks:
         result = evaluate(self.editable, [concept], limit=self.limit, progress=self.progress)
         self.report.records += result.metrics
         self.report.samples += result.samples
+        self.report.notes += result.notes
 
     def gcg(self) -> None:
         attack = partial(
@@ -232,6 +237,9 @@ class _Attacks:
             self.report.records.append(record)
         models: tuple[Literal["base", "edited"], ...] = ("base", "edited")
         for model, outcomes in zip(models, (base, edited or []), strict=True):
+            found = [one.category for one in outcomes]
+            metric = f"{SUITE}/{name}_refusal"
+            self.report.notes += unclassified_notes(metric, model, found, classified(found))
             self.report.samples += [
                 Sample(
                     suite=SUITE,
@@ -249,7 +257,7 @@ class _Attacks:
 
 
 def _refusal_rate(outcomes: Sequence[AttackOutcome]) -> Score:
-    return wilson(sum(one.category == "refusal" for one in outcomes), len(outcomes))
+    return refusal_rate([one.category for one in outcomes])
 
 
 def _mean_steps(outcomes: Sequence[AttackOutcome]) -> Score:

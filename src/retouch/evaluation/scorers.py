@@ -19,6 +19,7 @@ from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.plugins import find_plugins, load_plugin
 from retouch.core.types import Direction
 from retouch.evaluation.built_in_scorers import BUILT_IN
+from retouch.evaluation.response_classifier import UNCLASSIFIED
 from retouch.evaluation.scorer import ResponseScorer, Scorer, metric_text
 
 ENTRY_POINTS = "retouch.scorers"
@@ -117,4 +118,9 @@ def shows_effect(concept: Concept, direction: Direction) -> Callable[[Example, s
     if spec is None or not isinstance(scorer, ResponseScorer):
         return None
     desired = spec.effect_better == "higher"
-    return lambda example, response: scorer.classify(example, response)[1] == desired
+
+    def shows(example: Example, response: str) -> bool:
+        category, counts = scorer.classify(example, response)
+        return category not in UNCLASSIFIED and counts == desired
+
+    return shows

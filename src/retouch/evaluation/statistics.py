@@ -71,6 +71,16 @@ def wilson(successes: int, n: int) -> Score:
     return Score(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)), n)
 
 
+def classified_rate(values: ExampleValues) -> Score:
+    """A rate over the examples with a count of 1, with Wilson's interval.
+
+    Without any, nothing is known: the interval is 0 to 1, and `n` is 0.
+    """
+    n = int(sum(values.counts))
+    hits = sum(s for s, count in zip(values.sums, values.counts, strict=True) if count)
+    return wilson(int(hits), n) if n else Score(0.0, 0.0, 1.0, 0)
+
+
 def bootstrap(values: ExampleValues, seed: int = 0, draws: int = 2000) -> Score:
     """A metric with its 95 % percentile bootstrap interval, resampled by example.
 
@@ -158,6 +168,8 @@ def paired_p(before: ExampleValues, after: ExampleValues, seed: int = 0) -> floa
     Raises:
         ValueError: there is no example, or they differ.
     """
+    if not sum(before.counts) or not sum(after.counts):
+        return 1.0  # nothing is known of one of the models
     binary = {*before.sums, *after.sums} <= {0.0, 1.0} and not before.groups
     if binary and {*before.counts, *after.counts} == {1.0}:
         return mcnemar(before.sums, after.sums)

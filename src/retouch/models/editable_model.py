@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import torch
 
+from retouch.core.chat_template import template_variables
 from retouch.core.checkpoints import Checkpoints
 from retouch.core.config import QUANTIZE, Dtype, LoadConfig
 from retouch.core.errors import ModelError
@@ -103,6 +104,7 @@ class EditableModel:
             device=str(self.device),
             dtype=dtype if dtype in get_args(Dtype) else "auto",
             quantize=kinds[0] if kinds else "none",
+            chat_template_kwargs=template_variables(self.tokenizer) or None,
         )
 
     @property

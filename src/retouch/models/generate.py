@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from retouch.core import thoughts
 from retouch.core.end_token import end_token
 from retouch.core.types import Progress, no_progress
 from retouch.models import distributed
@@ -30,7 +31,8 @@ class Response:
     """A generated response.
 
     Attributes:
-        text: the response, without special tokens.
+        text: the response, without special tokens other than the markers of a thought. It begins
+            with the opening one, also where the prompt ends in it.
         truncated: whether it reached the maximum length before an end token.
     """
 
@@ -174,9 +176,12 @@ def _generate_batch(
     generated = output[:, ids.shape[1] :].cpu()
     # A batch runs until all of its responses have ended, and each that has is padded.
     ended = torch.isin(generated, torch.tensor(ends)).any(1)
-    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    texts = _decode(tokenizer, generated)
     return [
-        Response(text.strip(), not end) for text, end in zip(texts, ended.tolist(), strict=True)
+        Response(opening + text.strip(), not end)
+        for opening, text, end in zip(
+            _openings(tokenizer, prompts), texts, ended.tolist(), strict=True
+        )
     ]
 
 
@@ -199,6 +204,40 @@ def _plain_generation_config(editable: EditableModel) -> Iterator[None]:
     finally:
         for model, config in zip(models, kept, strict=True):
             model.generation_config = config
+
+
+def _decode(tokenizer: Any, generated: torch.Tensor) -> list[str]:
+    """The texts without special tokens other than those that delimit a thought."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {one: str(token) for one, token in added.items() if token.special}
+    kept = thoughts.kept_tokens(frozenset(special.values()))
+    texts: list[str]
+    if not kept:
+        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return texts
+    skipped = {
+        one for one in {*special, *tokenizer.all_special_ids} if special.get(one) not in kept
+    }
+    rows = [[one for one in row if one not in skipped] for row in generated.tolist()]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=False)
+    return texts
+
+
+def _openings(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """The marker of a thought that the chat template opens at the end of each prompt."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    if not thoughts.mentions_thought(template):
+        return [""] * len(prompts)
+    # What follows the last token that the template adds; a user's text is before it.
+    tokens = tokenizer.added_tokens_decoder.items()
+    added = {one for one, token in tokens if not thoughts.mentions_thought(str(token))}
+    found = []
+    for prompt in prompts:
+        last = max((i for i, one in enumerate(prompt) if one in added), default=-1)
+        turn = tokenizer.decode(list(prompt[last + 1 :]), skip_special_tokens=False)
+        marker = thoughts.open_thought(turn)
+        found.append(f"{marker}\n" if marker else "")
+    return found
 
 
 def _cache_beginning(editable: EditableModel, ids: Sequence[int], rows: int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
+from retouch.core.chat_template import set_template_settings, template_arguments
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.files import MAX_CONFIG, read_text
@@ -112,6 +113,7 @@ def load(
             hint = f"It is a run: give the model that it edits, and `--adapter {name}`."
         raise remote_code(error) or ModelError(message, hint, code="model-unreadable") from None
     prepare_tokenizer(tokenizer, name)
+    set_template_settings(tokenizer, config.chat_template_kwargs, config.chat_template_time)
     if config.chat_template is not None:
         set_chat_template(tokenizer, Path(config.chat_template))
     check_tokenizer(tokenizer, model)
@@ -212,7 +214,10 @@ def set_chat_template(tokenizer: Any, path: Path) -> None:
     try:
         tokenizer.chat_template = read_text(path, MAX_CONFIG)
         chat = [{"role": "user", "content": PROBE}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        arguments = template_arguments(tokenizer)
+        text = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, **arguments
+        )
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or error
         message = f"The chat template {path} cannot be read: {problem}."

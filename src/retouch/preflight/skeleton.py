@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from retouch.core.chat_template import set_template_settings
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import ErrorsAsFindings, Finding
@@ -109,6 +110,7 @@ def _build(
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
         prepare_tokenizer(tokenizer, path)
+        set_template_settings(tokenizer, load.chat_template_kwargs, load.chat_template_time)
         if load.chat_template is not None:
             set_chat_template(tokenizer, Path(load.chat_template))
         skeleton.tokenizer = tokenizer
