@@ -53,7 +53,7 @@ NOT_NUMBERS = (
     "1 2",
     "\x1b[2J",
 )
-NOT_INTEGERS = (*NOT_NUMBERS, "1.5", "1e400", "9" * 5000)
+NOT_INTEGERS = (*NOT_NUMBERS, "1.5", "1e400", "9" * 5000, str(2**64), str(-(2**63) - 1))
 NOT_CHOICES = ("other", "", LONG, "\x1b]52;c;eA==\x07", "../x", "none,none")
 NOT_PATHS = (
     "nowhere",
@@ -65,6 +65,7 @@ NOT_PATHS = (
     "/proc/self/mem",
     "",
 )
+NOT_OUTPUTS = (LONG, "x/" * 3000, "/dev/null", "/dev/zero", "/proc/self/mem", "/proc/no/where")
 
 # What a command needs so that the option under test is all that is wrong.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -105,11 +106,9 @@ def _bad_values(parameter: Any) -> tuple[str, ...]:
         return NOT_CHOICES
     if known is None and metavar in ("N", "X"):
         return NOT_INTEGERS if metavar == "N" else NOT_NUMBERS
-    if metavar in ("FILE", "RUN", "RUN|DIR") and not set(parameter.opts) & {
-        "--out",
-        "--output-file",
-    }:
-        return NOT_PATHS
+    if metavar in ("FILE", "RUN", "RUN|DIR"):
+        written = bool(set(parameter.opts) & {"--out", "--output-file", "--save"})
+        return NOT_OUTPUTS if written else NOT_PATHS
     return ()
 
 

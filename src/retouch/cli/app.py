@@ -27,7 +27,7 @@ from retouch.cli import (
     tune,
 )
 from retouch.cli.options import FLAGS, Command, flags_of
-from retouch.core.errors import ModelError, RetouchError, RunError, reports_no_memory
+from retouch.core.errors import ModelError, RetouchError, RunError, reports_no_memory, shorten
 from retouch.core.options import RENAMED
 from retouch.core.process import launched_rank
 
@@ -44,6 +44,11 @@ NO_MEMORY = (
     "or take a smaller model. What was written is valid: an edit continues with `--resume`."
 )
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# What a path can be at fault for, wherever it is used first.
+UNUSABLE = (
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
 
 
 class Commands(TyperGroup):
@@ -81,6 +86,8 @@ def _describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
         _discard_output()
         return f"Error: The output cannot be written: {error.strerror}.", RunError.exit_code
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+        return f"Error: {shorten(str(error.filename))} cannot be used: {error.strerror}.", 2
     return _renamed(error), 2
 
 

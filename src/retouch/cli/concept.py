@@ -17,6 +17,7 @@ from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import builtin_names, load_concept
 from retouch.concepts.validate import validate
 from retouch.core.atomic import atomic_folder
+from retouch.core.config import MAX_SEED
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.formatting import show_score
 from retouch.core.run_dir import check_free
@@ -105,7 +106,9 @@ def create(
         int, option("N", "maximum number of prompts; half of them train", min=20)
     ] = 800,
     max_new_tokens: MaxNewTokens = 64,
-    seed: Annotated[int, option("N", "random seed of the choice of prompts", min=0)] = 0,
+    seed: Annotated[
+        int, option("N", "random seed of the choice of prompts", min=0, max=MAX_SEED)
+    ] = 0,
 ) -> None:
     """Make a concept from an instruction that the model follows when it is prompted with it."""
     example = 'retouch concept create pocket --instruction "Answer in French." --out french'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from retouch.core.config import EditConfig
 from retouch.core.errors import ConfigError
 from retouch.core.model_names import MODEL_HELP
 from retouch.core.options import OPTIONS, Option, list_options, nest
+from retouch.core.serialization import parse_json
 
 FLAGS = {one.path: one.flag for one in OPTIONS}
 CONFIG = tuple(FLAGS)
@@ -141,7 +141,7 @@ def split_assignments(name: str, texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = (part.strip() for part in text.partition("="))
         try:
             found[key] = load_yaml(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except (yaml.YAMLError, ValueError):
             equals = ""
         if not (key and equals and value):
             message = f"`{name}`: {text!r} is not of the form NAME=VALUE."
@@ -157,8 +157,8 @@ def _parse_mapping(field: Option, texts: Sequence[str]) -> dict[str, Any]:
             found |= split_assignments(field.path, [text])
             continue
         try:
-            found |= json.loads(text)
-        except (ValueError, RecursionError):
+            found |= parse_json(text)
+        except ValueError:
             message = f"`{field.path}`: {text!r:.200} is not a JSON object."
             raise ConfigError(message, code="assignment-invalid") from None
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from retouch.comparison.grid import GridPoint
 from retouch.comparison.objective import metric_key
 from retouch.core.errors import RunError
 from retouch.core.files import MAX_RECORD, read_text
-from retouch.core.serialization import from_plain
+from retouch.core.serialization import from_plain, parse_json
 from retouch.core.types import Record, Sample, Score
 from retouch.evaluation.statistics import ExampleValues
 
@@ -66,9 +65,9 @@ def read_saved(
     if not file.exists():
         return None
     try:
-        saved = json.loads(read_text(file, MAX_RECORD))
+        saved = parse_json(read_text(file, MAX_RECORD))
         found, value = dict(saved["identity"]), from_plain(kind, saved[key])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "Remove it, which repeats its runs, or set another `output_dir`."
         raise RunError(f"{file} is broken: {error}.", hint, code=code) from None
     for name in sorted({*found, *identity}):

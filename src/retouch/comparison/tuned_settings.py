@@ -26,6 +26,7 @@ from retouch.concepts.registry import builtin_names, load_concept
 from retouch.core.atomic import atomic_write, check_output_file
 from retouch.core.config_file import invalid, read_config_file
 from retouch.core.errors import ConfigError
+from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.options import flatten, list_options, nest
 from retouch.core.types import Direction
 from retouch.methods.method import Method
@@ -98,7 +99,7 @@ def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: 
     """
     check_settings_file(file)
     saved = _read(file) if file.is_file() else {}
-    budgets = dict(_BUDGET.findall(file.read_text("utf-8"))) if saved else {}
+    budgets = dict(_BUDGET.findall(read_text(file, MAX_CONFIG))) if saved else {}
     saved[method], budgets[method] = dict(settings), budget
     parts = [HEAD]
     for id in (id for id in method_ids() if id in saved):

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
-from retouch.core.chat_template import template_arguments
+from retouch.core.chat_template import TemplateFailure, apply_template
 from retouch.core.end_token import end_token
 from retouch.core.errors import ModelError
 from retouch.core.thoughts import open_thought, without_opening
@@ -52,18 +50,15 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") ->
 def _apply_template(tokenizer: Any, prompt: Sequence[Message]) -> str:
     """Apply the chat template to the first form of the turns that it writes completely."""
     incomplete, refusal = "", ""
-    arguments = template_arguments(tokenizer)
     for turns in _forms(prompt):
         try:
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **arguments
-            )
-        except (TemplateError, TypeError) as error:
+            text = apply_template(tokenizer, turns, add_generation_prompt=True)
+        except TemplateFailure as error:
             refusal = refusal or str(error)
             continue
         if all(turn.content.strip() in text for turn in prompt):
-            return str(text)
-        incomplete = incomplete or str(text)
+            return text
+        incomplete = incomplete or text
     if incomplete:  # some templates omit the reasoning of earlier responses on purpose
         return incomplete
     raise ModelError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from retouch.concepts.concept import (
     Concept,
@@ -26,6 +26,7 @@ from retouch.core.config_file import explicit, read_config_file, resolve
 from retouch.core.errors import ConfigError, DataError, choices
 from retouch.core.options import flatten
 from retouch.core.serialization import to_json
+from retouch.core.strict_model import StrictModel
 from retouch.core.types import SPLITS, Direction, Split
 
 FILE_NAME = "concept.yaml"
@@ -47,10 +48,8 @@ TUNABLE_DATA = (
 Folder = Path | Traversable
 
 
-class PackFile(BaseModel):
+class PackFile(StrictModel):
     """The content of `concept.yaml`. Unknown keys are refused, in directions and metrics too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     title: str
@@ -59,8 +58,8 @@ class PackFile(BaseModel):
     add_ordinary: bool = False
     weakens: Direction | None = None
     uses: tuple[str, ...] = ()
-    directions: dict[Direction, DirectionSpec] = {}
-    settings: dict[Direction, dict[str, Any]] = {}
+    directions: dict[Direction, DirectionSpec] = Field({})
+    settings: dict[Direction, dict[str, Any]] = Field({})
     metrics: tuple[MetricSpec, ...] = ()
 
 

@@ -79,12 +79,26 @@ def atomic_write(path: Path, data: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Check before long work that its output can be written at a path, whose folder may be new.
+
+    Raises:
+        RunError: the folder that is there, or the first one above it, cannot be written into.
+    """
+    there = next((one for one in path.absolute().parents if os.path.lexists(one)), path.parent)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        problem = "is no folder" if not there.is_dir() else "cannot be written into"
+        message = f"{path} cannot be written: {there} {problem}."
+        raise RunError(message, "Choose another path.", code="path-not-writable")
+
+
 def check_output_file(path: Path, is_ours: Callable[[str], bool]) -> None:
     """Check that a file can be written: nothing is there, or an earlier output of ours.
 
     Raises:
-        RunError: something else is there.
+        RunError: something else is there, or the folder cannot be written into.
     """
+    check_writable(path)
     if not (path.is_symlink() or path.exists()):
         return
     try:
@@ -112,8 +126,9 @@ def check_output_folder(path: Path, marks: Sequence[str]) -> None:
     """Check that a folder can be written into: it is new or empty, or has one of our `marks`.
 
     Raises:
-        RunError: it is a file, or has other files alone.
+        RunError: it is a file, has other files alone, or cannot be written.
     """
+    check_writable(path)
     is_ours = path.is_dir() and any((path / name).exists() for name in marks)
     is_broken_link = path.is_symlink() and not path.exists()
     if is_broken_link or not (is_ours or is_free(path, leftovers=True)):

@@ -8,14 +8,51 @@ clock (`strftime_now`), so that equal turns get equal tokens on another day.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
+from retouch.core.time_limit import time_limit
+
+MAX_SECONDS = 5  # for one use of a template; a usual one takes a millisecond
+MAX_TEXT = 10_000_000  # characters that a template may write
+
 _CLOCK = "strftime_now"
 _DIRECTIVES = "aAwdbBmyYHIpMSfjUWGuV"
 _UNPADDED = "dmHIMSjy"  # `%-d`, on systems that have it
+
+
+class TemplateFailure(Exception):
+    """A chat template does not write the turns; the text says why."""
+
+
+def apply_template(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+) -> str:
+    """The text that a tokenizer's chat template writes, with the variables and the time set.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        turns: the turns, with `role` and `content`.
+        add_generation_prompt: whether the beginning of a response follows the turns.
+
+    Raises:
+        TemplateFailure: the template refuses the turns, fails, does not end or writes too much.
+    """
+    try:
+        with time_limit(MAX_SECONDS):
+            text = tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_arguments(tokenizer),
+            )
+    except Exception as error:  # a template is a program from elsewhere: it may fail in any way
+        raise TemplateFailure(f"{error!s:.300}" or type(error).__name__) from None
+    if len(text) > MAX_TEXT:
+        raise TemplateFailure(f"it writes more than {MAX_TEXT:,} characters")
+    return str(text)
 
 
 def set_template_settings(

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from retouch.core.errors import ConfigError
 from retouch.core.model_names import MODEL_HELP
+from retouch.core.strict_model import StrictModel
 from retouch.core.types import Direction
 from retouch.core.units import parse_size
 
@@ -21,6 +22,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16"]
 InitLoraWeights = Literal["contrast", "random"]
 
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
+MAX_SEED = 2**32 - 1  # the largest that torch, NumPy and Optuna all take
 AUTO_CONCEPT = "auto"  # resolved with the model, so that a recorded configuration has a name
 
 
@@ -53,12 +55,6 @@ def option(
     elif search is not None:
         extra["search"] = {"low": search[0], "high": search[1], "log": log}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
-
-
-class Group(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 def _check_size(text: str) -> str:
@@ -98,7 +94,7 @@ TemplateVariables = Annotated[dict[str, JsonValue], AfterValidator(_check_variab
 IsoTime = Annotated[str, AfterValidator(_check_time)]
 
 
-class LoadConfig(Group):
+class LoadConfig(StrictModel):
     """How the base model is loaded."""
 
     revision: str | None = option(None, "hub revision: branch, tag or commit")
@@ -137,7 +133,7 @@ class LoadConfig(Group):
         return None if self.max_device_memory is None else parse_size(self.max_device_memory)
 
 
-class DataConfig(Group):
+class DataConfig(StrictModel):
     """Which examples an edit uses."""
 
     num_examples: int = option(
@@ -185,7 +181,7 @@ class DataConfig(Group):
     )
 
 
-class LoraConfig(Group):
+class LoraConfig(StrictModel):
     """Where the LoRA adapters go (PEFT's names)."""
 
     layers_to_transform: tuple[int, ...] | None = option(
@@ -203,7 +199,7 @@ class LoraConfig(Group):
     lora_alpha: float = option(32.0, "LoRA alpha; the update is scaled by lora_alpha / r", gt=0)
 
 
-class TrainConfig(Group):
+class TrainConfig(StrictModel):
     """The training loop."""
 
     rounds: int = option(6, "rounds of adversarial training", aliases=("--num-train-rounds",), ge=1)
@@ -261,7 +257,7 @@ class TrainConfig(Group):
         return None if self.activation_cache is None else parse_size(self.activation_cache)
 
 
-class LossConfig(Group):
+class LossConfig(StrictModel):
     """Weights of the generator's loss."""
 
     adversarial_weight: float = option(
@@ -315,7 +311,7 @@ class LossConfig(Group):
         return max(weights) > 0
 
 
-class DiscriminatorConfig(Group):
+class DiscriminatorConfig(StrictModel):
     """The representation discriminators."""
 
     layers: tuple[int, ...] | None = option(
@@ -334,7 +330,7 @@ class DiscriminatorConfig(Group):
     label_smoothing: float = option(0.1, "label smoothing", ge=0, lt=0.5)
 
 
-class AdversaryConfig(Group):
+class AdversaryConfig(StrictModel):
     """Adversaries that the generator is trained against besides the discriminators."""
 
     latent_epsilon: float = option(
@@ -352,7 +348,7 @@ class AdversaryConfig(Group):
     )
 
 
-class EvaluationConfig(Group):
+class EvaluationConfig(StrictModel):
     """What is measured after training, on the test splits."""
 
     suites: Suites = option(
@@ -367,7 +363,7 @@ class EvaluationConfig(Group):
     )
 
 
-class MethodConfig(Group):
+class MethodConfig(StrictModel):
     """The groups that are settings of the method, and not of the task or the machine."""
 
     lora: LoraConfig = LoraConfig()
@@ -377,7 +373,7 @@ class MethodConfig(Group):
     adversary: AdversaryConfig = AdversaryConfig()
 
 
-class EditConfig(Group):
+class EditConfig(StrictModel):
     """Everything that determines an edit."""
 
     model: str = option("pocket", MODEL_HELP)
@@ -387,7 +383,12 @@ class EditConfig(Group):
         "safety, and pocket-safety for pocket",
     )
     direction: Direction = option("raise", "raise the concept or lower it")
-    seed: int = option(0, "random seed of the examples, the initial weights and the batches", ge=0)
+    seed: int = option(
+        0,
+        "random seed of the examples, the initial weights and the batches",
+        ge=0,
+        le=MAX_SEED,
+    )
     allow_weakening: str | None = option(
         None, "the reason for an edit that weakens safety; it is written on the model card"
     )

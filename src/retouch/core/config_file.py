@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from retouch.core.config import EditConfig
-from retouch.core.errors import ConfigError, RetouchError
+from retouch.core.errors import ConfigError, RetouchError, shorten
 from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.options import OPTIONS, RENAMED, flatten
 
@@ -169,7 +169,7 @@ def invalid(error: ValidationError, where: str) -> ConfigError:
     """The error that names every key of a configuration that is unknown or has a wrong value."""
     problems, hints = [], []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = shorten(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             problems.append(f"unknown key `{key}`")
             hints.append(_suggestion(key))
@@ -177,7 +177,8 @@ def invalid(error: ValidationError, where: str) -> ConfigError:
             # The messages of the validators in `core.config` contain the value, pydantic's do not.
             text = problem["msg"].removeprefix("Value error, ")
             if text == problem["msg"]:
-                text = f"{text.replace('Input should be', 'must be')}, got {problem['input']!r}"
+                text = text.replace("Input should be", "must be")
+                text = f"{text}, got {problem['input']!r:.200}"
             problems.append(f"`{key}` {text.rstrip('.')}")
     hint = " ".join(dict.fromkeys(hints))
     return ConfigError(f"In {where}: {'; '.join(problems)}.", hint, code="config-invalid")

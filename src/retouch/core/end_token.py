@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from retouch.core.chat_template import template_arguments
+from retouch.core.chat_template import TemplateFailure, apply_template, template_arguments
 
 _RESPONSE = "Hello"  # a response whose end is looked for
 
@@ -29,14 +29,10 @@ def end_token(tokenizer: Any) -> int:
 @lru_cache(maxsize=8)  # some tokenizers have thousands of special tokens
 def _written_end(tokenizer: Any, _: str, default: int) -> int:
     """The first special token that the template writes after a response, or the default."""
-    from jinja2 import TemplateError  # here, since `retouch --help` needs none of it
-
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _RESPONSE}]
     try:
-        text = str(
-            tokenizer.apply_chat_template(turns, tokenize=False, **template_arguments(tokenizer))
-        )
-    except (TemplateError, TypeError):  # it accepts no responses, so it ends none
+        text = apply_template(tokenizer, turns)
+    except TemplateFailure:  # it accepts no responses, so it ends none
         return default
     _, found, after = text.rpartition(_RESPONSE)
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []

@@ -21,11 +21,22 @@ _NO_MEMORY = (
 )
 
 
+MAX_MESSAGE = 1500  # characters; a value from a file may have millions
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """A text of at most `limit` characters: of a longer one, the beginning and the end."""
+    if len(text) <= limit:
+        return text
+    end = limit // 4
+    return f"{text[: limit - end - 3]}...{text[-end:]}"
+
+
 class RetouchError(Exception):
     """An error that the user can fix: shown as one message, never as a traceback.
 
     Attributes:
-        message: the problem, with the value that caused it.
+        message: the problem, with the value that caused it; cut if it is long.
         hint: how to fix it; may be empty.
         code: a stable identifier of the error's kind, for programs and tests.
         exit_code: the exit code of the command line.
@@ -35,8 +46,9 @@ class RetouchError(Exception):
     default_code = "error"
 
     def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
-        self.message, self.hint, self.code = message, hint, code or self.default_code
-        super().__init__(f"{message} {hint}".strip())
+        self.message = shorten(message, MAX_MESSAGE)
+        self.hint, self.code = hint, code or self.default_code
+        super().__init__(f"{self.message} {hint}".strip())
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors travel between processes with their hint and code."""

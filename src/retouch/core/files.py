@@ -29,6 +29,8 @@ def read_file(file: Path | Traversable, limit: int) -> bytes:
     """
     if not isinstance(file, Path):
         return file.read_bytes()
+    if "\0" in str(file):
+        raise OSError(errno.EINVAL, "its name has a NUL character", str(file))
     with open(file, "rb", opener=_open_at_once) as opened:
         found = os.fstat(opened.fileno())
         if stat.S_ISDIR(found.st_mode):

@@ -19,7 +19,6 @@ README.md            the model card
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,13 +26,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retouch.core.atomic import atomic_write, is_free, leftovers, writing
+from retouch.core.atomic import atomic_write, check_writable, is_free, leftovers, writing
 from retouch.core.config import EditConfig
 from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.files import MAX_RECORD, read_file
 from retouch.core.lock import locked
-from retouch.core.serialization import from_plain, to_json, to_plain
+from retouch.core.serialization import from_plain, parse_json, to_json, to_plain
 from retouch.core.types import Record, RoundEvent, Sample
 
 T = TypeVar("T")
@@ -269,8 +268,9 @@ def check_free(path: Path) -> None:
     """Check that a run can be created at a path: it does not exist, or is an empty folder.
 
     Raises:
-        RunError: it is a file, or a folder that is not empty.
+        RunError: it is a file, or a folder that is not empty, or it cannot be written.
     """
+    check_writable(path)
     if (path / "config.yaml").exists():
         raise RunError(
             f"{path} already contains a run.",
@@ -323,8 +323,8 @@ def _read(file: Path) -> str:
 
 def _parse(file: Path, kind: type[T], text: str, line: int = 0) -> T:
     try:
-        return from_plain(kind, json.loads(text))
-    except (ValueError, RecursionError) as error:
+        return from_plain(kind, parse_json(text))
+    except ValueError as error:
         raise RunError(
             f"{file}{f', line {line},' if line else ''} is broken: {error}.",
             "Restore the file, or start a new run.",

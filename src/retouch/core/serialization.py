@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -35,6 +36,25 @@ def from_plain(kind: type[T], values: Any) -> T:
     # mypy does not know that a class is hashable.
     adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
     return adapter.validate_python(values)
+
+
+def parse_json(text: str) -> Any:
+    """The values of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or has NaN or a number beyond a float.
+    """
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is no finite number")
+    return value
 
 
 def to_json(value: Any, *, indent: int | None = None, sort: bool = False) -> str:

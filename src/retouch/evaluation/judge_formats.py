@@ -52,25 +52,22 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from retouch.core.config_file import read_config_file
 from retouch.core.errors import ConfigError, choices, code_list
+from retouch.core.strict_model import StrictModel
+from retouch.core.time_limit import TimeLimitError, time_limit
 
 JudgeCategory = Literal["harmful", "refusal", "answer", "safe"]
 
+MAX_SECONDS = 5  # for the patterns of one output
 CHAT = "chat"  # the `template` of a format that the tokenizer's chat template writes
 _FOLDER = resources.files("retouch.evaluation") / "judges"
 SLOTS = re.compile(r"\{(request|response)\}")
 
 
-class _Group(BaseModel):
-    """A frozen part of a format that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rule(_Group):
+class Rule(StrictModel):
     """The category of an output whose fields have these values, in lower case."""
 
     when: dict[str, str | tuple[str, ...]] = Field(min_length=1)
@@ -84,7 +81,7 @@ class Rule(_Group):
         )
 
 
-class TextOutput(_Group):
+class TextOutput(StrictModel):
     """A generated text, parsed by a regular expression with one group per field."""
 
     kind: Literal["text"]
@@ -115,14 +112,20 @@ class TextOutput(_Group):
 
     def read(self, text: str) -> JudgeCategory | None:
         """The category of a text; None where a field is missing or no rule fits."""
-        matches = {name: re.search(pattern, text) for name, pattern in self.fields.items()}
+        try:
+            with time_limit(MAX_SECONDS):
+                matches = {name: re.search(pattern, text) for name, pattern in self.fields.items()}
+        except TimeLimitError as error:
+            message = f"A pattern of the judge format does not end: {error}."
+            hint = "Write its `fields` without nested repetitions."
+            raise ConfigError(message, hint, code="judge-pattern") from None
         found = {name: match[1].strip().lower() for name, match in matches.items() if match}
         if len(found) < len(matches):
             return None
         return next((rule.category for rule in self.rules if rule.fits(found)), None)
 
 
-class AnswerOutput(_Group):
+class AnswerOutput(StrictModel):
     r"""The probabilities $p_i$ of answer tokens with values $v_i$; the score is $\sum_i p_i v_i$.
 
     The probabilities are those at the first generated position, normalised over the answers.
@@ -140,7 +143,7 @@ class AnswerOutput(_Group):
         return frozenset((self.above, self.below))
 
 
-class LabelOutput(_Group):
+class LabelOutput(StrictModel):
     """The labels of a sequence classifier, which are mapped to categories by their names."""
 
     kind: Literal["labels"]
@@ -180,7 +183,7 @@ def _plain(label: str) -> str:
     return re.sub(r"[\s_]+", "-", label.strip().casefold())
 
 
-class JudgeFormat(_Group):
+class JudgeFormat(StrictModel):
     """A prompt format: the template, and how the output is read.
 
     Attributes:

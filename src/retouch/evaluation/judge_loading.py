@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from retouch.core.config import Dtype, LoadConfig
 from retouch.core.errors import ConfigError, ModelError
+from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.model_names import is_gguf_name
 from retouch.core.run_dir import ADAPTER_CONFIG
+from retouch.core.serialization import parse_json
 from retouch.evaluation.judge import BATCH_SIZE, AnswerJudge, Judge, LabelJudge, TextJudge
 from retouch.evaluation.judge_formats import (
     JudgeFormat,
@@ -169,7 +170,7 @@ def _read_json(name: str, file: str, revision: str | None) -> dict[str, Any]:
         except (OSError, ValueError):  # there is no such model, or this is no hub id
             path = None
     try:
-        values = json.loads(Path(path).read_text("utf-8")) if path else {}
+        values = parse_json(read_text(Path(path), MAX_CONFIG)) if path else {}
     except (OSError, ValueError):
         values = {}
     return values if isinstance(values, dict) else {}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
+from retouch.core.chat_template import TemplateFailure, apply_template
 from retouch.core.errors import ConfigError, DataError, ModelError
 from retouch.evaluation.judge_formats import CHAT, SLOTS, JudgeFormat
 
@@ -201,10 +200,10 @@ def _chat_segments(form: JudgeFormat, tokenizer: Any) -> list[_Segment]:
             {"role": "assistant", "content": contents["response"]},
         ]
         try:
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=form.add_generation_prompt
+            text = apply_template(
+                tokenizer, turns, add_generation_prompt=form.add_generation_prompt
             )
-        except (TemplateError, TypeError):
+        except TemplateFailure:
             continue
         parts = re.split(rf"(\t?(?:{'|'.join(_PROBES.values())})\t?)", text)
         slots = [part.strip("\t") for part in parts[1::2]]

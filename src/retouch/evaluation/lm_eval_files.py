@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from retouch.core.errors import ConfigError, DataError, code_list
+from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.types import Progress
 
 
@@ -100,7 +101,7 @@ def _compose(file: Path) -> Any:
         DataError: it cannot be read.
     """
     try:
-        return yaml.compose(file.read_text("utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(read_text(file, MAX_CONFIG), Loader=yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise DataError(f"{file} cannot be read: {problem}.", code="task-unreadable") from None

@@ -5,21 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
 from retouch.concepts.concept import Concept
+from retouch.core.strict_model import StrictModel
 from retouch.core.types import Direction, Progress
 from retouch.models.editable_model import EditableModel
 from retouch.task.task import EditTask
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(StrictModel):
     """Base class of a method's settings.
 
     `retouch tune` searches the fields that `core.config.option` gives a range or choices.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Method(ABC):
@@ -38,7 +35,7 @@ class Method(ABC):
     id: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
-    settings: ClassVar[type[BaseModel]] = MethodSettings
+    settings: ClassVar[type[StrictModel]] = MethodSettings
 
     def defaults(self, concept: Concept, direction: Direction) -> dict[str, Any]:
         """Settings that a concept's pack gives for this method, as a nested mapping."""

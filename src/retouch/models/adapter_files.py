@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from retouch.core.errors import ModelError
 from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from retouch.core.serialization import parse_json
 from retouch.models.editable_model import EditableModel
 
 PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
@@ -20,7 +20,7 @@ PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 KNOWN = frozenset(
     (
         "alpha_pattern",
-        "auto_mapping",  # of a class to import, which PEFT's own loader reads and this one does not
+        "auto_mapping",  # of a class to import, which PEFT's own loader reads; checked below
         "base_model_name_or_path",
         "bias",
         "fan_in_fan_out",
@@ -81,8 +81,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(message, hint, code="adapter-not-safetensors")
     file = folder / ADAPTER_CONFIG
     try:
-        values = json.loads(read_text(file, MAX_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(read_text(file, MAX_CONFIG))
+    except (OSError, ValueError) as error:
         raise _invalid(file, f"cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise _invalid(file, "is no JSON object of a LoRA adapter")
@@ -100,6 +100,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         for name in _listed(values.get(key)):
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise _invalid(file, f"has {name!r:.100} in `{key}`, which is no name of a module")
+    mapping = values.get("auto_mapping") or {}
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
+    if library is not None and not str(library).startswith("transformers."):
+        raise _invalid(file, f"has `auto_mapping` to {library!r:.100}, which is no model class")
     for key, kind, highest in LIMITS:
         value = values.get(key)
         for number in value.values() if isinstance(value, dict) else _listed(value):

@@ -6,7 +6,6 @@ some weights: those of the model that was trained on, whatever its dtype was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from retouch.core.atomic import atomic_write
 from retouch.core.errors import ModelError
 from retouch.core.files import MAX_CONFIG, read_text
-from retouch.core.serialization import from_plain, to_json, to_plain
+from retouch.core.serialization import from_plain, parse_json, to_json, to_plain
 from retouch.models.editable_model import EditableModel
 
 FILE = "base_model.json"
@@ -67,8 +66,8 @@ def check_base_record(editable: EditableModel, folder: Path) -> None:
     if not file.exists() or not _is_comparable(editable):
         return
     try:
-        recorded = from_plain(BaseRecord, json.loads(read_text(file, MAX_CONFIG)))
-    except (OSError, ValueError, RecursionError) as error:
+        recorded = from_plain(BaseRecord, parse_json(read_text(file, MAX_CONFIG)))
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"{file} cannot be read: {reason}", "Restore it.", code="base-record-broken"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -12,9 +11,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from retouch.core.errors import ModelError
+from retouch.core.files import MAX_RECORD, read_text
 from retouch.core.finding import ErrorsAsFindings, Finding, first_few
 from retouch.core.model_names import is_gguf_name
 from retouch.core.run_dir import ADAPTER_CONFIG
+from retouch.core.serialization import parse_json
 from retouch.core.units import size_text
 from retouch.models.gguf_header import LFS_POINTER, GgufHeader
 
@@ -120,9 +121,9 @@ def _read_index(path: Path) -> dict[str, list[str]]:
     """The tensors of each file."""
     tensors: dict[str, list[str]] = {}
     try:
-        for tensor, file in json.loads(path.read_text("utf-8"))["weight_map"].items():
+        for tensor, file in parse_json(read_text(path, MAX_RECORD))["weight_map"].items():
             tensors.setdefault(str(file), []).append(tensor)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _broken(path, "is not a valid index") from None
     if not tensors:
         raise _broken(path, "lists no tensors")

@@ -29,7 +29,7 @@ from retouch.core.atomic import atomic_folder, atomic_write
 from retouch.core.cache import cache_dir
 from retouch.core.errors import ModelError, RunError
 from retouch.core.files import sha256
-from retouch.core.serialization import to_json
+from retouch.core.serialization import parse_json, to_json
 from retouch.core.types import OnEvent, StageEvent, ignore_event
 from retouch.core.units import size_text
 from retouch.models.gguf_header import GgufHeader, read_header
@@ -149,7 +149,7 @@ def file_digest(file: Path) -> str:
         name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
         memo = copies_dir() / "hashes" / f"{name}.json"
         with suppress(OSError, ValueError, AttributeError):
-            recorded = json.loads(memo.read_text("utf-8"))
+            recorded = parse_json(memo.read_text("utf-8"))
             digest = recorded.pop("sha256", None)
             if recorded == known and isinstance(digest, str) and len(digest) == 64:
                 return digest
@@ -171,7 +171,7 @@ def find_damage(folder: Path, digest: str) -> str:
         digest: the SHA-256 of the GGUF file.
     """
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record = parse_json((folder / RECORD).read_text("utf-8"))
         if record["version"] != RECORD_VERSION or record["sha256"] != digest:
             return "it is of another file or another version of Retouch"
         expected = dict(record["files"])

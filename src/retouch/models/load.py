@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
-from retouch.core.chat_template import set_template_settings, template_arguments
+from retouch.core.chat_template import TemplateFailure, apply_template, set_template_settings
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.files import MAX_CONFIG, read_text
 from retouch.core.model_names import MODEL_HINT, NAMED_MODELS, POCKET_NAME, is_gguf_name
 from retouch.core.run_dir import find_adapter
+from retouch.core.serialization import parse_json
 from retouch.core.types import OnEvent, ignore_event
 from retouch.models import distributed
 from retouch.models.adapter_files import check_weights, read_adapter_config
@@ -54,8 +53,8 @@ def model_name(name: str) -> str:
 def _sizes(folder: Path) -> list[Any] | None:
     """The values of a model's configuration that tell pocket from other models."""
     try:
-        config = json.loads(read_text(folder / "config.json", MAX_CONFIG))
-    except (OSError, ValueError, RecursionError):
+        config = parse_json(read_text(folder / "config.json", MAX_CONFIG))
+    except (OSError, ValueError):
         return None
     names = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
     return [config.get(name) for name in names] if isinstance(config, dict) else None
@@ -214,16 +213,13 @@ def set_chat_template(tokenizer: Any, path: Path) -> None:
     try:
         tokenizer.chat_template = read_text(path, MAX_CONFIG)
         chat = [{"role": "user", "content": PROBE}]
-        arguments = template_arguments(tokenizer)
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, **arguments
-        )
+        text = apply_template(tokenizer, chat, add_generation_prompt=True)
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or error
         message = f"The chat template {path} cannot be read: {problem}."
         hint = "Set `chat_template` to a readable UTF-8 file."
         raise ConfigError(message, hint, code="chat-template-unreadable") from None
-    except (TemplateError, TypeError, ValueError) as error:
+    except TemplateFailure as error:
         message = f"The chat template {path} fails: {error}."
         hint = "Use a Jinja template in the format of transformers."
         raise ConfigError(message, hint, code="chat-template-invalid") from None

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
-from jinja2 import TemplateError
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import concept_for_model, with_builtin
 from retouch.core.config import EditConfig, LoadConfig
-from retouch.core.errors import ModelError
 from retouch.core.finding import LEVELS, ErrorsAsFindings, Finding, first_few
 from retouch.core.serialization import to_plain
 from retouch.evaluation.evaluate import measured_examples
@@ -189,15 +187,8 @@ def _measure_work(
     if evaluation.suites == "all":
         concepts = with_builtin(concept, model_name(report.config.model))
     limit = evaluation.limit or None
-    try:
-        train, validation = (measure_split(tokenizer, one, data) for one in sampled)
-        generated = measure_evaluation(tokenizer, concepts, limit, evaluation.max_new_tokens)
-    except (TemplateError, ValueError) as error:
-        raise ModelError(
-            f"The chat template rejects the concept's chats: {error}.",
-            "Remove what it rejects, such as system turns, or set another `chat_template`.",
-            code="chat-template-rejects",
-        ) from None
+    train, validation = (measure_split(tokenizer, one, data) for one in sampled)
+    generated = measure_evaluation(tokenizer, concepts, limit, evaluation.max_new_tokens)
     longest = max(train.all.longest, validation.all.longest, generated.longest)
     text_config = skeleton.model.config.get_text_config()
     maximum = getattr(text_config, "max_position_embeddings", None)

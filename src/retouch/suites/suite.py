@@ -23,10 +23,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from retouch.core.config_file import read_config_file
 from retouch.core.errors import DataError, choices
+from retouch.core.strict_model import StrictModel
 from retouch.core.types import Better
 
 SLOT = "[INSERT PROMPT HERE]"
@@ -34,10 +35,8 @@ SLOT = "[INSERT PROMPT HERE]"
 Value = str | int | float | bool
 
 
-class Part(BaseModel):
-    """A part of a suite's file. Unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Part(StrictModel):
+    """A part of a suite's file."""
 
 
 class Source(Part):
@@ -59,7 +58,7 @@ class Source(Part):
     config: str | None = None
     split: str = "test"
     revision: str | None = None
-    where: dict[str, Value | tuple[Value, ...]] = {}
+    where: dict[str, Value | tuple[Value, ...]] = Field({})
     prompt: str | None = None
     system: str | None = None
 
