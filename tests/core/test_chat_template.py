@@ -10,11 +10,17 @@ import pytest
 from helpers.char_tokenizer import char_tokenizer
 from retouch.concepts.chat import prompt_text
 from retouch.core import chat_template
-from retouch.core.chat_template import reads_clock, set_template_settings, template_time
+from retouch.core.chat_template import (
+    TemplateFailure,
+    apply_template,
+    reads_clock,
+    set_template_settings,
+    template_time,
+)
 from retouch.core.config import LoadConfig
 from retouch.core.config_file import dump_yaml, load_yaml, resolve
 from retouch.core.end_token import end_token
-from retouch.core.errors import ConfigError
+from retouch.core.errors import ConfigError, ModelError
 from retouch.core.types import Message
 
 USER = [Message("user", "Hi")]
@@ -22,6 +28,7 @@ THINKING = (
     "{% for m in messages %}{{ m['content'] }}{{ '<pad>' if enable_thinking else '<end>' }}"
     "{% endfor %}{{ '<think>' if enable_thinking else '' }}"
 )
+LOOP = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
 CLOCK = (
     "\n  {% set day = strftime_now(form) %}{{ day }}"
     "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -102,3 +109,31 @@ def test_other_names_and_times_are_errors(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as raised:
         resolve({"load": values})
     assert raised.value.code == "config-invalid"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion|takes longer"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ raise_exception('no') }}", "no"),
+        ("{% for", "end of template"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        (LOOP, "takes longer"),
+        ("{{ 9**(9**9) }}", "takes longer"),
+        ("{{ 'a' * 2000 }}", "more than 1,000 characters"),
+    ],
+)
+def test_a_template_that_fails_says_how(
+    template: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "MAX_TEXT", 1000)
+    turns = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(TemplateFailure, match=reason):
+        apply_template(tokenizer_with(template), turns)
+    with pytest.raises(ModelError, match=reason):
+        prompt_text(tokenizer_with(template), USER)
+    assert end_token(tokenizer_with(template)) is not None

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from retouch.core import errors
-from retouch.core.errors import RetouchError
+from retouch.core.errors import MAX_MESSAGE, RetouchError, shorten
 
 KINDS = [
     kind
@@ -27,3 +27,11 @@ def test_an_error_can_be_pickled(kind: type[RetouchError]) -> None:
 def test_every_kind_has_its_own_exit_code_and_default_code() -> None:
     assert len({kind.exit_code for kind in KINDS}) == len(KINDS)
     assert len({kind("A problem.").code for kind in KINDS}) == len(KINDS)
+
+
+def test_a_long_value_is_cut() -> None:
+    assert shorten("short") == "short"
+    assert shorten("a" * 100 + "b" * 100, 40) == "a" * 27 + "..." + "b" * 10
+    error = RetouchError("x" * 100_000, "Mend it.")
+    assert len(error.message) == MAX_MESSAGE
+    assert str(error).endswith("x Mend it.")

@@ -10,7 +10,12 @@ import pytest
 
 from helpers.command_line import call, error_of
 from retouch.comparison.tuned_settings import save_settings
-from retouch.core.atomic import atomic_write, check_output_file, check_output_folder
+from retouch.core.atomic import (
+    atomic_write,
+    check_output_file,
+    check_output_folder,
+    check_writable,
+)
 from retouch.core.errors import RunError
 from retouch.core.run_dir import next_free, safe_name
 
@@ -95,3 +100,39 @@ def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
     assert "/" not in safe_name(name)
     assert safe_name(name) not in ("", ".", "..")
     assert len(safe_name("x" * 1000)) <= 100
+
+
+@pytest.mark.parametrize("target", ["file/out", "file/deep/out", "/proc/no/where", "/dev/null/out"])
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_text("a user's")
+    if target.startswith("/proc") and os.access("/proc", os.W_OK):
+        target = "/dev/full/out"  # root may write everywhere, as far as the rights say
+    with pytest.raises(RunError, match="cannot be written") as caught:
+        check_writable(tmp_path / target)
+    assert caught.value.code == "path-not-writable"
+    check_writable(tmp_path / "new" / "deep" / "out")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("robustness", "pocket", "--adapter", "RUN", "--output-file", "{0}/file/out.json"),
+        ("edit", "pocket", "--output-dir", "{0}/file/out"),
+        ("evaluate", "pocket", "--output-file", "{0}/file/out.json"),
+        ("compare", "pocket", "--output-dir", "{0}/file/out"),
+    ],
+)
+def test_commands_check_their_output_first(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("a user's")
+    result = call(*(word.format(tmp_path) for word in words))
+    assert "cannot be written" in error_of(result, RunError.exit_code)
+
+
+@pytest.mark.parametrize("option", ["--adapter", "--config", "--chat-template"])
+def test_a_path_that_is_too_long_is_one_message(option: str) -> None:
+    command = "chat" if option != "--config" else "doctor"
+    more = ("--prompt", "a") if command == "chat" else ()
+    for path in ("x/" * 3000, "a" * 300):
+        result = call(command, "pocket", option, path, *more)
+        assert len(error_of(result, result.exit_code)) < 2500
+        assert result.exit_code != 0

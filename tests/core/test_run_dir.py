@@ -150,7 +150,7 @@ def test_create_accepts_an_empty_folder_and_refuses_others(tmp_path: Path) -> No
     for path, code in (
         (tmp_path / "other", "path-taken"),
         (file, "path-taken"),
-        (file / "below", "write-failed"),
+        (file / "below", "path-not-writable"),
     ):
         with pytest.raises(RunError) as raised:
             RunDir.create(path, EditConfig())

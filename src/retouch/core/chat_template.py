@@ -15,7 +15,7 @@ from typing import Any
 
 from retouch.core.time_limit import time_limit
 
-MAX_SECONDS = 5  # for one use of a template; a usual one takes a millisecond
+MAX_SECONDS = 3  # for one use of a template; a usual one takes a millisecond
 MAX_TEXT = 10_000_000  # characters that a template may write
 
 _CLOCK = "strftime_now"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 MAX_INTEGER = 2**63 - 1  # what 64 bits hold
+NUMBERS = (int, float, int | None, float | None)
 
 
 class StrictModel(BaseModel):
@@ -38,7 +39,7 @@ class StrictModel(BaseModel):
 
 def _number_problem(value: Any, annotation: Any) -> Any:
     if isinstance(value, bool):
-        return "must be a number" if annotation in (int, float) else ""
+        return "must be a number" if annotation in NUMBERS else ""
     if isinstance(value, str) and annotation in (int, int | None):  # of the command line
         digits = value.strip().lstrip("+-").replace("_", "")
         too_large = digits.isdecimal() and (len(digits) > 19 or int(digits) > MAX_INTEGER)

@@ -17,9 +17,9 @@ from retouch.core.model_names import public_name
 from retouch.core.run_dir import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunDir
 from retouch.core.serialization import to_plain
 from retouch.evaluation.safety_probe import SafetyProbe, probe_safety, recorded_probe
-from retouch.models.adapters import merged
 from retouch.models.base_record import FILE as BASE_RECORD
 from retouch.models.editable_model import EditableModel
+from retouch.models.merged_checkpoint import write_merged_checkpoint
 from retouch.reporting.model_card import Form, render_card
 from retouch.reporting.safety_gate import check_probe, check_weakening
 
@@ -88,8 +88,7 @@ def export(
     card = _card(run, format, concept, probe, allow_weakening)
     with atomic_folder(output_dir) as folder:
         if editable is not None and format == "merged":
-            merged(editable).save_pretrained(str(folder))
-            editable.tokenizer.save_pretrained(str(folder))
+            write_merged_checkpoint(editable, folder)
         else:
             recorded = [BASE_RECORD] if (run.adapter / BASE_RECORD).exists() else []
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *recorded):
