@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from retouch.comparison import tuned_settings
 from retouch.comparison.tuned_settings import find_tuned, make_settings, save_settings
 from retouch.concepts.registry import load_concept
 from retouch.core.errors import ConfigError
@@ -61,3 +66,27 @@ def test_a_wrong_setting_is_named() -> None:
     assert error.value.code == "settings-invalid"
     with pytest.raises(ConfigError, match=r"absent.*strength"):
         make_settings(get_method("steering"), {"absent": 0}, "tuned.yaml")
+
+
+def test_two_searches_that_end_at_once_both_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_slowly(file: Path) -> Any:
+        found = read(file)
+        time.sleep(0.2)
+        return found
+
+    read = tuned_settings._read
+    monkeypatch.setattr(tuned_settings, "_read", read_slowly)
+    file = tmp_path / "tuned.yaml"
+    save_settings(file, "dpo", {"max_steps": 1}, "1 trial")
+    threads = [
+        threading.Thread(target=save_settings, args=(file, name, {"max_steps": 2}, "2 trials"))
+        for name in ("lorra", "lora-sft", "circuit-breaker")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(yaml.safe_load(file.read_text())) == {"dpo", "lorra", "lora-sft", "circuit-breaker"}
+    assert [one.name for one in tmp_path.iterdir()] == ["tuned.yaml"]

@@ -23,10 +23,11 @@ from pydantic import BaseModel, ValidationError
 
 from retouch.concepts.concept import Concept
 from retouch.concepts.registry import builtin_names, load_concept
-from retouch.core.atomic import atomic_write, check_output_file
+from retouch.core.atomic import atomic_write, check_output_file, writing
 from retouch.core.config_file import invalid, read_config_file
 from retouch.core.errors import ConfigError
 from retouch.core.files import MAX_CONFIG, read_text
+from retouch.core.lock import one_writer
 from retouch.core.options import flatten, list_options, nest
 from retouch.core.types import Direction
 from retouch.methods.method import Method
@@ -98,15 +99,18 @@ def save_settings(file: Path, method: str, settings: Mapping[str, Any], budget: 
         RunError: the file exists and is not a file of tuned settings, or cannot be written.
     """
     check_settings_file(file)
-    saved = _read(file) if file.is_file() else {}
-    budgets = dict(_BUDGET.findall(read_text(file, MAX_CONFIG))) if saved else {}
-    saved[method], budgets[method] = dict(settings), budget
-    parts = [HEAD]
-    for id in (id for id in method_ids() if id in saved):
-        if id in budgets:
-            parts.append(f"# {id}: {budgets[id]}\n")
-        parts.append(yaml.safe_dump({id: nest(saved[id])}, sort_keys=False, width=10_000))
-    atomic_write(file, "".join(parts))
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(file.parent):
+        saved = _read(file) if file.is_file() else {}
+        budgets = dict(_BUDGET.findall(read_text(file, MAX_CONFIG))) if saved else {}
+        saved[method], budgets[method] = dict(settings), budget
+        parts = [HEAD]
+        for id in (id for id in method_ids() if id in saved):
+            if id in budgets:
+                parts.append(f"# {id}: {budgets[id]}\n")
+            parts.append(yaml.safe_dump({id: nest(saved[id])}, sort_keys=False, width=10_000))
+        atomic_write(file, "".join(parts))
 
 
 def _read(file: Path) -> dict[str, Settings]:

@@ -48,6 +48,24 @@ def locked(folder: Path, *inside: str) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this context of the same folder.
+
+    For a file that several processes read, change and write. The lock is the folder's: it makes no
+    file.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _acquire(file: Path) -> IO[str]:
     """The opened file, locked."""
     while True:
