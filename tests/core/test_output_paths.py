@@ -107,9 +107,9 @@ def test_what_cannot_be_written_is_known_before_the_work(tmp_path: Path, target:
     (tmp_path / "file").write_text("a user's")
     if target.startswith("/proc") and os.access("/proc", os.W_OK):
         target = "/dev/full/out"  # root may write everywhere, as far as the rights say
-    with pytest.raises(RunError, match="cannot be written") as caught:
+    with pytest.raises(RunError, match="cannot be written") as raised:
         check_writable(tmp_path / target)
-    assert caught.value.code == "path-not-writable"
+    assert raised.value.code == "path-not-writable"
     check_writable(tmp_path / "new" / "deep" / "out")
 
 

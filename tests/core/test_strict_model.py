@@ -47,9 +47,9 @@ def test_a_seed_is_one_that_every_library_takes() -> None:
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         resolve({"train": {"rounds": "9" * 100_000}, "x" * 100_000: 1})
-    assert len(str(caught.value)) < 5000
+    assert len(str(raised.value)) < 5000
 
 
 def test_settings_of_methods_and_formats_are_as_strict() -> None:
