@@ -38,7 +38,6 @@ from retouch.core.errors import RunError
 from retouch.core.metrics import Metrics
 from retouch.core.progress import displayed
 from retouch.core.run_dir import RunDir, check_free, next_free
-from retouch.core.serialization import from_plain
 from retouch.core.types import Direction, OnEvent, Split, StageEvent, ignore_event
 from retouch.evaluation.evaluate import MAX_NEW_TOKENS, Evaluation, joined
 from retouch.evaluation.evaluate import evaluate as evaluate_concepts
@@ -144,8 +143,7 @@ def resume(
     if run.finished:
         measured = config.evaluation.suites != "none"
         records, samples = (run.metrics(), run.samples()) if measured else ([], [])
-        recorded = run.provenance().get("outcome")
-        outcome = None if recorded is None else from_plain(Outcome, recorded)
+        outcome = run.recorded("outcome", Outcome)
         return EditResult(run.path, config, Metrics(records), samples, outcome=outcome)
     editable = as_editable(model, tokenizer)
     given = {

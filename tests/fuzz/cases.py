@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +113,20 @@ def _bad_values(parameter: Any) -> tuple[str, ...]:
     return ()
 
 
-def option(rng: random.Random, originals: Originals) -> Case:
-    """An option with a value that is none."""
-    tested = [
+@cache
+def _tested_options() -> list[tuple[str, Any, tuple[str, ...]]]:
+    """The command, the option and its bad values."""
+    return [
         (name, one, values)
         for name in COMMANDS
         for one in _command(name).params
         if one.param_type_name == "option" and (values := _bad_values(one))
     ]
-    name, parameter, values = rng.choice(tested)
+
+
+def option(rng: random.Random, originals: Originals) -> Case:
+    """An option with a value that is none."""
+    name, parameter, values = rng.choice(_tested_options())
     words = (*COMMANDS[name], rng.choice(parameter.opts), rng.choice(values))
     return Case("option", words, originals.files("run", "data.csv"), invalid=True)
 
@@ -259,6 +265,8 @@ def configuration(rng: random.Random, originals: Originals) -> Case:
     )
     kind = path.kind
     fine = (kind is bool and value is True) or value is None or isinstance(value, str)
+    fine |= path.is_mapping and isinstance(value, dict)
+    fine |= kind is str and isinstance(value, float)  # YAML has another word for NaN
     tree: dict[str, Any] = {path.group: {path.path.rpartition(".")[2]: value}}
     if rng.random() < 0.3:
         tree, fine = {rng.choice((LONG, "x.y", "model.x", "", "load")): value}, False

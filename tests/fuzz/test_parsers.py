@@ -25,10 +25,13 @@ from retouch.core.thoughts import after_thought
 from retouch.core.units import parse_size
 from retouch.evaluation.instruction_rules import parse_rule
 from retouch.evaluation.judge_formats import load_format
+from retouch.evaluation.outcome import Outcome
 from retouch.evaluation.response_classifier import classify, tone
 from retouch.models.adapter_files import KNOWN, read_adapter_config
 from retouch.models.checkpoint_files import check_folder
 from retouch.models.gguf_header import read_header
+from retouch.reporting.model_card import render_card
+from retouch.reporting.report import render_report
 from retouch.suites.suite import read_suite
 
 EXAMPLES = settings(
@@ -148,6 +151,29 @@ def test_tables(tmp_path: Path, content: bytes, form: str) -> None:
     file = tmp_path / f"data.{form}"
     file.write_bytes(content)
     no_fault(lambda: load_concept_file(file))
+
+
+PARTS = ("concept", "contrast", "data", "layers", "model", "outcome", "safety", "versions", "done")
+
+
+@EXAMPLES
+@given(
+    values=mappings(*PARTS), more=mappings("adapted", "read", "recovery", "status", "text", "name")
+)
+def test_provenance(tmp_path: Path, values: dict[str, Any], more: dict[str, Any]) -> None:
+    """What is accepted makes a card and a report."""
+    (tmp_path / "config.yaml").write_text("model: pocket\nconcept: pocket-safety\n")
+    facts = values | {name: more for name in PARTS[:8:2] if name not in values}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+
+    def render() -> None:
+        run = RunDir.open(tmp_path)
+        concept, provenance = load_concept("pocket-safety"), run.provenance()
+        assert render_card(run.config(), concept, [], provenance)
+        assert render_report(run.config(), concept, [], [], [], provenance)
+        run.recorded("outcome", Outcome)
+
+    no_fault(render)
 
 
 def _write_yaml(file: Path, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from retouch.core.errors import ConfigError
 from retouch.core.model_names import MODEL_HELP
 from retouch.core.options import OPTIONS, Option, list_options, nest
 from retouch.core.serialization import parse_json
+from retouch.core.strict_model import MAX_INTEGER
 
 FLAGS = {one.path: one.flag for one in OPTIONS}
 CONFIG = tuple(FLAGS)
@@ -26,7 +28,16 @@ LOAD = ("model", *(path for path in CONFIG if path.startswith("load.") and path 
 
 def option(metavar: str, help: str, *flags: str, **limits: Any) -> Any:
     """An option with a value; without flags it is named after its parameter."""
+    if metavar in ("N", "X"):
+        limits["callback"] = _check_number
     return typer.Option(*flags, metavar=metavar, help=help, **limits)
+
+
+def _check_number(value: float | None) -> float | None:
+    """The number, as those of `core.strict_model`: finite, and of at most 64 bits."""
+    if value is not None and not (math.isfinite(value) and abs(value) <= MAX_INTEGER):
+        raise typer.BadParameter(f"{value!s:.40} is no number of at most 64 bits.")
+    return value
 
 
 def out_dir(help: str) -> Any:

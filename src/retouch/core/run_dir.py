@@ -32,6 +32,7 @@ from retouch.core.config_file import dump_yaml, read_config_file, resolve
 from retouch.core.errors import RunError
 from retouch.core.files import MAX_RECORD, read_file
 from retouch.core.lock import locked
+from retouch.core.provenance import Provenance
 from retouch.core.serialization import from_plain, parse_json, to_json, to_plain
 from retouch.core.types import Record, RoundEvent, Sample
 
@@ -127,6 +128,20 @@ class RunDir:
         """Whether the edit was completed."""
         return bool(self.provenance().get("done", False))
 
+    def recorded(self, part: str, kind: type[T]) -> T | None:
+        """A part of `run.json` as an object; None if it is not recorded.
+
+        Raises:
+            RunError: it is broken.
+        """
+        values = self.provenance().get(part)
+        if values is None:
+            return None
+        try:
+            return from_plain(kind, values)
+        except ValueError as error:
+            raise _broken(self.path / "run.json", error) from error
+
     def mark_finished(self) -> None:
         """Record in `run.json` that the edit is complete; its last step."""
         self.write_provenance({**self.provenance(), "done": True})
@@ -176,7 +191,11 @@ class RunDir:
             RunError: the file is broken.
         """
         file = self.path / "run.json"
-        return _parse(file, dict[str, Any], _read(file)) if file.exists() else {}
+        if not file.exists():
+            return {}
+        text = _read(file)
+        _parse(file, Provenance, text)
+        return dict(_parse(file, dict[str, Any], text))
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write `run.json`."""
@@ -325,11 +344,13 @@ def _parse(file: Path, kind: type[T], text: str, line: int = 0) -> T:
     try:
         return from_plain(kind, parse_json(text))
     except ValueError as error:
-        raise RunError(
-            f"{file}{f', line {line},' if line else ''} is broken: {error}.",
-            "Restore the file, or start a new run.",
-            code="file-broken",
-        ) from error
+        raise _broken(file, error, line) from error
+
+
+def _broken(file: Path, error: Exception, line: int = 0) -> RunError:
+    where = f", line {line}," if line else ""
+    hint = "Restore the file, or start a new run."
+    return RunError(f"{file}{where} is broken: {error}.", hint, code="file-broken")
 
 
 def _read_lines(file: Path, kind: type[T], *, allow_partial: bool = False) -> list[T]:
