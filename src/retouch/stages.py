@@ -110,14 +110,17 @@ def _run_stages(
     if config.evaluation.suites != "none":
         measuring = time.monotonic()
         evaluation = _measure(editable, concept, config, on_event)
+        for note in evaluation.notes:
+            on_event(StageEvent("measure", note))
         timings["measure_seconds"] = time.monotonic() - measuring
     timings["all_seconds"] = time.monotonic() - began
     outcome = find_outcome(evaluation, concept, config.direction, config.train.max_drift)
     if writes:
         on_event(StageEvent("write", f"writing the card and the report; {_describe(timings)}"))
         rounded = {key: round(value, 3) for key, value in timings.items()}
-        facts = {"timings": rounded, "outcome": to_plain(outcome)}
-        run.write_provenance({**run.provenance(), **facts})
+        notes = list(evaluation.notes) if evaluation is not None else []
+        measured = {"timings": rounded, "outcome": to_plain(outcome), "notes": notes}
+        run.write_provenance({**run.provenance(), **measured})
         write_results(run, config, concept, evaluation)
     result = EditResult(run.path, config, editable=editable, outcome=outcome)
     if evaluation is not None:

@@ -160,3 +160,11 @@ def test_the_outcome_is_the_first_line_below_the_title() -> None:
     below = card.partition("\n# ")[2].split("\n\n")[1]
     assert below == "**Outcome.** FAILED: attack\\_refusal \\<fell\\>."
     assert "Outcome" not in render_card(EditConfig(), CONCEPT, RECORDS, PROVENANCE)
+
+
+def test_what_could_not_be_classified_is_on_the_card() -> None:
+    note = "safety: 3 of 64 responses of the edited model could not be classified"
+    results = render_card(EditConfig(), CONCEPT, RECORDS, {**PROVENANCE, "notes": [note]})
+    table, _, after = results.partition("## Results")[2].partition(note)
+    assert table.rstrip().endswith("|")
+    assert after.startswith("\n\n## ")

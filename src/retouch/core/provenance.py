@@ -24,7 +24,7 @@ class Layers(Part):
     recovery: dict[LayerName, float] = Field({})
 
 
-class Contrast(Part):
+class ContrastCheck(Part):
     """The check of the contrast."""
 
     level: str
@@ -59,11 +59,12 @@ class Provenance(Part):
     """The content of `run.json`; every part is written by a stage of its own."""
 
     concept: Concept | None = None
-    contrast: Contrast | None = None
+    contrast: ContrastCheck | None = None
     data: dict[str, str] = Field({})
     done: bool = False
     layers: Layers | None = None
     model: Model | None = None
+    notes: tuple[str, ...] = ()
     outcome: Outcome | None = None
     safety: dict[str, Any] | None = None
     versions: dict[str, str] = Field({})

@@ -47,7 +47,7 @@ def render_card(
         safety_warning(config.allow_weakening) if weakened else "",
         _about(config, concept, form),
         _layers(config, provenance),
-        _results(records),
+        _results(records, provenance.get("notes") or ()),
         safety_figures(probe) if probe else "",
         _limits(config, concept, records, form),
         _loading(config, form, provenance),
@@ -143,7 +143,7 @@ def _layers(config: EditConfig, provenance: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
-def _results(records: Sequence[Record]) -> str:
+def _results(records: Sequence[Record], notes: Sequence[str]) -> str:
     if not records:
         return "## Results\n\nNothing was measured."
     rows = [
@@ -159,7 +159,7 @@ def _results(records: Sequence[Record]) -> str:
     return (
         "## Results\n\nOn test data that neither the training nor the choice of the checkpoint has "
         "used. The intervals cover the sampling of prompts, not of the training: another seed "
-        "gives other values.\n\n" + "\n".join(rows)
+        "gives other values.\n\n" + "\n".join([*rows, *(f"\n{escape(note)}" for note in notes)])
     )
 
 
