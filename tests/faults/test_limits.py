@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_written_is_reported_before_the_edit(
     message = error_of(child, 5)
     assert str(out) in message
     assert "cannot be written" in message
-    assert "Permission denied" in message
+    assert "cannot be written into" in message
 
 
 def wait_for(child: Child, text: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retouch.core.errors import DataError
+from retouch.core.hub import list_hub_files
 from retouch.core.plugins import import_library
 
 EXTRA = "'retouch[datasets]'"
@@ -43,10 +44,14 @@ def load_dataset(
         DataError: it cannot be loaded.
         ConfigError: the library is not installed.
     """
+    from huggingface_hub import constants
+
     library = import_library("datasets", user, EXTRA)
     try:
         if is_saved_dataset(Path(name)):
             return library.load_from_disk(name)
+        if not (Path(name).exists() or constants.HF_HUB_OFFLINE):
+            list_hub_files(name, revision, raises=DataError, kind="dataset")
         return library.load_dataset(name, config_name, split=split, revision=revision)
     except Exception as error:  # the hub, the network and the files can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

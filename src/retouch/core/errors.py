@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 
 # How libraries report that memory is exhausted: torch on a CPU and on a device, safetensors and the
-# system's loader, and C++.
+# system's loader, C++, and Python where there is none for the error either.
 _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate",
     "not enough memory",
@@ -17,6 +17,7 @@ _NO_MEMORY = (
     "os error 12",
     "failed to map segment",
     "bad_alloc",
+    "error return without exception set",
     "can't start new thread",
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from retouch.core.config import Dtype, LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.files import MAX_CONFIG, read_text
+from retouch.core.hub import cached_folder, list_hub_files
 from retouch.core.model_names import is_gguf_name
 from retouch.core.run_dir import ADAPTER_CONFIG
 from retouch.core.serialization import parse_json
@@ -154,23 +156,29 @@ def _load_guard(name: str, options: LoadConfig) -> EditableModel:
     return editable
 
 
+def _files_on_hub(name: str, revision: str | None) -> Collection[str]:
+    """The files of a hub model; none where the hub does not answer."""
+    try:
+        return list_hub_files(name, revision, raises=ModelError)
+    except ModelError:
+        return ()
+
+
 def _read_json(name: str, file: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a folder or of a model on the hub; empty where there is none."""
-    from transformers.utils import cached_file
+    from huggingface_hub import hf_hub_download
 
-    path: str | None
     source = find_source(name, revision)
-    if isinstance(source, Path):
-        path = str(source / file)
-    else:
-        kinds = ("gated_repo", "missing_entries", "connection_errors")
-        quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
-        try:
-            path = cached_file(source, file, revision=revision, **quiet)
-        except (OSError, ValueError):  # there is no such model, or this is no hub id
-            path = None
     try:
-        values = parse_json(read_text(Path(path), MAX_CONFIG)) if path else {}
-    except (OSError, ValueError):
+        if isinstance(source, Path):
+            path = source / file
+        elif file in _files_on_hub(source, revision):
+            path = Path(hf_hub_download(source, file, revision=revision))
+        elif folder := cached_folder(source, revision):
+            path = folder / file
+        else:
+            return {}
+        values = parse_json(read_text(path, MAX_CONFIG))
+    except (OSError, ValueError):  # it is missing or broken
         values = {}
     return values if isinstance(values, dict) else {}

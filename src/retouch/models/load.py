@@ -14,6 +14,7 @@ from retouch.core.chat_template import TemplateFailure, apply_template, set_temp
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, ModelError
 from retouch.core.files import MAX_CONFIG, read_text
+from retouch.core.hub import cached_folder, list_hub_files
 from retouch.core.model_names import MODEL_HINT, NAMED_MODELS, POCKET_NAME, is_gguf_name
 from retouch.core.run_dir import find_adapter
 from retouch.core.serialization import parse_json
@@ -21,7 +22,7 @@ from retouch.core.types import OnEvent, ignore_event
 from retouch.models import distributed
 from retouch.models.adapter_files import check_weights, read_adapter_config
 from retouch.models.base_record import check_base_record
-from retouch.models.checkpoint_files import require_complete
+from retouch.models.checkpoint_files import check_folder, require_complete
 from retouch.models.editable_model import EditableModel, check_tokenizer, prepare_tokenizer
 from retouch.models.fsdp import shard
 from retouch.models.gguf import local_copy
@@ -93,6 +94,8 @@ def load(
         source = local_copy(source, dtype, on_event)
     elif isinstance(source, Path) and not (source / "run.json").exists():
         require_complete(source)
+    if isinstance(source, str):
+        source = _reachable(source, config.revision, install_hint(name))
     path = str(source)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
@@ -156,6 +159,23 @@ def find_source(name: str, revision: str | None = None) -> Path | str:
         if files := sorted(Path(folder).glob("*.gguf")):
             return files[0]
     return known.hub_id
+
+
+def _reachable(name: str, revision: str | None, install: str) -> Path | str:
+    """A hub model's id; where the hub cannot be reached, its cached folder.
+
+    Raises:
+        ModelError: the hub has no such model; or it cannot be reached, and not all is cached.
+    """
+    try:
+        list_hub_files(name, revision, raises=ModelError, hint=install)
+    except ModelError as error:
+        folder = cached_folder(name, revision)
+        unreachable = error.code == "hub-unreachable" and folder is not None
+        if not unreachable or folder is None or check_folder(folder).num_parameters is None:
+            raise
+        return folder
+    return name
 
 
 def install_hint(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from retouch.core.hub import cached_folder
 from retouch.models.adapters import merged
 from retouch.models.editable_model import IN_MEMORY, EditableModel
 from retouch.models.load import find_source
@@ -41,19 +42,13 @@ class CheckpointForm:
 
 def checkpoint_form(editable: EditableModel) -> CheckpointForm:
     """The form of the checkpoint that a model was loaded from."""
-    from transformers.utils import cached_file
-
     if editable.name == IN_MEMORY:
         return CheckpointForm()
     source = find_source(editable.name, editable.revision)
     if isinstance(source, Path):
         folder = source if source.is_dir() else None
     else:
-        try:
-            found = cached_file(source, "config.json", revision=editable.revision)
-        except (OSError, ValueError):  # it is not in the cache any more
-            found = None
-        folder = Path(found).parent if found else None
+        folder = cached_folder(source, editable.revision)
     if folder is None:
         return CheckpointForm()
     files = sorted(folder.glob("*.safetensors"))

@@ -18,7 +18,7 @@ from retouch.core.chat_template import set_template_settings
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ModelError
 from retouch.core.finding import ErrorsAsFindings, Finding
-from retouch.core.model_names import MODEL_HINT
+from retouch.core.hub import cached_folder, list_hub_files
 from retouch.models.checkpoint_files import (
     CheckpointFiles,
     check_folder,
@@ -32,8 +32,6 @@ from retouch.models.layout import ModelLayout, find_layout
 from retouch.models.load import find_source, install_hint, set_chat_template
 from retouch.models.weights import UNREADABLE, build_skeleton, first_sentence, remote_code
 from retouch.preflight.findings import check_disk
-
-TIMEOUT = 10.0  # seconds to wait for the hub
 
 
 @dataclass
@@ -124,32 +122,13 @@ def _find_on_hub(name: str, revision: str | None, install: str) -> tuple[str, Ch
     Raises:
         ModelError: the hub has no such model or cannot be reached; `install` is added to the hint.
     """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        if isinstance(cached, str):
-            files = check_folder(Path(cached).parent)
-            if files.num_parameters is not None:
-                return str(Path(cached).parent), files
-        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
-    except HFValidationError:
-        code, message = "model-not-found", f"There is no folder {name}."
-        hint = MODEL_HINT
-    except GatedRepoError:
-        code, message = "model-gated", f"{name} is gated, and this account has no access to it."
-        hint = "Request access on its page, then run `hf auth login`."
-    except RepositoryNotFoundError:
-        code, message = "model-not-found", f"The hub has no model {name}, or it is private."
-        hint = "Check the name."
-    except Exception as error:  # the hub's client raises errors of several network libraries
-        code, hint = "hub-unreachable", "Connect to the network, or give a local folder."
-        message = f"{name} is not completely cached, and the hub cannot be reached: "
-        message += f"{first_sentence(error)}."
-    else:
-        return name, check_listing({file.rfilename: file.size for file in info.siblings or ()})
-    raise ModelError(message, f"{hint} {install}".strip(), code=code)
+    folder = cached_folder(name, revision)
+    if folder is not None:
+        files = check_folder(folder)
+        if files.num_parameters is not None:
+            return str(folder), files
+    listed = list_hub_files(name, revision, raises=ModelError, hint=install)
+    return name, check_listing(listed)
 
 
 @contextmanager
