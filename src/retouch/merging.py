@@ -89,6 +89,8 @@ def merge(
         concept, direction = concepts[config.concept, config.direction]
         if weight > 0:  # what an edit with a negative weight does is measured
             check_weakening(direction, allow_weakening, concept)
+    for concept, _ in concepts.values():
+        concept.report_notes(on_event)
     on_event(StageEvent("load", f"loading {model}"))
     editable = load(model, _load_config(opened[0], load_config))
     metrics: dict[str, list[Record]] = {}

@@ -239,6 +239,8 @@ def evaluate(
         known_as = model_name(editable.name)
         names = concepts or (() if suites or tasks else names_for_model(known_as))
         chosen = [concept_for_model(one, known_as) for one in names]
+        for one in chosen:
+            one.report_notes(events)
 
         def progress(*values: Any) -> None:
             events(StageEvent("measure", *values))
@@ -405,8 +407,7 @@ def run_edit(
     check_metrics(concept)
     concept = replace(concept, hash=concept.hash or content_hash(concept))
     check_free(path)  # before a large model is loaded
-    for note in concept.notes:
-        on_event(StageEvent("data", f"{note.message} {note.hint}".rstrip()))
+    concept.report_notes(on_event)
     editable = editable or load_model(config.model, config.load, on_event)
     config = with_template_time(config, editable)
     distributed.barrier()  # all processes have seen that the path is free

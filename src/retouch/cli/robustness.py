@@ -53,6 +53,7 @@ def robustness(
         names = None if attacks is None else split_names(attacks)
         check_attacks(names or ())
         concept = concept_for_model(config.concept, model_name(config.model))
+        concept.report_notes(progress)
         progress(StageEvent("load", f"loading {config.model}"))
         editable = load(config.model, config.load, adapter=folder, on_event=progress)
         report = run_robustness(

@@ -238,6 +238,7 @@ def compare(
         grid = replace(grid, adapters=path / "adapters")
     hint = "The same call continues with the points that are left."
     with locked(path, "results"), displayed(on_event, hint) as events:
+        grid.concept.report_notes(events)
         results = _run_grid(grid, path / "results", backend, events)
         comparison = Comparison(path, grid, tuple(results))
         events(StageEvent("write", "writing the tables and the plot"))

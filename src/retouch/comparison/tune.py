@@ -143,6 +143,7 @@ def tune(
     check_output_folder(path, (FILE,))
     hint = "The same call continues after the last completed trial."
     with locked(path), displayed(on_event, hint) as events:
+        grid.concept.report_notes(events)
         saved = read_saved(path / FILE, "trials", list[Trial], identity, "study-broken") or []
         study = Study(path, identity, {"trials": trials, "minutes": minutes}, max_drift, saved)
         if study.budget_spent or suggest(space, study.trials, seed) is None:

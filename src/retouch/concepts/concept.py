@@ -11,7 +11,7 @@ from retouch.concepts.hashing import content_hash
 from retouch.concepts.location import SourceLocation
 from retouch.core.errors import DataError
 from retouch.core.finding import Finding
-from retouch.core.types import Better, Direction, Message, Split
+from retouch.core.types import Better, Direction, Message, OnEvent, Split, StageEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +249,11 @@ class Concept:
         """The examples of a split with any of the labels, in file order."""
         selected = set(labels)
         return [example for example in self.examples[split] if example.label in selected]
+
+    def report_notes(self, on_event: OnEvent) -> None:
+        """Report what the reader of the data mapped and ignored."""
+        for note in self.notes:
+            on_event(StageEvent("data", f"{note.message} {note.hint}".rstrip()))
 
     @staticmethod
     def from_pairs(
