@@ -10,7 +10,7 @@ from fuzz import __main__ as fuzz
 from fuzz.cases import Case
 from fuzz.sandbox import Finished
 
-CASES = 40
+CASES = 25
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from retouch.reporting.report import render_report
 from retouch.suites.suite import read_suite
 
 EXAMPLES = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )  # of files, which take milliseconds
 
 ODD_TEXTS = st.sampled_from(

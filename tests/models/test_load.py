@@ -50,7 +50,7 @@ def test_pocket_is_recognised_in_any_folder(folder: Path, tmp_path: Path) -> Non
 def test_a_missing_model_is_an_error_that_names_the_alternatives(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere.*Give `pocket`") as raised:
         load(str(tmp_path / "nowhere"))
-    assert raised.value.code == "model-unreadable"
+    assert raised.value.code == "model-not-found"
 
 
 def test_a_run_in_place_of_a_model_is_an_error_that_says_so(tmp_path: Path) -> None:
