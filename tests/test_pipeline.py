@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retouch
-from helpers.pocket_edit import small_config, small_flags, small_settings
+from helpers.pocket_edit import small_config, small_settings
 from helpers.tiny_models import tiny_editable
 from retouch import pipeline
 from retouch.concepts.pack import save_pack
@@ -219,43 +214,6 @@ def test_overrides_take_precedence_over_the_file_and_the_concept(tmp_path: Path)
     file.write_text("lora: {ranks: 3}\n")
     with pytest.raises(ConfigError, match=r"edit\.yaml.*lora\.ranks"):
         pipeline.configure({}, file)
-
-
-def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    options = small_flags({"evaluation.suites": "none"})
-    call = [sys.executable, "-c", "from retouch.cli.app import main; main()", "edit"]
-    env = dict(os.environ, OMP_NUM_THREADS="2")
-
-    def edit(out: Path, *, kill_after: int | None = None) -> None:
-        words = [*call, "pocket", *options, "--quiet", "--out", str(out)]
-        process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL)
-        events = out / "events.jsonl"
-        while kill_after is not None and process.poll() is None:
-            if events.exists() and events.read_bytes().count(b"\n") >= kill_after:
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.01)
-        process.wait()
-
-    edit(tmp_path / "whole")
-    edit(tmp_path / "killed", kill_after=2)
-    assert not RunDir.open(tmp_path / "killed").finished
-    subprocess.run(
-        [*call, "--resume", str(tmp_path / "killed"), "--quiet"],
-        env=env,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    for name in ("adapter/adapter_model.safetensors", "discriminator/discriminators.safetensors"):
-        killed, whole = (tmp_path / folder / name for folder in ("killed", "whole"))
-        assert killed.read_bytes() == whole.read_bytes()
-    killed_events, whole_events = (
-        [
-            (event.round, event.losses, event.validation_score, event.drift)
-            for event in RunDir.open(tmp_path / folder).events()
-        ]
-        for folder in ("killed", "whole")
-    )
-    assert killed_events == whole_events
 
 
 @pytest.mark.slow

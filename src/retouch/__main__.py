@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """Run the command line; during the imports, too, Ctrl-C and a lack of memory are one line."""
     try:
+        from retouch.core.interrupts import note_interrupts
+
+        note_interrupts()
         from retouch.cli.app import main as run
 
         run()

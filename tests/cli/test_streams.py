@@ -146,9 +146,32 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(CliRunner().invoke(app, ["demo"]).exception, RuntimeError)
 
 
+LOST = """
+import os, signal, sys
+from retouch.core.interrupts import note_interrupts
+note_interrupts()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:  # as a library does
+    print("lost", flush=True)
+from retouch.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_that_a_library_catches_ends_the_command(tmp_path: Path) -> None:
+    call = [sys.executable, "-c", LOST, "edit", "pocket", "--out", str(tmp_path / "run")]
+    finished = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert finished.stdout == "lost\n"
+    assert finished.returncode == 130
+    assert "Interrupted" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
 def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path: Path) -> None:
     rng = random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         with subprocess.Popen(
             [sys.executable, "-c", READY, "edit", "pocket", "--out", str(tmp_path / "run")],
             stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.text import Text
 
 from retouch.core.formatting import visible
+from retouch.core.interrupts import raise_lost
 from retouch.core.types import Event, RoundEvent, StageEvent
 
 HEADER = f"{'':11}{'round':>7} {'discriminator':>14} {'validation':>10} {'drift':>9}"
@@ -45,7 +46,12 @@ class EditProgress(Progress):
         self._start_time = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        """Show an event."""
+        """Show an event.
+
+        Raises:
+            KeyboardInterrupt: a library has caught an earlier one.
+        """
+        raise_lost()
         if isinstance(event, RoundEvent):
             self._print_round(event)
             self._update_bar(("train", "rounds"), event.round, event.rounds)
