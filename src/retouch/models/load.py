@@ -170,9 +170,8 @@ def _reachable(name: str, revision: str | None, install: str) -> Path | str:
     try:
         list_hub_files(name, revision, raises=ModelError, hint=install)
     except ModelError as error:
-        folder = cached_folder(name, revision)
-        unreachable = error.code == "hub-unreachable" and folder is not None
-        if not unreachable or folder is None or check_folder(folder).num_parameters is None:
+        folder = cached_folder(name, revision) if error.code == "hub-unreachable" else None
+        if folder is None or check_folder(folder).num_parameters is None:
             raise
         return folder
     return name
