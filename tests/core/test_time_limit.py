@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import threading
 import time
 
@@ -24,11 +25,30 @@ def test_a_regular_expression_is_interrupted() -> None:
         re.search(r"(a+)+$", "a" * 60 + "b")
 
 
+def test_an_interrupt_that_a_destructor_loses_is_repeated_and_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Slow:
+        def __del__(self) -> None:
+            all(True for _ in iter(lambda: time.monotonic() > end, True))
+
+    end = time.monotonic() + 0.3
+    with pytest.raises(TimeLimitError), time_limit(0.1):
+        work_after(Slow())
+    assert capsys.readouterr().err == ""
+
+
+def work_after(slow: object) -> None:
+    del slow
+    all(True for _ in iter(int, 1))
+
+
 def test_nothing_is_left_of_it() -> None:
-    before = signal.getsignal(signal.SIGALRM)
+    before, hook = signal.getsignal(signal.SIGALRM), sys.unraisablehook
     with time_limit(0.2):
         pass
     assert signal.getsignal(signal.SIGALRM) is before
+    assert sys.unraisablehook is hook
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     time.sleep(0.3)  # no late signal
 

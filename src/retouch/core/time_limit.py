@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_REPEATED = 0.1  # seconds; an exception that is raised in a destructor is lost
+_REPEATED = 0.1  # seconds; an exception that is raised in a destructor is lost, and not shown
 
 
 class TimeLimitError(Exception):
@@ -33,10 +34,19 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeLimitError(f"it takes longer than {seconds:g} seconds")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    def report(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, TimeLimitError):
+            report_before(lost)
+
+    stop_before = signal.signal(signal.SIGALRM, stop)
+    report_before, sys.unraisablehook = sys.unraisablehook, report
     signal.setitimer(signal.ITIMER_REAL, seconds, _REPEATED)
     try:
-        yield
-    finally:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # also where the signal comes just before the timer is stopped
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, stop_before)
+        sys.unraisablehook = report_before
