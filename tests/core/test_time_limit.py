@@ -25,7 +25,7 @@ def test_a_regular_expression_is_interrupted() -> None:
         re.search(r"(a+)+$", "a" * 60 + "b")
 
 
-def test_an_interrupt_that_a_destructor_loses_is_repeated_and_not_shown(
+def test_an_interrupt_that_a_destructor_loses_is_repeated_without_a_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Slow:
