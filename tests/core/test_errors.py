@@ -32,6 +32,6 @@ def test_every_kind_has_its_own_exit_code_and_default_code() -> None:
 def test_a_long_value_is_cut() -> None:
     assert shorten("short") == "short"
     assert shorten("a" * 100 + "b" * 100, 40) == "a" * 27 + "..." + "b" * 10
-    error = RetouchError("x" * 100_000, "Mend it.")
+    error = RetouchError("x" * 100_000, "Fix it.")
     assert len(error.message) == MAX_MESSAGE
-    assert str(error).endswith("x Mend it.")
+    assert str(error).endswith("x Fix it.")

@@ -69,7 +69,7 @@ def bytes_or_json(*names: str) -> st.SearchStrategy[bytes]:
 
 
 def no_fault(call: Callable[[], object]) -> None:
-    """Call it; an error must be one that a user can mend, in a few lines."""
+    """Call it; an error must be one that a user can fix, in a few lines."""
     found = ""
     try:
         call()

@@ -137,10 +137,7 @@ class RunDir:
         values = self.provenance().get(part)
         if values is None:
             return None
-        try:
-            return from_plain(kind, values)
-        except ValueError as error:
-            raise _broken(self.path / "run.json", error) from error
+        return _convert(self.path / "run.json", kind, values)
 
     def mark_finished(self) -> None:
         """Record in `run.json` that the edit is complete; its last step."""
@@ -193,9 +190,9 @@ class RunDir:
         file = self.path / "run.json"
         if not file.exists():
             return {}
-        text = _read(file)
-        _parse(file, Provenance, text)
-        return dict(_parse(file, dict[str, Any], text))
+        values = _parse(file, dict[str, Any], _read(file))
+        _convert(file, Provenance, values)
+        return values
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write `run.json`."""
@@ -345,6 +342,13 @@ def _parse(file: Path, kind: type[T], text: str, line: int = 0) -> T:
         return from_plain(kind, parse_json(text))
     except ValueError as error:
         raise _broken(file, error, line) from error
+
+
+def _convert(file: Path, kind: type[T], values: Any) -> T:
+    try:
+        return from_plain(kind, values)
+    except ValueError as error:
+        raise _broken(file, error) from error
 
 
 def _broken(file: Path, error: Exception, line: int = 0) -> RunError:
