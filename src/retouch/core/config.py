@@ -19,9 +19,11 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Suites = Literal["all", "concept", "none"]
 LearningRateSchedule = Literal["cosine", "constant"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
+DiscriminatorObjective = Literal["standard", "relativistic", "wasserstein", "feature-matching"]
 InitLoraWeights = Literal["contrast", "random"]
 
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
+LEARNING_RATE_SCHEDULES: tuple[LearningRateSchedule, ...] = get_args(LearningRateSchedule)
 MAX_SEED = 2**32 - 1  # the largest that torch, NumPy and Optuna all take
 AUTO_CONCEPT = "auto"  # resolved with the model, so that a recorded configuration has a name
 
@@ -328,6 +330,21 @@ class DiscriminatorConfig(StrictModel):
         False, "train the discriminators from scratch every round, as in the paper"
     )
     label_smoothing: float = option(0.1, "label smoothing", ge=0, lt=0.5)
+    objective: DiscriminatorObjective = option(
+        "standard",
+        "loss of generator and discriminators: the cross-entropy of single states (standard) or of "
+        "pairs of a target and a source state (relativistic), the difference of mean outputs "
+        "(wasserstein), or for the generator that of mean features (feature-matching)",
+    )
+    gradient_penalty: float = option(
+        0.0,
+        "weight of the squared norm of the discriminators' gradients at target and source states "
+        "(R1 and R2)",
+        ge=0,
+    )
+    spectral_norm: bool = option(
+        False, "divide the discriminators' weight matrices by their spectral norms"
+    )
 
 
 class AdversaryConfig(StrictModel):
@@ -342,6 +359,12 @@ class AdversaryConfig(StrictModel):
     )
     finetune_learning_rate: float = option(
         2e-3, "learning rate of the fine-tuning adversary (Adam)", gt=0
+    )
+    finetune_spread: float = option(
+        1.0,
+        "factor up to which the learning rate of each fine-tuning adversary is higher or lower; "
+        "above 1 its schedule is drawn too, constant or cosine",
+        ge=1,
     )
     finetune_weight: float = option(
         0.5, "weight of the target responses' loss under the adversary's update", ge=0

@@ -8,10 +8,13 @@ whose own weights stay as they are; so quantised and offloaded models can be att
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from retouch.concepts.concept import Concept, Example
+from retouch.core.config import LEARNING_RATE_SCHEDULES, LearningRateSchedule
 from retouch.core.errors import ConfigError, DataError
 from retouch.core.types import Progress, Score, no_progress
 from retouch.evaluation.attack_targets import (
@@ -34,7 +37,9 @@ from retouch.representations.finetuning import (
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
-SUITE = "finetune"
+SUITE, SWEEP_SUITE = "finetune", "tampering"
+# Of the sweep: a third and three times the learning rate of the single attack.
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 
 def finetuning_attack(
@@ -44,6 +49,7 @@ def finetuning_attack(
     steps: Sequence[int] = (0, 20, 50, 200),
     num_examples: int = 16,
     learning_rate: float = 1e-3,
+    schedule: LearningRateSchedule = "constant",
     r: int = 8,
     batch_size: int = 16,
     limit: int | None = None,
@@ -80,7 +86,7 @@ def finetuning_attack(
     points: dict[str, list[tuple[float, Score]]] = {label: [] for label in tests}
     losses: list[float] = []
     with evaluation_mode(editable):
-        training = finetune(editable, delta, batches, max(steps), learning_rate)
+        training = finetune(editable, delta, batches, max(steps), learning_rate, schedule)
         for step in range(max(steps) + 1):
             if step in steps:
                 with apply_lora_delta(editable, delta):
@@ -94,6 +100,49 @@ def finetuning_attack(
         for label, found in points.items()
     ]
     return curves, losses
+
+
+def tampering_sweep(
+    editable: EditableModel,
+    concept: Concept,
+    *,
+    steps: Sequence[int] = (0, 20, 50, 200),
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> list[Curve]:
+    """The fine-tuning attack with every learning rate and schedule: the fewest refusals of all.
+
+    The arguments, the errors and the curves are those of `finetuning_attack`.
+    """
+    settings = list(itertools.product(LEARNING_RATES, LEARNING_RATE_SCHEDULES))
+    attacks: list[list[Curve]] = []
+    for number, (rate, schedule) in enumerate(settings):
+
+        def show(_: str, done: int, total: int, number: int = number) -> None:
+            progress("tampering", number * total + done, len(settings) * total)
+
+        curves, _ = finetuning_attack(
+            editable,
+            concept,
+            steps=steps,
+            learning_rate=rate,
+            schedule=schedule,
+            limit=limit,
+            seed=seed,
+            progress=show,
+        )
+        attacks.append(curves)
+    return [_worst(curves) for curves in zip(*attacks, strict=True)]
+
+
+def _worst(curves: Sequence[Curve]) -> Curve:
+    """The lowest score at each step."""
+    points = tuple(
+        (some[0][0], min((score for _, score in some), key=lambda one: one.value))
+        for some in zip(*(curve.points for curve in curves), strict=True)
+    )
+    return replace(curves[0], suite=SWEEP_SUITE, points=points)
 
 
 def _test_examples(concept: Concept, limit: int | None) -> dict[str, list[Example]]:

@@ -1,9 +1,11 @@
 """Robustness of an edited model under attacks and other changes, for any kind of edit.
 
-- `prefill`: the response is forced to begin as if the model complied;
+- `prefill`: the response is forced to begin as if the model complied, for up to 40 tokens;
 - `gcg`: an adversarial suffix follows the request;
 - `latent`: the hidden states of the request are perturbed;
 - `finetune`: the model is fine-tuned on harmful examples;
+- `tampering`: the same with three learning rates and two schedules; the worst of them counts;
+- `strip`: the leading singular directions of the edit's update are removed;
 - `strength`: effect and drift as functions of the edit's strength;
 - `quality`: diversity and repetition of the responses to the retain set.
 """
@@ -30,11 +32,13 @@ from retouch.evaluation.attack_targets import (
     responses_to,
 )
 from retouch.evaluation.evaluate import evaluate, evaluation_mode, unclassified_notes
-from retouch.evaluation.finetuning_attack import finetuning_attack
+from retouch.evaluation.finetuning_attack import finetuning_attack, tampering_sweep
 from retouch.evaluation.gcg import gcg_attack
 from retouch.evaluation.latent_attack import first_adapted_layer, latent_attack
+from retouch.evaluation.prefill_attack import prefill_attack
 from retouch.evaluation.statistics import Curve, bootstrap, each_once
 from retouch.evaluation.strength_sweep import strength_sweep, with_metrics
+from retouch.evaluation.strip_attack import strip_attack
 from retouch.evaluation.text_quality import text_quality
 from retouch.models.adapter_merging import has_strength
 
@@ -47,12 +51,21 @@ DEFAULT_LIMITS = {
     "gcg": 20,
     "latent": 100,
     "finetune": 100,
+    "tampering": 50,
+    "strip": 100,
     "strength": 100,
     "quality": 200,
 }
 ATTACKS = tuple(DEFAULT_LIMITS)
-ON_REFUSALS = ("prefill", "gcg", "latent", "finetune")  # for concepts about refusals alone
+ON_REFUSALS = (
+    "prefill",
+    "gcg",
+    "latent",
+    "finetune",
+    "tampering",
+)  # for concepts about refusals alone
 SUITE = "robustness"
+MAX_PREFILL_TARGETS = 100  # requests of the prefill attack by depth
 SUFFIX_LENGTHS = (2, 8)  # tokens
 EPSILONS = (0.1, 0.3)  # fractions of a state's norm
 
@@ -83,6 +96,8 @@ def applicable_attacks(editable: EditableModel, concept: Concept) -> tuple[str, 
         excluded.add("prefill")
     if not has_strength(editable):
         excluded.add("strength")
+    if not editable.adapted:
+        excluded.add("strip")
     return tuple(name for name in ATTACKS if name not in excluded)
 
 
@@ -168,6 +183,10 @@ class _Attacks:
         self.report.records += result.metrics
         self.report.samples += result.samples
         self.report.notes += result.notes
+        targets = self._targets(min(self.limit, MAX_PREFILL_TARGETS))
+        self.report.curves += prefill_attack(
+            self.editable, targets, seed=self.seed, progress=self.progress
+        )
 
     def gcg(self) -> None:
         attack = partial(
@@ -190,6 +209,16 @@ class _Attacks:
             self.editable, self.concept, limit=self.limit, seed=self.seed, progress=self.progress
         )
         self.report.curves += curves
+
+    def tampering(self) -> None:
+        self.report.curves += tampering_sweep(
+            self.editable, self.concept, limit=self.limit, seed=self.seed, progress=self.progress
+        )
+
+    def strip(self) -> None:
+        self.report.curves += strip_attack(
+            self.editable, self.concept, self.direction, limit=self.limit, progress=self.progress
+        )
 
     def strength(self) -> None:
         self.report.curves += strength_sweep(
@@ -215,8 +244,9 @@ class _Attacks:
         after = responses_to(self.editable, prompts) if self.editable.edited else None
         self.report.records += text_quality(base, after)
 
-    def _targets(self) -> list[AttackTarget]:
-        return attack_targets(self.editable, self.concept, "test", self.limit, self.seed)
+    def _targets(self, limit: int | None = None) -> list[AttackTarget]:
+        limit = self.limit if limit is None else limit
+        return attack_targets(self.editable, self.concept, "test", limit, self.seed)
 
     def _attack_both(self, name: str, attack: Callable[[], list[AttackOutcome]]) -> None:
         """Attack the base and the edited model, if there is one, and add records and samples.

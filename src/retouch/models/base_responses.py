@@ -7,14 +7,14 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from retouch.core.cache import cache_dir
 from retouch.core.checkpoints import Checkpoints
 from retouch.core.types import Progress, no_progress
 from retouch.models.editable_model import EditableModel
-from retouch.models.generate import Response, generate_responses
+from retouch.models.generate import GREEDY, Decoding, Response, generate_responses
 
 RUN_FILE = "responses.json"  # in the checkpoints of a run
 MIN_PARAMETERS = 20_000_000  # a smaller model responds faster than the store is worth
@@ -27,16 +27,19 @@ def cached_base_responses(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
+    decoding: Decoding = GREEDY,
     progress: Progress = no_progress,
 ) -> list[Response]:
-    """How the base model responds to tokenized prompts, greedily; equal ones are generated once.
+    """How the base model responds to tokenized prompts; equal ones are generated once.
 
     Adapters and interventions are switched off. Responses are stored by the fingerprint of the
     weights, so that runs and methods share them. A run keeps its own as well, with the prompts that
     each call generated: one that is resumed generates the rest in the same batches.
     """
     distinct = sorted({tuple(prompt) for prompt in prompts}, key=lambda ids: (len(ids), ids))
-    keys = {prompt: _key(editable.precision, max_new_tokens, prompt) for prompt in distinct}
+    keys = {
+        prompt: _key(editable.precision, max_new_tokens, decoding, prompt) for prompt in distinct
+    }
     store, run = _Store.open(editable), _RunResponses.open(editable)
     found = {prompt: one for prompt in distinct if (one := run.responses.get(keys[prompt]))}
     planned = run.calls.get(_call_key(keys.values()))
@@ -61,6 +64,7 @@ def cached_base_responses(
                 editable,
                 missing,
                 max_new_tokens=max_new_tokens,
+                decoding=decoding,
                 progress=progress,
                 on_batch=keep,
                 known=known,
@@ -69,9 +73,10 @@ def cached_base_responses(
     return [found[tuple(prompt)] for prompt in prompts]
 
 
-def _key(precision: str, max_new_tokens: int, prompt: Prompt) -> str:
+def _key(precision: str, max_new_tokens: int, decoding: Decoding, prompt: Prompt) -> str:
     """The key of a response."""
-    content = json.dumps([precision, max_new_tokens, list(prompt)])
+    sampled = [] if decoding == GREEDY else [asdict(decoding)]
+    content = json.dumps([precision, max_new_tokens, list(prompt), *sampled])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

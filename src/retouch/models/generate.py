@@ -1,4 +1,4 @@
-"""Batched greedy generation."""
+"""Batched generation, greedy or sampled."""
 
 from __future__ import annotations
 
@@ -27,6 +27,25 @@ MIN_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """How the next token of a response is chosen.
+
+    Attributes:
+        top_k: sample from so many of the most likely tokens, at temperature 1; 0 takes the most
+            likely one.
+        seed: of the samples of each batch.
+        min_new_tokens: least number of tokens of a response.
+    """
+
+    top_k: int = 0
+    seed: int = 0
+    min_new_tokens: int = 0
+
+
+GREEDY = Decoding()
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A generated response.
 
@@ -47,6 +66,7 @@ def generate(
     max_new_tokens: int = 32,
     batch_size: int = BATCH_SIZE,
     share_beginning: bool = True,
+    decoding: Decoding = GREEDY,
     progress: Progress = no_progress,
 ) -> list[str]:
     """The texts of `generate_responses`."""
@@ -56,6 +76,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         share_beginning=share_beginning,
+        decoding=decoding,
         progress=progress,
     )
     return [response.text for response in responses]
@@ -69,11 +90,12 @@ def generate_responses(
     max_new_tokens: int = 32,
     batch_size: int = BATCH_SIZE,
     share_beginning: bool = True,
+    decoding: Decoding = GREEDY,
     progress: Progress = no_progress,
     on_batch: Callable[[dict[int, Response]], None] | None = None,
     known: Mapping[int, Response] | None = None,
 ) -> list[Response]:
-    """Generate responses, without special tokens, to tokenized prompts, greedily.
+    """Generate responses, without special tokens, to tokenized prompts.
 
     Prompts of similar length share a batch, padded on the left. A batch has at most `batch_size`
     prompts, fewer under a device memory limit, and is halved when memory runs out. Several
@@ -86,6 +108,7 @@ def generate_responses(
         batch_size: maximum number of prompts of a batch.
         share_beginning: run the beginning that the prompts of a batch have in common once; not
             where something acts on the positions of whole prompts.
+        decoding: how the next token is chosen (default: greedily).
         progress: called after every batch.
         on_batch: receives the responses of every batch of this process, by the prompt's number.
         known: responses of an earlier call with the same prompts, by the prompt's number. A batch
@@ -104,7 +127,7 @@ def generate_responses(
 
     def run(indices: Sequence[int]) -> list[Response]:
         chosen = [prompts[i] for i in indices]
-        return _generate_batch(editable, chosen, max_new_tokens, share_beginning)
+        return _generate_batch(editable, chosen, max_new_tokens, share_beginning, decoding)
 
     for indices in _batches(own, prompts, batch_size, share_beginning):
         if known.keys() >= set(indices):
@@ -149,6 +172,7 @@ def _generate_batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     share_beginning: bool,
+    decoding: Decoding,
 ) -> list[Response]:
     tokenizer, ends = editable.tokenizer, _end_tokens(editable)
     shared = shared_beginning(prompts) if share_beginning else 0
@@ -162,12 +186,14 @@ def _generate_batch(
         beginning = torch.tensor([list(prompt[:shared]) for prompt in prompts], dtype=torch.long)
         ids = torch.cat([beginning, ids], 1)
         mask = torch.cat([torch.ones_like(beginning), mask], 1)
-        with _plain_generation_config(editable):
+        with _plain_generation_config(editable), _seeded(editable, decoding.seed):
             output = editable.model.generate(
                 input_ids=ids.to(editable.device),
                 attention_mask=mask.to(editable.device),
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
+                min_new_tokens=decoding.min_new_tokens or None,
+                do_sample=decoding.top_k > 0,
+                **({"top_k": decoding.top_k} if decoding.top_k else {}),
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=ends,
                 synced_gpus=editable.sharded,
@@ -204,6 +230,15 @@ def _plain_generation_config(editable: EditableModel) -> Iterator[None]:
     finally:
         for model, config in zip(models, kept, strict=True):
             model.generation_config = config
+
+
+@contextmanager
+def _seeded(editable: EditableModel, seed: int) -> Iterator[None]:
+    """Seed torch's random generators inside the context, and restore them."""
+    device = editable.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _decode(tokenizer: Any, generated: torch.Tensor) -> list[str]:

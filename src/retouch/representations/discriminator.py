@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from retouch.core.config import DiscriminatorConfig
-from retouch.representations.losses import discriminator_loss
+from retouch.representations.losses import (
+    Normalizer,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    gradient_penalty,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
+    wasserstein_loss,
+)
 
 States = dict[int, torch.Tensor]
 """States `[n, hidden]` by layer."""
@@ -23,7 +32,9 @@ class Discriminator(nn.Module):
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, input_size: int, hidden_size: int, seed: int) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, seed: int, spectral_norm: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(input_size))
         self.register_buffer("scale", torch.ones(input_size))
@@ -32,6 +43,9 @@ class Discriminator(nn.Module):
             layers: list[nn.Module] = [nn.Linear(input_size, hidden_size or 1)]
             if hidden_size:
                 layers += [nn.GELU(), nn.Linear(hidden_size, 1)]
+            if spectral_norm:
+                normed = nn.utils.parametrizations.spectral_norm
+                layers = [normed(one) if isinstance(one, nn.Linear) else one for one in layers]
         self.body = nn.Sequential(*layers)
 
     def standardise(self, states: torch.Tensor) -> None:
@@ -48,6 +62,11 @@ class Discriminator(nn.Module):
         out: torch.Tensor = self.body(self.standardised(states))[:, 0]
         return out
 
+    def features(self, states: torch.Tensor) -> torch.Tensor:
+        """The inputs `[n, size]` of the last linear layer, for states `[n, hidden]`."""
+        out: torch.Tensor = self.body[:-1](self.standardised(states))
+        return out
+
 
 class Discriminators:
     """The discriminators of several layers, with one optimizer.
@@ -60,9 +79,11 @@ class Discriminators:
     def __init__(
         self, layers: tuple[int, ...], input_size: int, config: DiscriminatorConfig, seed: int
     ) -> None:
-        self._label_smoothing = config.label_smoothing
+        self._config, self._seed = config, seed
         self.by_layer = {
-            layer: Discriminator(input_size, config.hidden_size, seed * 1009 + layer)
+            layer: Discriminator(
+                input_size, config.hidden_size, seed * 1009 + layer, config.spectral_norm
+            )
             for layer in layers
         }
         weights = [weight for one in self.by_layer.values() for weight in one.parameters()]
@@ -93,17 +114,59 @@ class Discriminators:
             for layer, one in self.by_layer.items()
         }
         self._requires_grad(True)
+        generator = torch.Generator().manual_seed(self._seed)
         for _ in range(steps):
             losses = []
             for layer, one in self.by_layer.items():
-                logits, count = one.body(data[layer])[:, 0], len(target[layer])
-                losses.append(
-                    discriminator_loss(logits[:count], logits[count:], self._label_smoothing)
-                )
+                losses.append(self._loss(one, data[layer], len(target[layer]), generator))
             self.optimizer.zero_grad()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self._requires_grad(False)
+
+    def _loss(
+        self, one: Discriminator, states: torch.Tensor, count: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Of standardised states `[n, hidden]`, the first `count` of which are target states."""
+        config = self._config
+        if config.gradient_penalty:
+            states = states.detach().requires_grad_()
+        logits = one.body(states)[:, 0]
+        target, nontarget = logits[:count], logits[count:]
+        if config.objective in ("standard", "feature-matching"):
+            loss = discriminator_loss(target, nontarget, config.label_smoothing)
+        elif config.objective == "wasserstein":
+            loss = nontarget.mean() - target.mean()
+        else:
+            paired = torch.randint(count, (len(nontarget),), generator=generator)
+            loss = relativistic_discriminator_loss(target[paired.to(target.device)], nontarget)
+        if config.gradient_penalty:
+            penalty = gradient_penalty(logits, states)
+            loss = loss + 0.5 * config.gradient_penalty * penalty
+        return loss
+
+    def generator_loss(
+        self,
+        layer: int,
+        states: torch.Tensor,
+        reference: torch.Tensor | None,
+        normalizer: Normalizer,
+    ) -> torch.Tensor:
+        """The generator's adversarial loss at a layer.
+
+        Args:
+            layer: the layer.
+            states: `[n, hidden]`, with gradients.
+            reference: `[n, hidden]`, of the target counterparts; None without pairs.
+            normalizer: the divisor of a sum over the states.
+        """
+        one, objective = self.by_layer[layer], self._config.objective
+        if objective == "standard" or reference is None:
+            return generator_loss(one(states), normalizer)
+        if objective == "feature-matching":
+            return feature_matching_loss(one.features(states), one.features(reference))
+        loss = relativistic_generator_loss if objective == "relativistic" else wasserstein_loss
+        return loss(one(states), one(reference), normalizer)
 
     def _requires_grad(self, value: bool) -> None:
         for one in self.by_layer.values():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from retouch.core.config import LearningRateSchedule
 from retouch.core.errors import DivergedError
 from retouch.models.editable_model import EditableModel
 from retouch.models.hooks import removing
@@ -69,6 +70,7 @@ def finetune(
     batches: Sequence[ChatBatch],
     steps: int,
     learning_rate: float,
+    schedule: LearningRateSchedule = "constant",
 ) -> Iterator[float]:
     r"""Train an update in place on the responses of batches, one step at each iteration.
 
@@ -81,7 +83,8 @@ def finetune(
         delta: the update $\phi$.
         batches: the batches to train on, in turn.
         steps: the number of steps.
-        learning_rate: $\eta$.
+        learning_rate: $\eta$; with a cosine schedule its peak, which falls to 0.
+        schedule: of the learning rate over all steps.
 
     Yields:
         The loss of each step, nats a token.
@@ -104,6 +107,9 @@ def finetune(
             )
         for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
             leaf.grad = gradient
+        if schedule == "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = learning_rate * share
         optimizer.step()
         yield float(loss.detach())
 

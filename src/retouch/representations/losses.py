@@ -74,6 +74,66 @@ def discriminator_loss(
     ) + 0.5 * F.binary_cross_entropy_with_logits(nontarget, zeros)
 
 
+def relativistic_generator_loss(
+    logits: torch.Tensor, reference: torch.Tensor, normalizer: Normalizer | None = None
+) -> torch.Tensor:
+    r"""Edited states should be classified as target states rather than their counterparts.
+
+    $$L = -\frac1n \sum_i \log \sigma(D(h_i) - D(h^*_i))$$
+
+    Source: Jolicoeur-Martineau 2018, arXiv 1807.00734, equation 7; as in R3GAN, arXiv 2501.05441.
+
+    Args:
+        logits: `[n]`, of edited states.
+        reference: `[n]`, of their target counterparts.
+        normalizer: the divisor of the sum (default: $n$).
+    """
+    return generator_loss(logits - reference, normalizer)
+
+
+def relativistic_discriminator_loss(target: torch.Tensor, nontarget: torch.Tensor) -> torch.Tensor:
+    r"""Target states should have higher log-odds than the others, pair by pair.
+
+    Args:
+        target: `[n]`, of target states.
+        nontarget: `[n]`, of one other state for each.
+    """
+    return F.softplus(nontarget - target).mean()
+
+
+def wasserstein_loss(
+    logits: torch.Tensor, reference: torch.Tensor, normalizer: Normalizer | None = None
+) -> torch.Tensor:
+    r"""$-\frac1n \sum_i (D(h_i) - D(h^*_i))$; a smooth $D$ makes it a distance of distributions.
+
+    Source: Arjovsky et al. 2017, arXiv 1701.07875. The arguments are those of
+    `relativistic_generator_loss`.
+    """
+    total = (reference - logits).sum()
+    return total / (len(logits) if normalizer is None else normalizer)
+
+
+def feature_matching_loss(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    r"""$\lVert \bar f(h) - \bar f(h^*) \rVert^2$, of the features `[n, size]` of a discriminator.
+
+    Source: Salimans et al. 2016, arXiv 1606.03498, section 3.1.
+    """
+    return (features.mean(0) - reference.mean(0)).pow(2).sum()
+
+
+def gradient_penalty(logits: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    r"""$\frac1n \sum_i \lVert \nabla_{h_i} D(h_i) \rVert^2$: R1 at target states, R2 at the others.
+
+    Source: Mescheder et al. 2018, arXiv 1801.04406, equations 9 and 10.
+
+    Args:
+        logits: `[n]`, each a function of its own state.
+        states: `[n, hidden]`, with gradients.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), states, create_graph=True)
+    return gradient.pow(2).sum(-1).mean()
+
+
 def sft_loss(
     logits: torch.Tensor,
     tokens: torch.Tensor,

@@ -12,7 +12,7 @@ from retouch.core.types import Direction, Message, Progress, Split, no_progress
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
 from retouch.task.base_responses import generate_base, respond
-from retouch.task.prefill import add_prefills, retain_openings
+from retouch.task.prefill import add_prefills, sample_prefills
 from retouch.task.sampling import SampledExamples, example_rng, sample_examples
 
 Shows = Callable[[Example, str], bool]
@@ -88,6 +88,10 @@ def build_examples(
     sampled = sample_examples(rng, concept, direction, split, data, seed)
     source, target, paired = sampled.source, sampled.target, sampled.paired
     spec = concept.directions[direction]
+    prefills = None
+    if paired and data.prefill_tokens:
+        prefills = sample_prefills(editable, rng, sampled, spec, data, seed, progress)
+        sampled = replace(sampled, retain=[*sampled.retain, *prefills.retain])
 
     responses = _respond(editable, sampled, spec, data, shows, progress)
     target_chats = _tokenize(editable, target, responses.target)
@@ -104,23 +108,12 @@ def build_examples(
     groups = [example.group for example in source]
     # Under a context the turns of a counterpart are the context's; a demonstration needs none.
     demonstrated = source if paired and spec.context else target
-    if paired and data.prefill_tokens:
-        # Of examples with the same counterpart, such as a request and its wrapped form, one.
-        plain = [i for i, one in enumerate(source) if one.label == spec.source[0]]
-        more = add_prefills(
-            rng,
-            [source_chats[i] for i in plain],
-            [base_chats[i] for i in plain],
-            [counterparts[i] for i in plain],
-            retain_openings(editable, sampled.retain, retain),
-            max_tokens=data.prefill_tokens,
-            per_example=data.prefills_per_example,
-            counterpart_prompts=spec.context is None,
-        )
+    if prefills is not None:
+        more = add_prefills(source_chats, counterparts, prefills, spec.context is None)
         source_chats = [*source_chats, *more.source]
         counterparts = [*counterparts, *more.counterparts]
         chosen, rejected = source_chats, [*base_chats, *more.rejected]
-        groups += [groups[plain[i]] for i in more.index]
+        groups += [groups[i] for i in more.index]
     return EditExamples(
         source=source_chats,
         counterparts=counterparts,

@@ -1,15 +1,39 @@
-"""Source examples with prefilled responses, as in prefill attacks."""
+"""Examples with prefilled responses, as in prefill attacks."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from retouch.concepts.chat import TokenizedChat, prompt_ids
-from retouch.concepts.concept import Example
+from retouch.concepts.concept import DirectionSpec, Example
+from retouch.core.config import DataConfig
+from retouch.core.types import Progress, no_progress
+from retouch.models.base_responses import cached_base_responses
 from retouch.models.editable_model import EditableModel
+from retouch.models.generate import Decoding
+from retouch.task.sampling import SampledExamples
+
+TOP_K = 20  # most likely tokens that the responses are sampled from which prefills begin
+
+Opening = tuple[int, ...]
+"""Token ids of a response, the beginning of which is forced as a prefill."""
+
+
+@dataclass(frozen=True)
+class Prefills:
+    """What the prefilled examples of an edit begin with.
+
+    Attributes:
+        source: the index of a source example, the prefill that is forced on it, and the whole
+            response that this is the beginning of.
+        retain: retain examples with a prefill, which the base model continues.
+    """
+
+    source: list[tuple[int, Opening, Opening]]
+    retain: list[Example]
 
 
 @dataclass(frozen=True)
@@ -19,7 +43,7 @@ class PrefilledExamples:
     Attributes:
         source: with the target response after the prefill.
         counterparts: the target counterpart of each.
-        rejected: with the rest of the source response after the prefill.
+        rejected: with the rest of the complying response after the prefill.
         index: for each, the index of the source example that it was made from.
     """
 
@@ -29,71 +53,122 @@ class PrefilledExamples:
     index: list[int]
 
 
-def add_prefills(
+def sample_prefills(
+    editable: EditableModel,
     rng: random.Random,
-    source: Sequence[TokenizedChat],
-    rejected: Sequence[TokenizedChat],
-    counterparts: Sequence[TokenizedChat],
-    openings: Sequence[tuple[int, ...]],
-    *,
+    sampled: SampledExamples,
+    spec: DirectionSpec,
+    data: DataConfig,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Prefills:
+    """Choose examples to prefill, and sample the responses whose beginnings are forced.
+
+    Source examples get in turn the beginning of a response to themselves, and to a retain example.
+    As many retain examples get that of a response to themselves: a model that learned to refuse
+    after a prefill alone would refuse them too.
+    """
+    # Of examples with the same counterpart, such as a request and its wrapped form, one.
+    plain = [i for i, one in enumerate(sampled.source) if one.label == spec.source[0]]
+    counts = prefill_counts(len(plain), data.prefills_per_example)
+    index = [plain[i] for i, count in enumerate(counts) for _ in range(count)]
+    edited = {*spec.source, *spec.target}
+    kept = [one for one in sampled.retain if one.prompt and one.label not in edited]
+    kept = [one for one in kept if not one.prefill]
+    retain = rng.sample(kept, min(len(index), len(kept)))
+    openings = [
+        _sample_openings(editable, examples, data.prefill_tokens, seed, progress)
+        for examples in ([sampled.source[i] for i in index], retain)
+    ]
+
+    def cut(opening: Opening) -> Opening:
+        return opening[: _prefill_length(rng, max(1, len(opening) - 1))]
+
+    source = []
+    for number, (i, own) in enumerate(zip(index, openings[0], strict=True)):
+        opening = rng.choice(openings[1]) if number % 2 and retain else own
+        source.append((i, cut(opening), opening))
+    pairs = zip(retain, openings[1], strict=True)
+    return Prefills(source, [_prefilled(editable, one, cut(opening)) for one, opening in pairs])
+
+
+def _sample_openings(
+    editable: EditableModel,
+    examples: Sequence[Example],
     max_tokens: int,
-    per_example: float,
+    seed: int,
+    progress: Progress,
+) -> list[Opening]:
+    """A sampled response of the base model to each example, of `max_tokens` tokens.
+
+    Greedy responses begin in few ways, and an attacker may begin one in any. A response that would
+    end earlier goes on, since a prefill may be longer than what the model itself would say.
+    """
+    tokenizer, found = editable.tokenizer, {}
+    prompts = [tuple(prompt_ids(tokenizer, one.prompt)) for one in examples]
+    repeats = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
+    for number in range(max(repeats, default=-1) + 1):  # each repetition is another sample
+        chosen = [i for i, count in enumerate(repeats) if count == number]
+        decoding = Decoding(top_k=TOP_K, seed=1000 * seed + number, min_new_tokens=max_tokens)
+        responses = cached_base_responses(
+            editable,
+            [prompts[i] for i in chosen],
+            max_new_tokens=max_tokens,
+            decoding=decoding,
+            progress=progress,
+        )
+        for i, one in zip(chosen, responses, strict=True):
+            ids = tokenizer(one.text, add_special_tokens=False)["input_ids"]
+            found[i] = tuple(ids)
+    return [found[i] for i in range(len(examples))]
+
+
+def _prefilled(editable: EditableModel, example: Example, opening: Opening) -> Example:
+    """A retain example whose response begins with the opening."""
+    text = str(editable.tokenizer.decode(list(opening), skip_special_tokens=True))
+    return replace(example, prefill=text, response=None)
+
+
+def add_prefills(
+    source: Sequence[TokenizedChat],
+    counterparts: Sequence[TokenizedChat],
+    prefills: Prefills,
     counterpart_prompts: bool = True,
 ) -> PrefilledExamples:
-    """Make source examples with prefills from source responses.
+    """Make source examples with prefills: recovery examples (Qi et al. 2024, arXiv 2406.05946).
 
-    The prefill comes in turn from the example's own source response and from one of `openings`,
-    and the prompt is in turn the source's and its counterpart's, unless that is the source's own
-    under a context. So the target response is learned after any beginning. It follows in all of
-    them, so they share the counterpart.
+    The prompt is in turn the source's and its counterpart's, unless that is the source's own under
+    a context. The target response follows in all of them, so they share the counterpart.
 
     Args:
-        rng: draws openings and lengths.
         source: source prompts with the target response.
-        rejected: the same prompts with the base model's responses to them.
         counterparts: the target counterparts.
-        openings: token ids of other responses that prefills are taken from.
-        max_tokens: maximum length of a prefill, in tokens.
-        per_example: prefilled examples for each source example; below 1, for a share of them.
+        prefills: what is forced.
         counterpart_prompts: whether half of them have the counterpart's prompt.
     """
     made = PrefilledExamples([], [], [], [])
-    counts, turn = prefill_counts(len(source), per_example), 0
-    for i, (chat, base, counterpart) in enumerate(zip(source, rejected, counterparts, strict=True)):
+    for number, (i, prefill, opening) in enumerate(prefills.source):
+        chat, counterpart = source[i], counterparts[i]
+        prompter = counterpart if counterpart_prompts and number // 2 % 2 else chat
+        prompt = prompter.ids[: prompter.start]
+        start = len(prompt) + len(prefill)
         response = chat.ids[chat.start :]
-        prompts = [chat.ids[: chat.start]]
-        if counterpart_prompts:
-            prompts.append(counterpart.ids[: counterpart.start])
-        for number in range(counts[i]):
-            opening = base.ids[base.start :]
-            if openings and (turn + number // len(prompts)) % 2:
-                opening = rng.choice(openings)
-            prompt = prompts[number % len(prompts)]
-            # Without the end token, and at least one token is left to generate.
-            longest = min(max_tokens, max(1, len(opening) - 2))
-            length = rng.randint(1, longest)
-            start = len(prompt) + length
-            made.source.append(TokenizedChat((*prompt, *opening[:length], *response), start))
-            made.counterparts.append(counterpart)
-            made.rejected.append(TokenizedChat((*prompt, *opening), start))
-            made.index.append(i)
-        turn += counts[i] > 0
+        made.source.append(TokenizedChat((*prompt, *prefill, *response), start))
+        made.counterparts.append(counterpart)
+        made.rejected.append(TokenizedChat((*prompt, *opening), start))
+        made.index.append(i)
     return made
+
+
+def _prefill_length(rng: random.Random, longest: int) -> int:
+    """A length of 1 to `longest` tokens, as often 1 as 2 to 3 or 4 to 7.
+
+    A prefill of an attack is seldom long, and a short one leaves more continuations.
+    """
+    return min(longest, int((longest + 1) ** rng.random()))
 
 
 def prefill_counts(num_examples: int, per_example: float) -> list[int]:
     """How many prefilled examples are made from each source example, spread evenly."""
     made = [int(per_example * i) for i in range(num_examples + 1)]
     return [after - before for before, after in pairwise(made)]
-
-
-def retain_openings(
-    editable: EditableModel, examples: Sequence[Example], chats: Sequence[TokenizedChat]
-) -> list[tuple[int, ...]]:
-    """Responses to the retain examples with a prefill, or to all of them if none has one."""
-    pairs = list(zip(examples, chats, strict=True))
-    prefilled = [(example, chat) for example, chat in pairs if example.prefill]
-    return [
-        chat.ids[len(prompt_ids(editable.tokenizer, example.prompt)) :]
-        for example, chat in prefilled or pairs
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from retouch.concepts.chat import TokenizedChat
-from retouch.core.config import AdversaryConfig
+from retouch.core.config import LEARNING_RATE_SCHEDULES, AdversaryConfig, LearningRateSchedule
 from retouch.core.errors import DataError
 from retouch.models.editable_model import EditableModel
 from retouch.representations.batch import make_batches
@@ -72,8 +72,13 @@ class FinetuningAdversary:
         batches = make_batches(chats, len(chats), int(editable.tokenizer.pad_token_id))
         delta = init_lora_delta(self._shapes, RANK, rng.getrandbits(32), editable.device)
         chosen = snapshot_steps(config.finetune_steps)
+        schedule: LearningRateSchedule = "constant"
+        learning_rate = config.finetune_learning_rate
+        if config.finetune_spread > 1:
+            learning_rate *= config.finetune_spread ** rng.uniform(-1.0, 1.0)
+            schedule = rng.choice(LEARNING_RATE_SCHEDULES)
         training = finetune(
-            editable, delta, batches, config.finetune_steps, config.finetune_learning_rate
+            editable, delta, batches, config.finetune_steps, learning_rate, schedule
         )
         return [snapshot(delta) for step, _ in enumerate(training, start=1) if step in chosen]
 

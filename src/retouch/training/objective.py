@@ -20,7 +20,6 @@ from retouch.representations.logprobs import sum_by_chat, token_logprobs
 from retouch.representations.losses import (
     balance_loss,
     domain_confusion_loss,
-    generator_loss,
     normalized_mse_loss,
     npo_loss,
     sft_loss,
@@ -148,12 +147,19 @@ class Objective:
         """The adversarial term and the matching term."""
         weights, normalizers, terms = self._loss, batch.normalizers, Terms()
         if weights.adversarial_weight:
-            loss = generator_loss if self._dataset.groups is None else domain_confusion_loss
-            logits = [
-                discriminators.by_layer[layer](states[layer][micro.read_positions])
-                for layer in states
-            ]
-            parts = [loss(one, normalizers.positions) for one in logits]
+            at, total = micro.read_positions, normalizers.positions
+            if self._dataset.groups is None:
+                parts = [
+                    discriminators.generator_loss(
+                        layer, states[layer][at], micro.reference_reads.get(layer), total
+                    )
+                    for layer in states
+                ]
+            else:
+                parts = [
+                    domain_confusion_loss(discriminators.by_layer[layer](states[layer][at]), total)
+                    for layer in states
+                ]
             terms["adversarial"] = weights.adversarial_weight * torch.stack(parts).mean()
         reference = micro.cached.states if weights.matching_weight else {}
         if reference:
