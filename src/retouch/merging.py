@@ -29,11 +29,18 @@ MERGED = "merged"
 class MergeResult:
     """A merged adapter and the effect of every edited concept and the drift.
 
-    The metrics are by run, and those of the sum under `merged`; before is the base model.
+    The metrics are by run, and those of the sum under `merged`; before is the base model. Together
+    they tell which edit interferes with which concept.
+
+    Attributes:
+        path: the folder of the adapter.
+        metrics: every concept's effect and the drift, by run.
+        overlaps: the cosine of each pair of updates, in the order of the runs.
     """
 
     path: Path
     metrics: dict[str, list[Record]]
+    overlaps: list[list[float]]
 
 
 def merge(
@@ -94,9 +101,10 @@ def merge(
     on_event(StageEvent("load", f"loading {model}"))
     editable = load(model, _load_config(opened[0], load_config))
     metrics: dict[str, list[Record]] = {}
+    overlaps: list[list[float]] = []
     singles = [(str(path), [path], [1.0]) for path in paths]
     for name, folders, shares in (*singles, (MERGED, paths, weights)):
-        merge_adapters(editable, folders, shares)
+        overlaps = merge_adapters(editable, folders, shares)
         metrics[name] = effect_records(
             editable,
             list(concepts.values()),
@@ -116,7 +124,7 @@ def merge(
                 card = render_merged_card(edits, metrics[name], probe, reasons)
                 atomic_write(folder / "README.md", card)
         adapters.detach(editable)
-    return MergeResult(output_dir, metrics)
+    return MergeResult(output_dir, metrics, overlaps)
 
 
 def _check_same_model(

@@ -10,8 +10,11 @@ from helpers.char_tokenizer import char_editable
 from helpers.edited import edited_in_every_way, has_weights, logits, refusal_concept, weights
 from retouch.core.config import LoadConfig
 from retouch.core.errors import ConfigError, DataError
+from retouch.core.types import Score
 from retouch.evaluation import attack_targets
+from retouch.evaluation import finetuning_attack as attacks
 from retouch.evaluation.finetuning_attack import finetuning_attack as run_attack
+from retouch.evaluation.statistics import Curve
 from retouch.models.editable_model import EditableModel
 from retouch.models.load import load
 from retouch.representations.finetuning import linear_shapes
@@ -113,3 +116,23 @@ def test_steps_must_be_given_and_not_negative(steps: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError) as error:
         run_attack(char_editable(), refusal_concept(), steps=steps)
     assert error.value.code == "attack-steps"
+
+
+def test_the_sweep_keeps_the_fewest_refusals_of_all_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[tuple[float, str]] = []
+
+    def attack(*_: object, **options: object) -> tuple[list[Curve], list[float]]:
+        tried.append((options["learning_rate"], options["schedule"]))  # type: ignore[arg-type]
+        rates = {0: 1.0, 20: 0.1 * len(tried), 50: 1.0 - 0.1 * len(tried)}
+        points = tuple((float(step), Score(rate, 0.0, 1.0, 2)) for step, rate in rates.items())
+        return [Curve("finetune", "attack_refusal", "rate", "higher", "steps", points)], []
+
+    monkeypatch.setattr(attacks, "finetuning_attack", attack)
+    (curve,) = attacks.tampering_sweep(edited_in_every_way(), refusal_concept())
+    assert len(set(tried)) == 6
+    assert {schedule for _, schedule in tried} == {"constant", "cosine"}
+    assert curve.suite == "tampering"
+    values = [round(score.value, 6) for _, score in curve.points]
+    assert values == [1.0, 0.1, 0.4]

@@ -10,7 +10,7 @@ from helpers.edited import has_weights, refusal_concept, weights
 from retouch.core.errors import ConfigError
 from retouch.core.serialization import from_plain, to_plain
 from retouch.evaluation import robustness
-from retouch.evaluation.finetuning_attack import finetuning_attack
+from retouch.evaluation.finetuning_attack import finetuning_attack, tampering_sweep
 from retouch.evaluation.robustness import (
     ATTACKS,
     applicable_attacks,
@@ -25,6 +25,7 @@ from retouch.evaluation.strength_sweep import effect_records
 def test_all_attacks_run_and_leave_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robustness, "SUFFIX_LENGTHS", (2,))
     monkeypatch.setattr(robustness, "finetuning_attack", partial(finetuning_attack, steps=(0, 2)))
+    monkeypatch.setattr(robustness, "tampering_sweep", partial(tampering_sweep, steps=(0, 2)))
     editable = add_random_adapter(char_editable(), 0.3)
     before = weights(editable)
     progress: list[str] = []
@@ -50,8 +51,14 @@ def test_all_attacks_run_and_leave_the_model_unchanged(monkeypatch: pytest.Monke
     assert all(record.after is not None for record in report.records)
     curves = {(curve.suite, curve.metric): curve.points for curve in report.curves}
     assert list(curves) == [
+        ("prefill", "greedy_refusal"),
+        ("prefill", "sampled_refusal"),
         ("finetune", "attack_refusal"),
         ("finetune", "direct_refusal"),
+        ("tampering", "attack_refusal"),
+        ("tampering", "direct_refusal"),
+        ("strip", "attack_refusal"),
+        ("strip", "kl_per_token"),
         ("strength", "attack_refusal"),
         ("strength", "kl_per_token"),
     ]
@@ -69,9 +76,10 @@ def test_all_attacks_run_and_leave_the_model_unchanged(monkeypatch: pytest.Monke
 def test_only_applicable_attacks_run_by_default() -> None:
     other = replace(refusal_concept(), weakens=None)
     edited = add_random_adapter(char_editable(), 0.3)
-    assert applicable_attacks(edited, other) == ("strength", "quality")
+    assert applicable_attacks(edited, other) == ("strip", "strength", "quality")
     assert applicable_attacks(edited, refusal_concept()) == ATTACKS
-    assert "strength" not in applicable_attacks(char_editable(), refusal_concept())
+    of_base = applicable_attacks(char_editable(), refusal_concept())
+    assert not {"strip", "strength"} & set(of_base)
 
 
 def test_the_strength_sweep_needs_a_metric_of_the_effect() -> None:

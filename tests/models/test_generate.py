@@ -13,7 +13,7 @@ from helpers.char_tokenizer import TEMPLATE, char_tokenizer
 from retouch.concepts.chat import prompt_ids, tokenize_chat
 from retouch.core.types import Message
 from retouch.models import generate as generating
-from retouch.models.generate import Response, generate, generate_responses
+from retouch.models.generate import Decoding, Response, generate, generate_responses
 from retouch.models.load import load
 from retouch.models.shared_beginning import MIN_SHARED, shared_beginning
 
@@ -42,14 +42,35 @@ def test_responses_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -
     run = generating._generate_batch
 
     def fail_above_two(
-        model: object, rows: list[list[int]], limit: int, share: bool
+        model: object, rows: list[list[int]], limit: int, share: bool, decoding: Decoding
     ) -> list[Response]:
         if len(rows) > 2:
             raise MemoryError
-        return run(editable, rows, limit, share)
+        return run(editable, rows, limit, share, decoding)
 
     monkeypatch.setattr(generating, "_generate_batch", fail_above_two)
     assert generate(editable, prompts) == together
+
+
+def test_sampled_responses_depend_on_the_seed_alone_and_may_be_made_longer() -> None:
+    editable = load("pocket")
+    prompts = [
+        tokenize_chat(editable.tokenizer, [Message("user", text)], "").ids[:-1]
+        for text in QUESTIONS
+    ]
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        generate(editable, prompts, decoding=Decoding(top_k=20, branch=True, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first == again != other
+    longest = generate_responses(
+        editable, prompts, max_new_tokens=40, decoding=Decoding(min_new_tokens=40)
+    )
+    for response, short in zip(longest, generate(editable, prompts), strict=True):
+        assert response.truncated
+        assert len(response.text) > len(short)
+        assert response.text.startswith(short)
 
 
 def test_a_response_without_an_end_token_is_truncated() -> None:

@@ -48,7 +48,7 @@ def add_examples(concept: Concept, more: list[Example]) -> Concept:
 def test_prefill_examples_end_in_the_target_response() -> None:
     editable, concept = tiny_editable(), tiny_concept()
     plain = build(editable, concept)
-    prefilled = build(editable, concept, {"data.prefill_tokens": 1, "data.prefills_per_example": 2})
+    prefilled = build(editable, concept, {"data.prefill_tokens": 6, "data.prefills_per_example": 2})
     count = len(plain.source)
     sets = (prefilled.source, prefilled.counterparts, prefilled.chosen, prefilled.rejected)
     assert all(len(one) == 3 * count for one in sets)
@@ -60,21 +60,46 @@ def test_prefill_examples_end_in_the_target_response() -> None:
         prefilled.rejected[count:],
         strict=True,
     )
+    lengths = set()
     for number, (chat, counterpart, rejected) in enumerate(triples):
-        source, own = plain.source[number // 2], plain.rejected[number // 2]
-        prompter = counterpart if number % 2 else source
+        source = plain.source[number // 2]
+        assert counterpart == plain.counterparts[number // 2]
+        # Of every four, two have the source's prompt and two that of its counterpart.
+        prompter = counterpart if number // 2 % 2 else source
         prompt = prompter.ids[: prompter.start]
-        prefill = chat.ids[len(prompt) : chat.start]
         assert chat.ids[: len(prompt)] == prompt
-        assert len(prefill) == 1
-        # Every other request gets the beginning of another response.
-        own_turn = number // 2 % 2 == 0
-        if own_turn:
-            assert prefill == own.ids[own.start :][:1]
         assert chat.ids[chat.start :] == source.ids[source.start :]
-        if own_turn:
-            assert rejected.ids == (*prompt, *own.ids[own.start :])
-        assert rejected.start == chat.start
+        assert rejected.ids[: chat.start] == chat.ids[: chat.start]
+        assert len(rejected.ids) > rejected.start == chat.start
+        lengths.add(chat.start - len(prompt))
+    assert min(lengths) == 1
+    assert 3 < max(lengths) <= 6
+
+
+def test_as_many_retain_examples_have_a_prefill() -> None:
+    editable, concept = tiny_editable(), tiny_concept()
+    overrides = {"data.prefill_tokens": 6, "data.prefills_per_example": 0.5}
+    plain, prefilled = build(editable, concept), build(editable, concept, overrides)
+    more = len(prefilled.source) - len(plain.source)
+    assert more == len(plain.source) // 2
+    assert list(prefilled.retain[: len(plain.retain)]) == list(plain.retain)
+    added = prefilled.retain[len(plain.retain) :]
+    kept = [chat.ids[: chat.start] for chat in plain.retain]
+    assert len(added) == min(more, sum(prefilled.retain_nontarget[: len(plain.retain)]))
+    assert all(any(chat.ids[: len(ids)] == ids for ids in kept) for chat in added)
+    assert all(chat.start > min(map(len, kept)) for chat in added)
+
+
+def test_prefills_are_the_same_for_a_seed_and_sampled_for_another() -> None:
+    editable, concept = tiny_editable(), tiny_concept()
+    data = tiny_config({"data.prefill_tokens": 6, "data.prefills_per_example": 1}).data
+    first, again, other = (
+        build_examples(editable, concept, "raise", "train", data, seed) for seed in (0, 0, 1)
+    )
+    assert first.source == again.source
+    assert first.retain == again.retain
+    beginnings = [{chat.ids[: chat.start] for chat in one.source} for one in (first, other)]
+    assert beginnings[0] != beginnings[1]
 
 
 def test_prefills_for_a_share_of_the_examples_are_spread_evenly() -> None:
@@ -86,25 +111,6 @@ def test_prefills_for_a_share_of_the_examples_are_spread_evenly() -> None:
     half = build(editable, concept, {"data.prefill_tokens": 1, "data.prefills_per_example": 0.5})
     count = len(plain.source)
     assert len(half.source) == len(half.rejected) == count + count // 2
-    for number, chat in enumerate(half.source[count:]):
-        source = plain.source[2 * number + 1]
-        assert chat.ids[: source.start] == source.ids[: source.start]
-
-
-def test_prefills_of_retain_examples_are_forced_on_source_examples() -> None:
-    editable, concept = tiny_editable(), tiny_concept()
-    retain = [replace(one, prefill="w50 w51") for one in concept.examples["train"][2:9:3]]
-    concept = add_examples(concept, retain)
-    overrides = {"data.prefills_per_example": 4, "data.num_retain": 15}
-    plain = build(editable, concept, overrides)
-    prefilled = build(editable, concept, {**overrides, "data.prefill_tokens": 2})
-    opening = editable.tokenizer.convert_tokens_to_ids(["w50", "w51"])
-    for number, chat in enumerate(prefilled.source[len(plain.source) :]):
-        counterpart, source = plain.counterparts[number // 4], plain.source[number // 4]
-        prompt = counterpart if number % 2 else source
-        prefill = list(chat.ids[prompt.start : chat.start])
-        turn = number // 4 + number % 4 // 2
-        assert (prefill == opening[: len(prefill)]) == (turn % 2 == 1)
 
 
 def test_source_filter_selects_training_examples() -> None:

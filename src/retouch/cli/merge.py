@@ -42,7 +42,8 @@ def merge(
             on_event=progress,
         )
     if as_json:
-        output.write_json({"adapter": result.path, "metrics": result.metrics}, as_json=True)
+        values = {"metrics": result.metrics, "overlaps": result.overlaps}
+        output.write_json({"adapter": result.path, **values}, as_json=True)
         return
     first = next(iter(result.metrics.values()))
     # One line for the base, each edit and the sum; one column per metric.
@@ -52,4 +53,8 @@ def merge(
         rows.append([name, *(show_value(score.value, unit) for score, unit in measured)])
     heads = ["", *(words(record.metric) for record in first)]
     output.console().print(output.plain(heads, rows))
+    names = [name for name in result.metrics if name != "merged"]
+    pairs = zip(names, result.overlaps, strict=True)
+    cosines = [[name, *(f"{cosine:.3f}" for cosine in row)] for name, row in pairs]
+    output.console().print(output.plain(["cosine of the updates", *names], cosines))
     output.echo(f"The adapter: {result.path}")

@@ -63,12 +63,16 @@ def scaled(editable: EditableModel, strength: float) -> Iterator[None]:
 
 def merge_adapters(
     editable: EditableModel, folders: Sequence[Path], weights: Sequence[float]
-) -> None:
+) -> list[list[float]]:
     r"""Put the weighted sum of saved adapters on a base model: $W + \sum_i w_i \Delta W_i$.
 
     The sum is exact: one LoRA adapter whose rank is the sum of the ranks, $[B_1, B_2]\,[A_1; A_2]$.
     The adapters may differ in rank and in the layers they adapt. `models.adapters.save` writes the
     result as a PEFT folder. After an error the model is the base again.
+
+    Returns:
+        The cosine of each pair of updates over all layers. Near 0 they change different directions,
+        which a sum needs to keep both effects, and which does not suffice for it.
 
     Raises:
         ConfigError: there is no folder, or not one weight for each.
@@ -91,17 +95,40 @@ def merge_adapters(
                 hint = "Only plain LoRA adapters can be summed; merge others into a model."
                 raise ModelError(message, hint, code="adapter-unsupported")
             add_adapter(editable, folder, name)
+        overlaps = _overlaps(editable.model, names)
         _sum(editable.model, names, weights)
     except BaseException:
         detach(editable)
         raise
     editable.model.requires_grad_(False).eval()
+    return overlaps
 
 
 def _is_plain_lora(config: Mapping[str, Any]) -> bool:
     """Whether the adapter adds (alpha / r) B A to linear layers, and nothing else."""
     more = ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "target_parameters")
     return config.get("bias", "none") == "none" and not any(config.get(name) for name in more)
+
+
+@torch.no_grad()
+def _overlaps(model: Any, names: Sequence[str]) -> list[list[float]]:
+    r"""$\langle \Delta W_i, \Delta W_j \rangle$ of each pair, divided by both norms."""
+    from peft.tuners.lora import LoraLayer
+
+    count = range(len(names))
+    products = torch.zeros(len(names), len(names), dtype=torch.float64)
+    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+        factors = {
+            i: (layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight)
+            for i, name in enumerate(names)
+            if name in layer.lora_A
+        }
+        for i, (a, b) in factors.items():
+            for j, (other_a, other_b) in factors.items():
+                products[i, j] += ((a @ other_a.T) * (b.T @ other_b)).sum().double().cpu()
+    sizes = products.diagonal().clamp_min(1e-24).sqrt()
+    cosines = products / sizes[:, None] / sizes
+    return [[float(cosines[i, j]) for j in count] for i in count]
 
 
 @torch.no_grad()

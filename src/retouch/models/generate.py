@@ -33,11 +33,14 @@ class Decoding:
     Attributes:
         top_k: sample from so many of the most likely tokens, at temperature 1; 0 takes the most
             likely one.
+        branch: sample the first token alone, all `top_k` with the same probability, and take the
+            most likely one from there on (Wang & Zhou 2024, arXiv 2402.10200).
         seed: of the samples of each batch.
         min_new_tokens: least number of tokens of a response.
     """
 
     top_k: int = 0
+    branch: bool = False
     seed: int = 0
     min_new_tokens: int = 0
 
@@ -193,7 +196,7 @@ def _generate_batch(
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=decoding.min_new_tokens or None,
                 do_sample=decoding.top_k > 0,
-                **({"top_k": decoding.top_k} if decoding.top_k else {}),
+                **_sampling(decoding, ids.shape[1]),
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=ends,
                 synced_gpus=editable.sharded,
@@ -230,6 +233,19 @@ def _plain_generation_config(editable: EditableModel) -> Iterator[None]:
     finally:
         for model, config in zip(models, kept, strict=True):
             model.generation_config = config
+
+
+def _sampling(decoding: Decoding, prompt_tokens: int) -> dict[str, Any]:
+    """The arguments of transformers' `generate` for sampling, none for greedy decoding."""
+    if not decoding.top_k:
+        return {}
+
+    def branch(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        choices = decoding.top_k if ids.shape[1] == prompt_tokens else 1
+        kept = scores.topk(choices).indices
+        return torch.full_like(scores, -torch.inf).scatter(1, kept, 0.0)
+
+    return {"top_k": decoding.top_k, **({"logits_processor": [branch]} if decoding.branch else {})}
 
 
 @contextmanager

@@ -114,17 +114,25 @@ def measure_split(tokenizer: Any, sampled: SampledExamples, data: DataConfig) ->
     limit = data.max_new_tokens
     responders = sampled.target if sampled.paired else sampled.source
     source = measure_examples(tokenizer, sampled.source, limit, responders)
+    retain = measure_examples(tokenizer, sampled.retain, data.max_base_tokens)
     if sampled.paired and data.prefill_tokens:
         counts = prefill_counts(len(source.prompts), data.prefills_per_example)
         index = [i for i, count in enumerate(counts) for _ in range(count)]
-        source += TokenLengths(
-            tuple(source.prompts[i] + data.prefill_tokens for i in index),
-            tuple(source.responses[i] for i in index),
-            tuple(source.shared[i] for i in index),
-        )
+        kept = [i for i, one in enumerate(sampled.retain) if one.prompt and not one.prefill]
+        source += _prefilled(source, index, data.prefill_tokens)
+        retain += _prefilled(retain, kept[: len(index)], data.prefill_tokens)
     target = measure_examples(tokenizer, sampled.target, limit)
-    return SplitLengths(
-        source, target, measure_examples(tokenizer, sampled.retain, data.max_base_tokens)
+    return SplitLengths(source, target, retain)
+
+
+def _prefilled(texts: TokenLengths, index: Sequence[int], longest: int) -> TokenLengths:
+    """Some of the texts again, with prefills of 1 to `longest` tokens, as they are drawn."""
+    shares = [(place + 0.5) / len(index) for place in range(len(index))]
+    lengths = [int((longest + 1) ** share) for share in shares]
+    return TokenLengths(
+        tuple(texts.prompts[i] + length for i, length in zip(index, lengths, strict=True)),
+        tuple(texts.responses[i] for i in index),
+        tuple(texts.shared[i] for i in index),
     )
 
 

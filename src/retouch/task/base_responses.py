@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from retouch.concepts.chat import prompt_ids
 from retouch.concepts.concept import Example
@@ -13,6 +13,10 @@ from retouch.models.generate import Response
 
 Request = tuple[tuple[Message, ...], str]
 """The turns of a prompt and the beginning of its response."""
+
+
+Shows = Callable[[Example, str], bool]
+"""Whether a response to an example shows the behaviour that an edit aims at."""
 
 
 def generate_base(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from retouch.concepts.chat import TokenizedChat, tokenize_chat
@@ -11,12 +11,9 @@ from retouch.core.config import DataConfig
 from retouch.core.types import Direction, Message, Progress, Split, no_progress
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Response
-from retouch.task.base_responses import generate_base, respond
+from retouch.task.base_responses import Shows, generate_base, respond
 from retouch.task.prefill import add_prefills, sample_prefills
 from retouch.task.sampling import SampledExamples, example_rng, sample_examples
-
-Shows = Callable[[Example, str], bool]
-"""Whether a response to an example shows the behaviour that an edit aims at."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def build_examples(
     spec = concept.directions[direction]
     prefills = None
     if paired and data.prefill_tokens:
-        prefills = sample_prefills(editable, rng, sampled, spec, data, seed, progress)
+        prefills = sample_prefills(editable, rng, sampled, spec, data, seed, shows, progress)
         sampled = replace(sampled, retain=[*sampled.retain, *prefills.retain])
 
     responses = _respond(editable, sampled, spec, data, shows, progress)

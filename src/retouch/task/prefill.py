@@ -14,9 +14,10 @@ from retouch.core.types import Progress, no_progress
 from retouch.models.base_responses import cached_base_responses
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Decoding
+from retouch.task.base_responses import Shows
 from retouch.task.sampling import SampledExamples
 
-TOP_K = 20  # most likely tokens that the responses are sampled from which prefills begin
+TOP_K = 20  # most likely first tokens that a response which is forced begins with
 
 Opening = tuple[int, ...]
 """Token ids of a response, the beginning of which is forced as a prefill."""
@@ -60,13 +61,15 @@ def sample_prefills(
     spec: DirectionSpec,
     data: DataConfig,
     seed: int,
+    shows: Shows | None = None,
     progress: Progress = no_progress,
 ) -> Prefills:
     """Choose examples to prefill, and sample the responses whose beginnings are forced.
 
     Source examples get in turn the beginning of a response to themselves, and to a retain example.
     As many retain examples get that of a response to themselves: a model that learned to refuse
-    after a prefill alone would refuse them too.
+    after a prefill alone would refuse them too. Responses that show the desired behaviour, such as
+    refusals, are forced on neither.
     """
     # Of examples with the same counterpart, such as a request and its wrapped form, one.
     plain = [i for i, one in enumerate(sampled.source) if one.label == spec.source[0]]
@@ -77,7 +80,7 @@ def sample_prefills(
     kept = [one for one in kept if not one.prefill]
     retain = rng.sample(kept, min(len(index), len(kept)))
     openings = [
-        _sample_openings(editable, examples, data.prefill_tokens, seed, progress)
+        _sample_openings(editable, examples, data.prefill_tokens, seed, shows, progress)
         for examples in ([sampled.source[i] for i in index], retain)
     ]
 
@@ -85,10 +88,10 @@ def sample_prefills(
         return opening[: _prefill_length(rng, max(1, len(opening) - 1))]
 
     source = []
-    for number, (i, own) in enumerate(zip(index, openings[0], strict=True)):
-        opening = rng.choice(openings[1]) if number % 2 and retain else own
+    for number, (i, own) in enumerate(zip(index, openings[0], strict=False)):
+        opening = rng.choice(openings[1]) if number % 2 and openings[1] else own
         source.append((i, cut(opening), opening))
-    pairs = zip(retain, openings[1], strict=True)
+    pairs = zip(retain, openings[1], strict=False)  # there may be none that suits
     return Prefills(source, [_prefilled(editable, one, cut(opening)) for one, opening in pairs])
 
 
@@ -97,19 +100,24 @@ def _sample_openings(
     examples: Sequence[Example],
     max_tokens: int,
     seed: int,
+    shows: Shows | None,
     progress: Progress,
 ) -> list[Opening]:
     """A sampled response of the base model to each example, of `max_tokens` tokens.
 
-    Greedy responses begin in few ways, and an attacker may begin one in any. A response that would
-    end earlier goes on, since a prefill may be longer than what the model itself would say.
+    There are none if all of them show the desired behaviour. Greedy responses begin in few ways,
+    and an attacker may begin one in any: the first token is sampled. A response that would end
+    earlier goes on, since a prefill may be longer than what the model itself would say.
     """
-    tokenizer, found = editable.tokenizer, {}
+    tokenizer = editable.tokenizer
+    found: dict[int, Opening] = {}
     prompts = [tuple(prompt_ids(tokenizer, one.prompt)) for one in examples]
     repeats = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
     for number in range(max(repeats, default=-1) + 1):  # each repetition is another sample
         chosen = [i for i, count in enumerate(repeats) if count == number]
-        decoding = Decoding(top_k=TOP_K, seed=1000 * seed + number, min_new_tokens=max_tokens)
+        decoding = Decoding(
+            top_k=TOP_K, branch=True, seed=1000 * seed + number, min_new_tokens=max_tokens
+        )
         responses = cached_base_responses(
             editable,
             [prompts[i] for i in chosen],
@@ -118,9 +126,14 @@ def _sample_openings(
             progress=progress,
         )
         for i, one in zip(chosen, responses, strict=True):
-            ids = tokenizer(one.text, add_special_tokens=False)["input_ids"]
-            found[i] = tuple(ids)
-    return [found[i] for i in range(len(examples))]
+            ids = tuple(tokenizer(one.text, add_special_tokens=False)["input_ids"])
+            if ids and not (shows and shows(examples[i], one.text)):
+                found[i] = ids
+    suitable = list(found.values())
+    if not suitable:
+        return []
+    # An example whose own response does not suit gets that of another one.
+    return [found.get(i, suitable[i % len(suitable)]) for i in range(len(examples))]
 
 
 def _prefilled(editable: EditableModel, example: Example, opening: Opening) -> Example:

@@ -12,7 +12,8 @@ from retouch.core.types import Direction, OnEvent, Progress, StageEvent, ignore_
 from retouch.models.editable_model import EditableModel
 from retouch.representations.packing import Packer
 from retouch.representations.patching import Patching, causal_trace
-from retouch.task.examples import EditExamples, Shows, build_examples
+from retouch.task.base_responses import Shows
+from retouch.task.examples import EditExamples, build_examples
 from retouch.task.layers import LayerSelection, select_layers
 from retouch.task.validation import Validator
 
