@@ -60,7 +60,8 @@ def test_sampled_responses_depend_on_the_seed_alone_and_may_be_made_longer() -> 
     ]
     state = torch.random.get_rng_state()
     first, again, other = (
-        generate(editable, prompts, decoding=Decoding(top_k=20, branch=True, seed=seed)) for seed in (1, 1, 2)
+        generate(editable, prompts, decoding=Decoding(top_k=20, branch=True, seed=seed))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first == again != other

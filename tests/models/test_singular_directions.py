@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from retouch.models.singular_directions import lora_pairs, rotate, stripped
+from retouch.models.singular_directions import leading_directions, lora_pairs, stripped
 
 A, B = "x.lora_A.default.weight", "x.lora_B.default.weight"
 
@@ -17,32 +18,18 @@ def update(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return weights[B] @ weights[A]
 
 
-def test_rotated_factors_are_the_decomposition_of_the_same_update() -> None:
-    weights, average = factors(0), factors(1)
-    expected, expected_average = update(weights), update(average)
+def test_leading_directions_are_those_of_the_update() -> None:
+    weights = factors(0)
     assert list(lora_pairs(weights)) == [(A, B)]
-    rotate(weights, average)
-    assert torch.allclose(update(weights), expected, atol=1e-4)
-    assert torch.allclose(update(average), expected_average, atol=1e-4)
-    gram = weights[A] @ weights[A].T
-    assert torch.allclose(gram, gram[0, 0] * torch.eye(4), atol=1e-3)
-    sizes = weights[B].norm(dim=0) * gram[0, 0].sqrt()
-    assert torch.allclose(sizes, torch.linalg.svdvals(expected)[:4], atol=1e-3)
+    expected = torch.linalg.svd(update(weights)).U[:, :2]
+    found = leading_directions(weights[A], weights[B], 2)
+    assert torch.allclose((expected.T @ found).abs(), torch.eye(2), atol=1e-4)
 
 
-def test_a_new_adapter_can_be_rotated() -> None:
+def test_they_are_removed_inside_the_context() -> None:
     weights = factors(0)
-    weights[B].zero_()
-    rotate(weights)
-    assert not update(weights).any()
-    assert torch.isfinite(weights[A]).all()
-    assert torch.linalg.matrix_rank(weights[A]) == 4
-
-
-def test_leading_directions_are_removed_inside_the_context() -> None:
-    weights = factors(0)
-    rotate(weights)
     before, sizes = weights[B].clone(), torch.linalg.svdvals(update(weights))
+    directions = leading_directions(weights[A], weights[B], 2)
     weights[B].requires_grad_()
     with stripped(weights, 2):
         found = torch.linalg.svdvals(update(weights).detach())
@@ -51,5 +38,17 @@ def test_leading_directions_are_removed_inside_the_context() -> None:
     assert torch.equal(weights[B], before)
     gradient = weights[B].grad
     assert gradient is not None
-    assert not gradient[:, :2].any()
-    assert gradient[:, 2:].any()
+    assert gradient.any()
+    assert torch.allclose(directions.T @ gradient, torch.zeros(2, 4), atol=1e-3)
+    with stripped(weights, 0):
+        assert torch.equal(weights[B], before)
+
+
+@pytest.mark.parametrize("r", [4, 30])
+def test_all_directions_of_any_rank_can_be_removed(r: int) -> None:
+    weights = {A: torch.randn(r, 20), B: torch.randn(10, r)}
+    with stripped(weights, r):
+        assert torch.allclose(update(weights), torch.zeros(10, 20), atol=1e-3)
+    weights[B].zero_()  # a new adapter
+    with stripped(weights, 1):
+        assert not update(weights).any()

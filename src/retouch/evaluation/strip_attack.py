@@ -14,8 +14,7 @@ from retouch.core.types import Progress, Record, Score, no_progress
 from retouch.evaluation.evaluate import evaluate
 from retouch.evaluation.statistics import Curve
 from retouch.evaluation.strength_sweep import effect_and_drift
-from retouch.models.singular_directions import rotate, stripped
-from retouch.task.best_checkpoint import copy_into
+from retouch.models.singular_directions import stripped
 
 if TYPE_CHECKING:
     from retouch.concepts.concept import Concept
@@ -50,16 +49,11 @@ def strip_attack(
             "Load the model with an adapter.",
             code="attack-not-applicable",
         )
-    originals = {name: weight.detach().clone() for name, weight in weights.items()}
     found: list[Sequence[Record]] = []
-    rotate(weights)
-    try:
-        for done, count in enumerate(directions, start=1):
-            with stripped(weights, count):
-                found.append(evaluate(editable, [chosen], limit=limit).metrics)
-            progress("strip attack", done, len(directions))
-    finally:  # bit for bit
-        copy_into(weights, originals)
+    for done, count in enumerate(directions, start=1):
+        with stripped(weights, count):
+            found.append(evaluate(editable, [chosen], limit=limit).metrics)
+        progress("strip attack", done, len(directions))
     curves = []
     for records in zip(*found, strict=True):
         first = records[0]

@@ -1,8 +1,4 @@
-r"""The singular value decomposition of each layer's LoRA update $BA$.
-
-The decomposition is written back into the factors: the rows of $A$ become orthonormal but for one
-factor, in descending order of the singular values, which $B$ takes. The update stays the same.
-"""
+r"""The leading singular directions of each layer's LoRA update $BA$, and how to remove them."""
 
 from __future__ import annotations
 
@@ -23,45 +19,44 @@ def lora_pairs(weights: Weights) -> Iterator[tuple[str, str]]:
 
 
 @torch.no_grad()
-def rotate(weights: Weights, *others: Weights) -> None:
-    """Write the decomposition into the factors, in place.
-
-    Args:
-        weights: the factors.
-        others: further factors of the same layers, such as averages of them over time, which get
-            the same change of basis; their updates stay the same too.
-    """
-    for a_name, b_name in lora_pairs(weights):
-        a, b = weights[a_name].float(), weights[b_name].float()
-        _, r_out = torch.linalg.qr(b)
-        _, r_in = torch.linalg.qr(a.T)
-        _, _, v = torch.linalg.svd(r_out @ r_in.T)  # of the update in its row space
-        size = a.pow(2).mean().sqrt() * a.shape[1] ** 0.5  # the mean norm of a row of A
-        # A = R_in^T Q_in^T, so that the new rows, v Q_in^T, are M A with this M.
-        change = size * torch.linalg.solve_triangular(r_in.T, v, upper=False, left=False)
-        inverse = r_in.T @ v.T / size
-        for one in (weights, *others):
-            one[a_name].copy_(change @ one[a_name].float())
-            one[b_name].copy_(one[b_name].float() @ inverse)
+def leading_directions(a: torch.Tensor, b: torch.Tensor, count: int) -> torch.Tensor:
+    """The left singular vectors `[out, count]` of the largest singular values of $BA$, float32."""
+    q_out, r_out = torch.linalg.qr(b.float())
+    r_in = torch.linalg.qr(a.float().T, mode="r").R
+    u, _, _ = torch.linalg.svd(r_out @ r_in.T, full_matrices=False)
+    found: torch.Tensor = q_out @ u[:, :count]
+    return found
 
 
 @contextmanager
-def stripped(weights: Weights, directions: int) -> Iterator[None]:
-    r"""Remove the leading directions of rotated factors inside the context.
+def stripped(weights: Weights, count: int) -> Iterator[None]:
+    r"""Remove the leading singular directions of each layer's update inside the context.
 
-    The update is $BA - \sum_{i \le k} \sigma_i u_i v_i^\top$. The factors are restored on exit,
-    and a gradient that they got inside is 0 for what was removed.
+    $$BA - \sum_{i \le k} \sigma_i u_i v_i^\top = (I - U_k U_k^\top) B A$$
+
+    On exit the weights are restored bit for bit, and a gradient that B got inside is that of B
+    itself: $(I - U_k U_k^\top)$ times it.
     """
-    kept = {b: weights[b][:, :directions].detach().clone() for _, b in lora_pairs(weights)}
+    if not count:
+        yield
+        return
+    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    with torch.no_grad():
+        for a_name, b_name in lora_pairs(weights):
+            b = weights[b_name]
+            directions = leading_directions(weights[a_name], b, count)
+            kept[b_name] = b.detach().clone(), directions
+            b.copy_(_without(b, directions))
     try:
-        with torch.no_grad():
-            for name in kept:
-                weights[name][:, :directions] = 0.0
         yield
     finally:
         with torch.no_grad():
-            for name, columns in kept.items():
-                weights[name][:, :directions] = columns
+            for name, (original, directions) in kept.items():
+                weights[name].copy_(original)
                 gradient = weights[name].grad
                 if gradient is not None:
-                    gradient[:, :directions] = 0.0
+                    gradient.copy_(_without(gradient, directions))
+
+
+def _without(matrix: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    return matrix.float() - directions @ (directions.T @ matrix.float())

@@ -28,7 +28,7 @@ from retouch.core.types import RoundEvent
 from retouch.models import distributed
 from retouch.models.adapters import parameters
 from retouch.models.segment import Segment
-from retouch.models.singular_directions import rotate, stripped
+from retouch.models.singular_directions import stripped
 from retouch.representations.batch import shuffled_forever
 from retouch.representations.discriminator import Discriminators
 from retouch.representations.finetuning import LoraDelta
@@ -195,9 +195,6 @@ class Trainer:
         sft = shuffled(dataset.sft) if dataset.sft is not dataset.source else []
         unlearned = shuffled(dataset.unlearned) if dataset.unlearned else []
         deltas = self._finetuned()
-        if self._strips:
-            rotate(self._weights, self._ema.values)
-            self._optimizer.state.clear()  # its moments are of the factors before
         sums: dict[str, torch.Tensor] = {}
         for i in range(count):
             finetuned = (rng.choice(deltas), rng.random() < 0.5) if deltas else None
