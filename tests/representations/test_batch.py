@@ -4,7 +4,8 @@ import random
 from itertools import islice
 
 from retouch.concepts.chat import TokenizedChat
-from retouch.representations.batch import make_batches, shuffled_forever
+from retouch.models.shared_beginning import MIN_SHARED
+from retouch.representations.batch import make_batches, pack, pad_right, shuffled_forever
 
 
 def test_batches_have_every_chat_once_and_similar_lengths_together() -> None:
@@ -52,3 +53,21 @@ def test_shuffled_forever_has_every_item_once_in_each_epoch() -> None:
     assert all(sorted(epoch) == [1, 2, 3] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
     assert list(shuffled_forever([], random.Random(0))) == []
+
+
+def test_the_states_of_a_prefill_are_those_where_the_response_could_begin() -> None:
+    beginning = tuple(range(1, MIN_SHARED + 1))
+    chats = [
+        TokenizedChat((*beginning, 20, 21, 22, 23, 24), MIN_SHARED + 3, prefill=2),
+        TokenizedChat((*beginning, 30, 31, 32), MIN_SHARED + 1),
+        TokenizedChat((*beginning, 20, 21, 22, 23, 25), MIN_SHARED + 4, prefill=3),
+    ]
+    for make in (pad_right, pack):
+        batch = make(range(3), chats, 0)
+        positions, of_chats = batch.prefill_positions()
+        assert of_chats.tolist() == [0, 0, 2, 2, 2]
+        tokens = [int(batch.ids[row, at]) for row, at in zip(*positions, strict=True)]
+        assert tokens == [20, 21, 20, 21, 22]
+    none = pad_right([1], chats, 0).prefill_positions()
+    assert none[1].dtype == torch.long
+    assert not len(none[1])

@@ -23,10 +23,13 @@ class TokenizedChat:
         ids: token ids of the prompt, the prefill and the response.
         start: the first position of the response; `ids[start:]` ends with the end token, unless
             the response was cut. The state at `start - 1` predicts the first token of the response.
+        prefill: the number of tokens before `start` that are a prefill from which the response
+            departs.
     """
 
     ids: tuple[int, ...]
     start: int
+    prefill: int = 0
 
 
 def prompt_text(tokenizer: Any, prompt: Sequence[Message], prefill: str = "") -> str:

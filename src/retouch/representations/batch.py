@@ -39,6 +39,7 @@ class ChatBatch:
         shared: for each chat the number of tokens of the shared beginning, the first ones of its
             row; 0 in a padded batch.
         packed: whether rows hold several chats.
+        prefills: for each chat the number of tokens before its response that are a prefill.
     """
 
     index: tuple[int, ...]
@@ -49,6 +50,7 @@ class ChatBatch:
     ends: tuple[int, ...]
     shared: tuple[int, ...]
     packed: bool = False
+    prefills: tuple[int, ...] = ()
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -116,6 +118,28 @@ class ChatBatch:
         rows, positions = self.response_positions()
         return self.ids[rows, positions + 1]
 
+    def prefill_positions(self) -> tuple[Positions, torch.Tensor]:
+        """The states before the last one of each prefill, where the response could begin too.
+
+        The first one of a chat is at the last token of its prompt.
+
+        Returns:
+            Their positions, and the number `[n]` of the chat of each.
+        """
+        rows: list[int] = []
+        positions: list[int] = []
+        chats: list[int] = []
+        for number, prefill in enumerate(self.prefills):
+            begin, shared = self.begins[number], self.shared[number]
+            start = self.starts[number] - begin + shared  # in the chat itself
+            for at in range(start - 1 - prefill, start - 1):
+                rows.append(self.rows[number])
+                positions.append(at if at < shared else begin + at - shared)
+                chats.append(number)
+        # Typed, since there may be none.
+        one, two, three = (torch.tensor(x, dtype=torch.long) for x in (rows, positions, chats))
+        return (one, two), three
+
     def token_positions(self) -> Positions:
         """Every position of a token; padding is left out."""
         return self.token_mask().nonzero(as_tuple=True)  # type: ignore[return-value]
@@ -169,6 +193,7 @@ class ChatBatch:
             tuple(self.starts[row] for row in rows),
             ends,
             (0,) * len(rows),
+            prefills=tuple(self.prefills[row] for row in rows) if self.prefills else (),
         )
 
     def counterpart(self, chats: Sequence[TokenizedChat], pad: int) -> ChatBatch:
@@ -185,7 +210,8 @@ def pad_right(index: Sequence[int], chats: Sequence[TokenizedChat], pad: int) ->
         ids[row, : len(chat.ids)] = torch.tensor(chat.ids)
     starts = tuple(chat.start for chat in chosen)
     rows, zeros = tuple(range(len(chosen))), (0,) * len(chosen)
-    return ChatBatch(tuple(index), ids, rows, zeros, starts, ends, zeros)
+    prefills = tuple(chat.prefill for chat in chosen)
+    return ChatBatch(tuple(index), ids, rows, zeros, starts, ends, zeros, prefills=prefills)
 
 
 def pack(
@@ -236,6 +262,7 @@ def pack(
         tuple(ends),
         tuple(shared for _, _, shared in placed),
         packed=True,
+        prefills=tuple(chat.prefill for chat in chosen),
     )
 
 

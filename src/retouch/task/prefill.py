@@ -116,7 +116,7 @@ def _sample_openings(
     for number in range(max(repeats, default=-1) + 1):  # each repetition is another sample
         chosen = [i for i, count in enumerate(repeats) if count == number]
         decoding = Decoding(
-            top_k=TOP_K, branch=True, seed=1000 * seed + number, min_new_tokens=max_tokens
+            top_k=TOP_K, branch=number % 2 > 0, seed=1000 * seed + number, min_new_tokens=max_tokens
         )
         responses = cached_base_responses(
             editable,
@@ -166,7 +166,7 @@ def add_prefills(
         prompt = prompter.ids[: prompter.start]
         start = len(prompt) + len(prefill)
         response = chat.ids[chat.start :]
-        made.source.append(TokenizedChat((*prompt, *prefill, *response), start))
+        made.source.append(TokenizedChat((*prompt, *prefill, *response), start, len(prefill)))
         made.counterparts.append(counterpart)
         made.rejected.append(TokenizedChat((*prompt, *opening), start))
         made.index.append(i)

@@ -117,7 +117,8 @@ class Batcher:
         lengths = [len(chats[i].ids) - chats[i].start for i in index]
         count = sum(min(length, self._positions) for length in lengths)
         first = self._context.method.loss.first_token_weight
-        batch = Batch(index, [], Normalizers(count, sum(lengths) + len(lengths) * (first - 1.0)))
+        size = sum(lengths) + len(lengths) * (first - 1.0) + sum(chats[i].prefill for i in index)
+        batch = Batch(index, [], Normalizers(count, size))
         for part, is_dummy in _divide(index, micro_batch_size):
             micro = self._micro_batch(part, chats, against, is_dummy)
             norms = {
@@ -141,8 +142,9 @@ class Batcher:
         segment, device = context.segment, context.editable.device
         batch = context.packer.batch(index, chats)
         responses = batch.response_positions()
-        at_responses = (responses[0].to(device), responses[1].to(device))
+        at_responses = _on(device, responses)
         response_weights = batch.position_weights(responses, loss.first_token_weight).to(device)
+        response_tokens = batch.response_tokens()
         layers = (*context.read_layers, segment.last) if against.retain or against.others else ()
         if against.unlearn:
             layers = (segment.last,)
@@ -162,11 +164,11 @@ class Batcher:
         elif against.others:
             states_at = states[segment.last][at_responses]
             other_tokens = torch.tensor([against.others[i].ids[-1] for i in index]).to(device)
-            tokens = batch.response_tokens(), other_tokens
+            tokens = response_tokens, other_tokens
             base_logprobs = self._base_logprobs(states_at, tokens)
         elif against.unlearn:
             logits = segment.logits(states[segment.last][at_responses])
-            reference_logprobs = token_logprobs(logits, batch.response_tokens())
+            reference_logprobs = token_logprobs(logits, response_tokens)
         elif against.counterparts:
             target = context.packer.batch(index, against.counterparts)
             layers = context.read_layers
@@ -174,19 +176,30 @@ class Batcher:
                 layers = (*layers, segment.last)
             states = segment.forward_states(target.ids, layers, context.packer.arguments(target))
             reads = self._read(states, target)
+            # The response may begin at every token of a prefill, as it does after the last one.
+            prefilled, chats_of = batch.prefill_positions()
+            decisions = _decisions(target, chats_of)
+            first_tokens = batch.ids[_decisions(batch, chats_of, offset=0)]
+            ones = torch.ones(len(chats_of))
             if loss.distillation_weight:  # both responses have the same tokens
-                at_targets = tuple(index.to(device) for index in target.response_positions())
+                at_targets = _on(device, _joined(target.response_positions(), decisions))
                 base_logprobs = self._base_logprobs(states[segment.last][at_targets])
             shared = batch.common_prompt_suffix(target) if loss.match_prompt_suffix else ()
             positions = batch.response_positions(prompt_tokens=shared)
-            at = target.response_positions(prompt_tokens=shared)
+            weights = torch.cat([batch.position_weights(positions, loss.first_token_weight), ones])
+            weights = weights.to(device)
+            positions = _joined(positions, prefilled)
+            at = _joined(target.response_positions(prompt_tokens=shared), decisions)
             reference = {layer: states[layer][at] for layer in context.read_layers}
-            weights = batch.position_weights(positions, loss.first_token_weight).to(device)
+            at_responses = _on(device, _joined(responses, prefilled))
+            response_weights = torch.cat([response_weights, ones.to(device)])
+            response_tokens = torch.cat([response_tokens, first_tokens])
         return MicroBatch(
             cache_states(batch, inputs, self._cache, positions=positions, reference=reference),
             is_dummy,
             self._read_positions(batch),
             at_responses,
+            response_tokens,
             response_weights,
             weights,
             reads,
@@ -219,6 +232,20 @@ class Batcher:
         rows, positions = batch.response_positions(self._positions)
         device = self._context.editable.device
         return rows.to(device), positions.to(device)
+
+
+def _decisions(batch: ChatBatch, chats: torch.Tensor, offset: int = -1) -> Positions:
+    """The last position `[n]` of the prompt of some chats, or the first of their responses."""
+    rows, starts = torch.tensor(batch.rows), torch.tensor(batch.starts)
+    return rows[chats], starts[chats] + offset
+
+
+def _joined(one: Positions, other: Positions) -> Positions:
+    return torch.cat([one[0], other[0]]), torch.cat([one[1], other[1]])
+
+
+def _on(device: torch.device, positions: Positions) -> Positions:
+    return positions[0].to(device), positions[1].to(device)
 
 
 def _divide(index: list[int], micro_batch_size: int) -> Iterator[tuple[list[int], bool]]:

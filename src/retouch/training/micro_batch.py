@@ -44,7 +44,9 @@ class MicroBatch:
         cached: the chats with their segment inputs and reference states.
         is_dummy: whether its chats are another process's, and it runs only to stay in step.
         read_positions: the states that the discriminators read.
-        responses: the states `[n]` that predict the responses.
+        responses: the states `[n]` that predict the responses; for source examples with a prefill
+            also those at each of its tokens, which predict the response's first one.
+        response_tokens: the tokens `[n]` that they predict.
         response_weights: the weight `[n]` of each of them.
         weights: a weight for each reference position; None: 1 each.
         reference_reads: the states `[n, hidden]` by layer of the counterparts, or of the base model
@@ -62,6 +64,7 @@ class MicroBatch:
     is_dummy: bool
     read_positions: Positions
     responses: Positions
+    response_tokens: torch.Tensor
     response_weights: torch.Tensor
     weights: torch.Tensor | None
     reference_reads: States

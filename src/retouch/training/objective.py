@@ -185,7 +185,7 @@ class Objective:
         loss = balance_loss(
             segment.logits(states[micro.responses]),
             micro.base_logprobs(),
-            micro.batch.response_tokens(),
+            micro.response_tokens,
             micro.other_tokens,
         )
         return {"balance": self._loss.sft_weight * loss.sum() / len(batch.index)}
@@ -200,7 +200,7 @@ class Objective:
         logits, terms = self._context.segment.logits(states[micro.responses]), Terms()
         weights, size = micro.response_weights, batch.normalizers.weights
         if self._loss.sft_weight:
-            loss = sft_loss(logits, micro.batch.response_tokens(), weights, size)
+            loss = sft_loss(logits, micro.response_tokens, weights, size)
             terms["sft"] = self._loss.sft_weight * loss
         if micro.base_logprobs is not None:
             kl = kl_from_logprobs(micro.base_logprobs(), logits) * weights
@@ -212,7 +212,7 @@ class Objective:
         segment, weights = self._context.segment, self._loss
         states = segment.forward(micro.cached.inputs, (segment.last,))[segment.last]
         logits = segment.logits(states[micro.responses])
-        logprobs = token_logprobs(logits, micro.batch.response_tokens())
+        logprobs = token_logprobs(logits, micro.response_tokens)
         assert micro.reference_logprobs is not None
         own, reference = (
             sum_by_chat(one, micro.batch) for one in (logprobs, micro.reference_logprobs)
