@@ -3,6 +3,8 @@ from __future__ import annotations
 import random
 from itertools import islice
 
+import torch
+
 from retouch.concepts.chat import TokenizedChat
 from retouch.models.shared_beginning import MIN_SHARED
 from retouch.representations.batch import make_batches, pack, pad_right, shuffled_forever

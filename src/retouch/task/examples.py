@@ -106,11 +106,14 @@ def build_examples(
     # Under a context the turns of a counterpart are the context's; a demonstration needs none.
     demonstrated = source if paired and spec.context else target
     if prefills is not None:
-        more = add_prefills(source_chats, counterparts, prefills, spec.context is None)
+        more = add_prefills(
+            [*source_chats, *retain], [*counterparts, *retain], prefills, spec.context is None
+        )
         source_chats = [*source_chats, *more.source]
         counterparts = [*counterparts, *more.counterparts]
         chosen, rejected = source_chats, [*base_chats, *more.rejected]
-        groups += [groups[i] for i in more.index]
+        every = [*groups, *(example.group for example in sampled.retain)]
+        groups += [every[i] for i in more.index]
     return EditExamples(
         source=source_chats,
         counterparts=counterparts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 from retouch.concepts.chat import TokenizedChat, prompt_ids
@@ -17,6 +18,7 @@ from retouch.models.generate import Decoding
 from retouch.task.base_responses import Shows
 from retouch.task.sampling import SampledExamples
 
+BEGINNING = 3  # tokens of a response that the base model goes on with after another prompt
 TOP_K = 20  # most likely first tokens that a response which is forced begins with
 
 Opening = tuple[int, ...]
@@ -28,8 +30,8 @@ class Prefills:
     """What the prefilled examples of an edit begin with.
 
     Attributes:
-        source: the index of a source example, the prefill that is forced on it, and the whole
-            response that this is the beginning of.
+        source: the index of an example, the prefill that is forced on it, and the whole response
+            that this is the beginning of; of the source examples, followed by the retain set.
         retain: retain examples with a prefill, which the base model continues.
     """
 
@@ -70,6 +72,10 @@ def sample_prefills(
     As many retain examples get that of a response to themselves: a model that learned to refuse
     after a prefill alone would refuse them too. Responses that show the desired behaviour, such as
     refusals, are forced on neither.
+
+    Target examples of the retain set, to which the base model responds as desired already, need no
+    label: up to as many of them get the beginning of a response to a source example, which the base
+    model goes on with.
     """
     # Of examples with the same counterpart, such as a request and its wrapped form, one.
     plain = [i for i, one in enumerate(sampled.source) if one.label == spec.source[0]]
@@ -79,27 +85,38 @@ def sample_prefills(
     kept = [one for one in sampled.retain if one.prompt and one.label not in edited]
     kept = [one for one in kept if not one.prefill]
     retain = rng.sample(kept, min(len(index), len(kept)))
-    openings = [
-        _sample_openings(editable, examples, data.prefill_tokens, seed, shows, progress)
-        for examples in ([sampled.source[i] for i in index], retain)
-    ]
+    targets = [i for i, one in enumerate(sampled.retain) if one.label in spec.target]
+    targets = rng.sample(targets, min(len(index), len(targets)))
+    sample = partial(
+        _sample_openings, editable, data.prefill_tokens, seed, shows=shows, progress=progress
+    )
+    own = sample([sampled.source[i] for i in index])
+    of_retain = sample(retain)
+    beginnings = [rng.choice(own)[:BEGINNING] for _ in targets] if own else []
+    chosen = [sampled.retain[i] for i in targets] if own else []
+    of_targets = sample(chosen, beginnings)
 
     def cut(opening: Opening) -> Opening:
         return opening[: _prefill_length(rng, max(1, len(opening) - 1))]
 
     source = []
-    for number, (i, own) in enumerate(zip(index, openings[0], strict=False)):
-        opening = rng.choice(openings[1]) if number % 2 and openings[1] else own
+    for number, (i, opening) in enumerate(zip(index, own, strict=False)):
+        if number % 2 and of_retain:
+            opening = rng.choice(of_retain)
         source.append((i, cut(opening), opening))
-    pairs = zip(retain, openings[1], strict=False)  # there may be none that suits
+    for i, opening in zip(targets, of_targets, strict=False):
+        source.append((len(sampled.source) + i, cut(opening), opening))
+    pairs = zip(retain, of_retain, strict=False)  # there may be none that suits
     return Prefills(source, [_prefilled(editable, one, cut(opening)) for one, opening in pairs])
 
 
 def _sample_openings(
     editable: EditableModel,
-    examples: Sequence[Example],
     max_tokens: int,
     seed: int,
+    examples: Sequence[Example],
+    beginnings: Sequence[Opening] = (),
+    *,
     shows: Shows | None,
     progress: Progress,
 ) -> list[Opening]:
@@ -111,7 +128,11 @@ def _sample_openings(
     """
     tokenizer = editable.tokenizer
     found: dict[int, Opening] = {}
-    prompts = [tuple(prompt_ids(tokenizer, one.prompt)) for one in examples]
+    forced = list(beginnings) or [()] * len(examples)
+    prompts = [
+        (*prompt_ids(tokenizer, one.prompt), *beginning)
+        for one, beginning in zip(examples, forced, strict=True)
+    ]
     repeats = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
     for number in range(max(repeats, default=-1) + 1):  # each repetition is another sample
         chosen = [i for i, count in enumerate(repeats) if count == number]
@@ -128,7 +149,7 @@ def _sample_openings(
         for i, one in zip(chosen, responses, strict=True):
             ids = tuple(tokenizer(one.text, add_special_tokens=False)["input_ids"])
             if ids and not (shows and shows(examples[i], one.text)):
-                found[i] = ids
+                found[i] = (*forced[i], *ids)
     suitable = list(found.values())
     if not suitable:
         return []
@@ -154,8 +175,8 @@ def add_prefills(
     a context. The target response follows in all of them, so they share the counterpart.
 
     Args:
-        source: source prompts with the target response.
-        counterparts: the target counterparts.
+        source: source prompts with the target response, followed by the retain set.
+        counterparts: the target counterparts, followed by the retain set.
         prefills: what is forced.
         counterpart_prompts: whether half of them have the counterpart's prompt.
     """
