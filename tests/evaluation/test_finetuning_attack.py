@@ -130,9 +130,9 @@ def test_the_sweep_keeps_the_fewest_refusals_of_all_settings(
         return [Curve("finetune", "attack_refusal", "rate", "higher", "steps", points)], []
 
     monkeypatch.setattr(attacks, "finetuning_attack", attack)
-    (curve,) = attacks.tampering_sweep(edited_in_every_way(), refusal_concept())
+    (curve,) = attacks.finetuning_sweep(edited_in_every_way(), refusal_concept())
     assert len(set(tried)) == 6
     assert {schedule for _, schedule in tried} == {"constant", "cosine"}
-    assert curve.suite == "tampering"
+    assert curve.suite == "finetune_sweep"
     values = [round(score.value, 6) for _, score in curve.points]
     assert values == [1.0, 0.1, 0.4]

@@ -10,7 +10,7 @@ from helpers.edited import has_weights, refusal_concept, weights
 from retouch.core.errors import ConfigError
 from retouch.core.serialization import from_plain, to_plain
 from retouch.evaluation import robustness
-from retouch.evaluation.finetuning_attack import finetuning_attack, tampering_sweep
+from retouch.evaluation.finetuning_attack import finetuning_attack, finetuning_sweep
 from retouch.evaluation.robustness import (
     ATTACKS,
     applicable_attacks,
@@ -25,7 +25,7 @@ from retouch.evaluation.strength_sweep import effect_records
 def test_all_attacks_run_and_leave_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robustness, "SUFFIX_LENGTHS", (2,))
     monkeypatch.setattr(robustness, "finetuning_attack", partial(finetuning_attack, steps=(0, 2)))
-    monkeypatch.setattr(robustness, "tampering_sweep", partial(tampering_sweep, steps=(0, 2)))
+    monkeypatch.setattr(robustness, "finetuning_sweep", partial(finetuning_sweep, steps=(0, 2)))
     editable = add_random_adapter(char_editable(), 0.3)
     before = weights(editable)
     progress: list[str] = []
@@ -55,8 +55,8 @@ def test_all_attacks_run_and_leave_the_model_unchanged(monkeypatch: pytest.Monke
         ("prefill", "sampled_refusal"),
         ("finetune", "attack_refusal"),
         ("finetune", "direct_refusal"),
-        ("tampering", "attack_refusal"),
-        ("tampering", "direct_refusal"),
+        ("finetune_sweep", "attack_refusal"),
+        ("finetune_sweep", "direct_refusal"),
         ("strip", "attack_refusal"),
         ("strip", "kl_per_token"),
         ("strength", "attack_refusal"),

@@ -58,9 +58,9 @@ def test_the_generator_follows_each_objective_to_the_target_states(
     discriminators = Discriminators((0,), 12, config, 0)
     discriminators.standardise({0: torch.cat([source, target])})
     discriminators.fit({0: target}, {0: source}, 60)
-    moved = torch.zeros(12, requires_grad=True)
-    loss = discriminators.generator_loss(0, source + moved, target, len(source))
-    (gradient,) = torch.autograd.grad(loss, moved)
+    offset = torch.zeros(12, requires_grad=True)
+    loss = discriminators.generator_loss(0, source + offset, target, len(source))
+    (gradient,) = torch.autograd.grad(loss, offset)
     assert gradient.argmin() == gradient.abs().argmax() == 3
     with torch.no_grad():
         lower = discriminators.generator_loss(0, source + shift / 4, target, len(source))

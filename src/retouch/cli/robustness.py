@@ -27,7 +27,7 @@ def robustness(
         str | None,
         option(
             "NAME,...",
-            "of prefill, gcg, latent, finetune, tampering, strip, strength, quality "
+            "of prefill, gcg, latent, finetune, finetune_sweep, strip, strength, quality "
             "(default: all that apply to the concept and the model)",
         ),
     ] = None,

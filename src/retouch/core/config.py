@@ -326,6 +326,9 @@ class DiscriminatorConfig(StrictModel):
     learning_rate: float = option(1e-3, "learning rate of the discriminators (Adam)", gt=0)
     warmup_steps: int = option(60, "discriminator steps before the first round", ge=1)
     steps_per_round: int = option(20, "discriminator steps per round", ge=1)
+    batch_size: int = option(
+        0, "states of each class in a discriminator step, drawn at random (0: all)", ge=0
+    )
     reset_each_round: bool = option(
         False, "train the discriminators from scratch every round, as in the paper"
     )

@@ -37,7 +37,7 @@ from retouch.representations.finetuning import (
 if TYPE_CHECKING:
     from retouch.models.editable_model import EditableModel
 
-SUITE, SWEEP_SUITE = "finetune", "tampering"
+SUITE, SWEEP_SUITE = "finetune", "finetune_sweep"
 # Of the sweep: a third and three times the learning rate of the single attack.
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
@@ -102,7 +102,7 @@ def finetuning_attack(
     return curves, losses
 
 
-def tampering_sweep(
+def finetuning_sweep(
     editable: EditableModel,
     concept: Concept,
     *,
@@ -120,7 +120,7 @@ def tampering_sweep(
     for number, (rate, schedule) in enumerate(settings):
 
         def show(_: str, done: int, total: int, number: int = number) -> None:
-            progress("tampering", number * total + done, len(settings) * total)
+            progress("finetune_sweep", number * total + done, len(settings) * total)
 
         curves, _ = finetuning_attack(
             editable,

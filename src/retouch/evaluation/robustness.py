@@ -4,7 +4,7 @@
 - `gcg`: an adversarial suffix follows the request;
 - `latent`: the hidden states of the request are perturbed;
 - `finetune`: the model is fine-tuned on harmful examples;
-- `tampering`: the same with three learning rates and two schedules; the worst of them counts;
+- `finetune_sweep`: the same with three learning rates and two schedules; the worst of them counts;
 - `strip`: the leading singular directions of the edit's update are removed;
 - `strength`: effect and drift as functions of the edit's strength;
 - `quality`: diversity and repetition of the responses to the retain set.
@@ -32,7 +32,7 @@ from retouch.evaluation.attack_targets import (
     responses_to,
 )
 from retouch.evaluation.evaluate import evaluate, evaluation_mode, unclassified_notes
-from retouch.evaluation.finetuning_attack import finetuning_attack, tampering_sweep
+from retouch.evaluation.finetuning_attack import finetuning_attack, finetuning_sweep
 from retouch.evaluation.gcg import gcg_attack
 from retouch.evaluation.latent_attack import first_adapted_layer, latent_attack
 from retouch.evaluation.prefill_attack import prefill_attack
@@ -51,7 +51,7 @@ DEFAULT_LIMITS = {
     "gcg": 20,
     "latent": 100,
     "finetune": 100,
-    "tampering": 50,
+    "finetune_sweep": 50,
     "strip": 100,
     "strength": 100,
     "quality": 200,
@@ -62,7 +62,7 @@ ON_REFUSALS = (
     "gcg",
     "latent",
     "finetune",
-    "tampering",
+    "finetune_sweep",
 )  # for concepts about refusals alone
 SUITE = "robustness"
 MAX_PREFILL_TARGETS = 100  # requests of the prefill attack by depth
@@ -210,8 +210,8 @@ class _Attacks:
         )
         self.report.curves += curves
 
-    def tampering(self) -> None:
-        self.report.curves += tampering_sweep(
+    def finetune_sweep(self) -> None:
+        self.report.curves += finetuning_sweep(
             self.editable, self.concept, limit=self.limit, seed=self.seed, progress=self.progress
         )
 

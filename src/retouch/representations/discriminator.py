@@ -128,7 +128,11 @@ class Discriminators:
         self, one: Discriminator, states: torch.Tensor, count: int, generator: torch.Generator
     ) -> torch.Tensor:
         """Of standardised states `[n, hidden]`, the first `count` of which are target states."""
-        config = self._config
+        config, size = self._config, self._config.batch_size
+        if size:
+            others = torch.randint(count, len(states), (size,), generator=generator)
+            chosen = torch.cat([torch.randint(count, (size,), generator=generator), others])
+            states, count = states[chosen.to(states.device)], size
         if config.gradient_penalty:
             states = states.detach().requires_grad_()
         logits = one.body(states)[:, 0]
