@@ -26,7 +26,7 @@ PLUGINS = EXAMPLES / "plugins"
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
 MAX_PLUGIN_LINES = 39
 SMALL = {
-    "data": {"num_examples": 8, "num_retain": 8},
+    "data": {"num_examples": 8, "num_retain": 8, "prefill_tokens": 4},
     "train": {"rounds": 1, "steps_per_round": 2, "max_drift": 1.0},
     "evaluation": {"suites": "concept", "limit": 8},
 }

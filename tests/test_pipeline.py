@@ -217,8 +217,12 @@ def test_overrides_take_precedence_over_the_file_and_the_concept(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_default_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path: Path) -> None:
-    config = {"evaluation": {"suites": "concept", "limit": 40}}
+def test_a_short_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path: Path) -> None:
+    config = {
+        "data": {"num_retain": 300, "prefills_per_example": 0.5, "prefill_tokens": 16},
+        "train": {"rounds": 8},
+        "evaluation": {"suites": "concept", "limit": 40},
+    }
     result = retouch.edit(concept="pocket-safety", config=config, output_dir=tmp_path / "run")
 
     def after(metric: str) -> float:

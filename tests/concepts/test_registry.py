@@ -48,7 +48,6 @@ POCKET = [
     "pocket-finetuning-resistance",
     "pocket-gender-bias",
     "pocket-one-attack",
-    "pocket-prefill",
     "pocket-safety",
     "pocket-tone",
     "pocket-truthfulness",

@@ -12,6 +12,8 @@ from retouch.pipeline import configure
 SMALL: dict[str, Any] = {
     "data.num_examples": 12,
     "data.num_retain": 12,
+    "data.prefill_tokens": 4,
+    "data.prefills_per_example": 0.25,
     "data.max_new_tokens": 8,
     "train.rounds": 3,
     "train.steps_per_round": 2,

@@ -31,7 +31,7 @@ def test_the_method_makes_the_same_edit_as_the_pipeline() -> None:
 
 def test_defaults_are_the_groups_of_the_method_in_the_pack() -> None:
     method = get_method("retouch")
-    concept = load_concept("pocket-prefill")
+    concept = load_concept("pocket-one-attack")
     defaults = method.defaults(concept, "raise")
     assert defaults
     assert set(defaults) <= set(MethodConfig.model_fields)

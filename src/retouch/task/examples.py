@@ -88,7 +88,8 @@ def build_examples(
     prefills = None
     if paired and data.prefill_tokens:
         prefills = sample_prefills(editable, rng, sampled, spec, data, seed, shows, progress)
-        sampled = replace(sampled, retain=[*sampled.retain, *prefills.retain])
+        if split == "train":  # the limits of drift are for prompts as users write them
+            sampled = replace(sampled, retain=[*sampled.retain, *prefills.retain])
 
     responses = _respond(editable, sampled, spec, data, shows, progress)
     target_chats = _tokenize(editable, target, responses.target)

@@ -20,6 +20,10 @@ from retouch.representations.losses import squared_norm
 from retouch.training.context import TrainingContext
 from retouch.training.micro_batch import Batch, MicroBatch, Normalizers, ReadStates
 
+# Of each token of a prefill relative to one of the response, which is shorter: with more, the model
+# begins the response again and again.
+PREFILL_WEIGHT = 0.3
+
 
 @dataclass(frozen=True)
 class _Reference:
@@ -117,7 +121,11 @@ class Batcher:
         lengths = [len(chats[i].ids) - chats[i].start for i in index]
         count = sum(min(length, self._positions) for length in lengths)
         first = self._context.method.loss.first_token_weight
-        size = sum(lengths) + len(lengths) * (first - 1.0) + sum(chats[i].prefill for i in index)
+        size = (
+            sum(lengths)
+            + len(lengths) * (first - 1.0)
+            + PREFILL_WEIGHT * sum(chats[i].prefill for i in index)
+        )
         batch = Batch(index, [], Normalizers(count, size))
         for part, is_dummy in _divide(index, micro_batch_size):
             micro = self._micro_batch(part, chats, against, is_dummy)
@@ -180,19 +188,21 @@ class Batcher:
             prefilled, chats_of = batch.prefill_positions()
             decisions = _decisions(target, chats_of)
             first_tokens = batch.ids[_decisions(batch, chats_of, offset=0)]
-            ones = torch.ones(len(chats_of))
+            shares = torch.full((len(chats_of),), PREFILL_WEIGHT)
             if loss.distillation_weight:  # both responses have the same tokens
                 at_targets = _on(device, _joined(target.response_positions(), decisions))
                 base_logprobs = self._base_logprobs(states[segment.last][at_targets])
             shared = batch.common_prompt_suffix(target) if loss.match_prompt_suffix else ()
             positions = batch.response_positions(prompt_tokens=shared)
-            weights = torch.cat([batch.position_weights(positions, loss.first_token_weight), ones])
+            weights = torch.cat(
+                [batch.position_weights(positions, loss.first_token_weight), shares]
+            )
             weights = weights.to(device)
             positions = _joined(positions, prefilled)
             at = _joined(target.response_positions(prompt_tokens=shared), decisions)
             reference = {layer: states[layer][at] for layer in context.read_layers}
             at_responses = _on(device, _joined(responses, prefilled))
-            response_weights = torch.cat([response_weights, ones.to(device)])
+            response_weights = torch.cat([response_weights, shares.to(device)])
             response_tokens = torch.cat([response_tokens, first_tokens])
         return MicroBatch(
             cache_states(batch, inputs, self._cache, positions=positions, reference=reference),
