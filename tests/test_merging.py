@@ -48,6 +48,7 @@ def test_the_sum_is_measured_beside_each_edit_and_written(run: Path, tmp_path: P
     for records in result.metrics.values():
         assert records[-1].metric == "kl_per_token"
         assert all(record.after is not None for record in records)
+    assert result.overlaps == [[pytest.approx(1.0)] * 2] * 2  # it is the same update
     # Half of an edit twice is the edit.
     assert torch.allclose(logits(tmp_path / "sum"), logits(run), atol=1e-4)
     assert not torch.allclose(logits(run), logits(None), atol=1e-4)

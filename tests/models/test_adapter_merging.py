@@ -104,6 +104,21 @@ def test_adapters_of_other_ranks_and_layers_add_up_exactly(tmp_path: Path) -> No
     assert all(torch.allclose(half[name], -0.5 * first[name], atol=1e-6) for name in half)
 
 
+def test_the_overlap_is_the_cosine_of_the_updates(tmp_path: Path) -> None:
+    a = save_adapter(tmp_path / "a", [1, 2], ("q_proj", "down_proj"), r=2)
+    b = save_adapter(tmp_path / "b", [0, 2], ("down_proj",), r=3)
+    c = save_adapter(tmp_path / "c", [0], ("q_proj",), r=1)
+    updates = [weight_changes([one], [1.0]) for one in (a, b)]
+    one, other = (torch.cat([weight.flatten() for weight in found.values()]) for found in updates)
+    expected = float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+    overlaps = merge_adapters(tiny_editable(), [a, b, c], [1.0, 0.5, 1.0])
+    assert overlaps[0][1] == pytest.approx(overlaps[1][0])
+    assert overlaps[0][1] == pytest.approx(expected, abs=1e-5)
+    assert expected != 0
+    assert [overlaps[i][i] for i in range(3)] == [pytest.approx(1.0)] * 3
+    assert overlaps[0][2] == overlaps[1][2] == 0.0  # they adapt other matrices
+
+
 def test_a_merged_adapter_is_saved_as_one_folder(tmp_path: Path) -> None:
     a = save_adapter(tmp_path / "a", [1, 2], ("q_proj",), r=2)
     b = save_adapter(tmp_path / "b", [0, 2], ("down_proj",), r=3)

@@ -18,6 +18,7 @@ from retouch.models.editable_model import EditableModel
 from retouch.representations.finetuning import SCALE, apply_lora_delta
 from retouch.representations.logprobs import response_logprob
 from retouch.task.examples import EditExamples, build_examples
+from retouch.training import finetuning_adversary
 from retouch.training.finetuning_adversary import RANK, FinetuningAdversary, snapshot_steps
 
 IDS = torch.arange(6, 46).reshape(4, 10)
@@ -139,3 +140,24 @@ def test_the_last_step_has_a_snapshot(steps: int) -> None:
     assert max(kept) == steps
     assert min(kept) >= 1
     assert len(kept) <= 6
+
+
+def test_the_adversarys_rate_and_schedule_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, str]] = []
+
+    def finetune(*arguments: Any) -> list[float]:
+        drawn.append((arguments[4], arguments[5]))
+        return []
+
+    monkeypatch.setattr(finetuning_adversary, "finetune", finetune)
+    for spread in (1.0, 4.0):
+        config = adversary_config({"adversary.finetune_spread": spread})
+        adversary, _ = build_adversary(tiny_editable(), config)
+        for number in range(12):
+            adversary.train(number)
+    fixed, spread_out = drawn[:12], drawn[12:]
+    assert set(fixed) == {(2e-2, "constant")}
+    assert {schedule for _, schedule in spread_out} == {"constant", "cosine"}
+    rates = [rate for rate, _ in spread_out]
+    assert 0.5e-2 <= min(rates) < 1.5e-2
+    assert 3e-2 < max(rates) <= 8e-2

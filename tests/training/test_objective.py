@@ -10,6 +10,7 @@ import pytest
 from helpers.groups_concept import groups_concept
 from helpers.tiny_edit import build_training, tiny_concept, tiny_config
 from helpers.tiny_models import tiny_editable
+from retouch.concepts.chat import TokenizedChat
 from retouch.concepts.concept import Context
 from retouch.core.errors import ConfigError, DataError
 from retouch.representations.logprobs import response_logprob
@@ -40,6 +41,53 @@ def test_the_sft_loss_trains_layers_above_those_that_are_read() -> None:
     events = list(build_training(tiny_editable(), config).trainer.train())
     # The frozen head of a random model leaves little to learn: a third of a nat.
     assert events[-1].losses["sft"] < events[0].losses["sft"] - 0.3
+
+
+def test_every_token_of_a_prefill_is_trained_to_begin_the_target_response() -> None:
+    overrides = {
+        **SFT_ALONE,
+        "loss.sft_weight": 1.0,
+        "loss.matching_weight": 1.0,
+        "data.prefill_tokens": 6,
+        "data.prefills_per_example": 1,
+        "train.rounds": 12,
+    }
+    editable = tiny_editable()
+    training = build_training(editable, tiny_config(overrides))
+    dataset = training.trainer.dataset
+    batch = dataset.source[0]
+    (micro,) = batch.micro_batches
+    prefills = [dataset.examples.source[i].prefill for i in batch.index]
+    assert sum(prefills) > 0
+    lengths = [
+        len(chat.ids) - chat.start for chat in map(dataset.examples.source.__getitem__, batch.index)
+    ]
+    assert len(micro.responses[0]) == len(micro.response_tokens) == sum(lengths) + sum(prefills)
+    assert float(micro.response_weights.sum()) == pytest.approx(batch.normalizers.weights)
+    expected = [
+        dataset.examples.source[i].ids[dataset.examples.source[i].start]
+        for i, prefill in zip(micro.batch.index, prefills, strict=True)
+        for _ in range(prefill)
+    ]
+    assert micro.response_tokens[sum(lengths) :].tolist() == expected
+    # Their reference is the state before the response in the counterpart, which has no prefill.
+    for states in micro.cached.states.values():
+        assert len(states) == sum(lengths) + sum(prefills)
+
+    def first_logprob() -> float:
+        chats = [one for one in dataset.examples.source if one.prefill > 1]
+        cut = [
+            TokenizedChat(
+                (*one.ids[: one.start - one.prefill + 1], one.ids[one.start]),
+                one.start - one.prefill + 1,
+            )
+            for one in chats
+        ]
+        return float(response_logprob(editable, cut).mean())
+
+    before = first_logprob()
+    list(training.trainer.train())
+    assert first_logprob() > before + 0.1
 
 
 def test_to_reduce_a_gap_the_groups_are_made_indistinguishable() -> None:

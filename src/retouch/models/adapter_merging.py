@@ -125,7 +125,8 @@ def _overlaps(model: Any, names: Sequence[str]) -> list[list[float]]:
         }
         for i, (a, b) in factors.items():
             for j, (other_a, other_b) in factors.items():
-                products[i, j] += ((a @ other_a.T) * (b.T @ other_b)).sum().double().cpu()
+                product = (a.double() @ other_a.double().T) * (b.double().T @ other_b.double())
+                products[i, j] += product.sum().cpu()
     sizes = products.diagonal().clamp_min(1e-24).sqrt()
     cosines = products / sizes[:, None] / sizes
     return [[float(cosines[i, j]) for j in count] for i in count]
