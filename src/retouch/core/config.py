@@ -357,12 +357,6 @@ class AdversaryConfig(StrictModel):
         0.0, "latent-attack radius as a fraction of each hidden state's norm (0 disables)", ge=0
     )
     latent_steps: int = option(2, "gradient steps of the latent attack", ge=1)
-    strip_directions: int = option(
-        0,
-        "leading singular directions of each layer's update that are removed in every other step, "
-        "up to so many (0 disables)",
-        ge=0,
-    )
     finetune_steps: int = option(
         0, "training steps of the fine-tuning adversary, new in every round (0 disables)", ge=0
     )

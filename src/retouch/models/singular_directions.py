@@ -34,29 +34,18 @@ def stripped(weights: Weights, count: int) -> Iterator[None]:
 
     $$BA - \sum_{i \le k} \sigma_i u_i v_i^\top = (I - U_k U_k^\top) B A$$
 
-    On exit the weights are restored bit for bit, and a gradient that B got inside is that of B
-    itself: $(I - U_k U_k^\top)$ times it.
+    On exit the weights are restored bit for bit.
     """
-    if not count:
-        yield
-        return
-    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    kept: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for a_name, b_name in lora_pairs(weights):
             b = weights[b_name]
             directions = leading_directions(weights[a_name], b, count)
-            kept[b_name] = b.detach().clone(), directions
-            b.copy_(_without(b, directions))
+            kept[b_name] = b.detach().clone()
+            b.copy_(b.float() - directions @ (directions.T @ b.float()))
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, (original, directions) in kept.items():
+            for name, original in kept.items():
                 weights[name].copy_(original)
-                gradient = weights[name].grad
-                if gradient is not None:
-                    gradient.copy_(_without(gradient, directions))
-
-
-def _without(matrix: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    return matrix.float() - directions @ (directions.T @ matrix.float())

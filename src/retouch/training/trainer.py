@@ -28,7 +28,6 @@ from retouch.core.types import RoundEvent
 from retouch.models import distributed
 from retouch.models.adapters import parameters
 from retouch.models.segment import Segment
-from retouch.models.singular_directions import stripped
 from retouch.representations.batch import shuffled_forever
 from retouch.representations.discriminator import Discriminators
 from retouch.representations.finetuning import LoraDelta
@@ -104,11 +103,6 @@ class Trainer:
         self._rounds_without_improvement = 0
         self.round = 0
         self.seconds = {"train_seconds": 0.0, "validation_seconds": 0.0}
-
-    @property
-    def _strips(self) -> bool:
-        """Whether the adapter is trained against a strip attack; before round 1 it is 0."""
-        return self._context.method.adversary.strip_directions > 0 and self.round > 0
 
     @property
     def finished(self) -> bool:
@@ -205,9 +199,7 @@ class Trainer:
                 unlearned=unlearned[i] if unlearned else None,
                 finetuned=finetuned,
             )
-            with stripped(self._weights, self._stripped_directions(rng)):
-                terms = self._objective.gradients(step, self.discriminators)
-            for name, term in terms.items():
+            for name, term in self._objective.gradients(step, self.discriminators).items():
                 sums[name] = sums.get(name, 0.0) + term / count
             torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
             self._set_learning_rate(self._learning_rate(self.round * count + i))
@@ -224,14 +216,6 @@ class Trainer:
                 code="loss-not-finite",
             )
         return means
-
-    def _stripped_directions(self, rng: random.Random) -> int:
-        """How many leading directions of the update a step goes without, as a strip attack would.
-
-        Half of the steps have all of them.
-        """
-        most = self._context.method.adversary.strip_directions
-        return rng.randint(1, most) if self._strips and rng.random() < 0.5 else 0
 
     def _new_optimizer(self) -> torch.optim.Adam:
         """Adam with two groups of weights, LoRA's A and its B matrices.
