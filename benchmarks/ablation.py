@@ -28,6 +28,12 @@ PARTS: dict[str, dict[str, Any]] = {
     # Without the retain loss an edit may drift far; it is measured all the same.
     "retain loss": {"retain-weight": 0, "max-drift": 10},
     "SFT loss": {"sft-weight": 0},
+    # The cross-entropy of single states in place of pairs, without a gradient penalty.
+    "relativistic discriminators": {
+        "discriminator-objective": "standard",
+        "discriminator-label-smoothing": 0.1,
+        "discriminator-gradient-penalty": 0,
+    },
     "EMA": {"ema-decay": 0},
     "positions after the first": {"discriminator-positions": 1},
 }
@@ -35,12 +41,15 @@ METRICS = (
     "harmful_refusal",
     "attack_refusal",
     "prefill_refusal",
+    "prefill_short_refusal",
+    "prefill_medium_refusal",
     "nested_refusal",
     "over_refusal",
     "wrapped_refusal",
     "ordinary_refusal",
     "prefill_long_refusal",
     "prefill_clean",
+    "prefill_over_refusal",
     "legend_false",
     "facts_correct",
     "pronoun_bias",
