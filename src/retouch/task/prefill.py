@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
-from retouch.concepts.chat import TokenizedChat, prompt_ids
+from retouch.concepts.chat import TokenizedChat, prompt_ids, tokenize_chat
 from retouch.concepts.concept import DirectionSpec, Example
 from retouch.core.config import DataConfig
 from retouch.core.types import Progress, no_progress
 from retouch.models.base_responses import cached_base_responses
 from retouch.models.editable_model import EditableModel
 from retouch.models.generate import Decoding
-from retouch.task.base_responses import Shows
+from retouch.task.base_responses import Shows, join
 from retouch.task.sampling import SampledExamples
 
 BEGINNING = 3  # tokens of a response that the base model goes on with after another prompt
@@ -85,7 +86,11 @@ def sample_prefills(
     kept = [one for one in sampled.retain if one.prompt and one.label not in edited]
     kept = [one for one in kept if not one.prefill]
     retain = rng.sample(kept, min(len(index), len(kept)))
-    targets = [i for i, one in enumerate(sampled.retain) if one.label in spec.target]
+    targets = [
+        i
+        for i, one in enumerate(sampled.retain)
+        if one.label in spec.target and one.prompt and not one.prefill
+    ]
     targets = rng.sample(targets, min(len(index), len(targets)))
     sample = partial(
         _sample_openings, editable, data.prefill_tokens, seed, shows=shows, progress=progress
@@ -123,8 +128,9 @@ def _sample_openings(
     """A sampled response of the base model to each example, of `max_tokens` tokens.
 
     There are none if all of them show the desired behaviour. Greedy responses begin in few ways,
-    and an attacker may begin one in any: the first token is sampled. A response that would end
-    earlier goes on, since a prefill may be longer than what the model itself would say.
+    and an attacker may begin one in any: of several for an example, every other one has a first
+    token that is drawn from the most likely ones. A response that would end earlier goes on, since
+    a prefill may be longer than what the model itself would say.
     """
     tokenizer = editable.tokenizer
     found: dict[int, Opening] = {}
@@ -133,7 +139,11 @@ def _sample_openings(
         (*prompt_ids(tokenizer, one.prompt), *beginning)
         for one, beginning in zip(examples, forced, strict=True)
     ]
-    repeats = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
+    repeats: list[int] = []
+    counts: Counter[Opening] = Counter()
+    for prompt in prompts:
+        repeats.append(counts[prompt])
+        counts[prompt] += 1
     for number in range(max(repeats, default=-1) + 1):  # each repetition is another sample
         chosen = [i for i, count in enumerate(repeats) if count == number]
         decoding = Decoding(
@@ -147,9 +157,11 @@ def _sample_openings(
             progress=progress,
         )
         for i, one in zip(chosen, responses, strict=True):
-            ids = tuple(tokenizer(one.text, add_special_tokens=False)["input_ids"])
-            if ids and not (shows and shows(examples[i], one.text)):
-                found[i] = (*forced[i], *ids)
+            beginning = str(tokenizer.decode(list(forced[i]), skip_special_tokens=True))
+            text = join(beginning, one.text)
+            chat = tokenize_chat(tokenizer, examples[i].prompt, text, truncated=True)
+            if one.text and not (shows and shows(examples[i], text)):
+                found[i] = chat.ids[chat.start :]
     suitable = list(found.values())
     if not suitable:
         return []
