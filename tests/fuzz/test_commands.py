@@ -10,7 +10,7 @@ from fuzz import __main__ as fuzz
 from fuzz.cases import Case
 from fuzz.sandbox import Finished
 
-CASES = 25
+CASES = 12
 
 
 @pytest.mark.slow
