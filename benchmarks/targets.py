@@ -331,7 +331,7 @@ def measure(out: Path, edit: Edit, seed: int) -> Measured:
     run = edit_run(path, edit.concept, edit.direction, {**edit.options, "seed": seed})
     robustness: dict[str, Any] = {}
     if edit.attacks:
-        words = ["robustness", "--adapter", str(path), "--concept", edit.concept]
+        words = ["robustness", "pocket", "--adapter", str(path), "--concept", edit.concept]
         words += ["--direction", edit.direction, "--seed", str(seed)]
         words += ["--attacks", ",".join(edit.attacks)]
         robustness = command_json(path / "robustness.json", *words)
