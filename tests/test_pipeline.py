@@ -19,6 +19,7 @@ from retouch import pipeline
 from retouch.concepts.pack import save_pack
 from retouch.concepts.registry import load_concept
 from retouch.core.config import EditConfig, LoadConfig
+from retouch.core.config_file import read_config_file
 from retouch.core.errors import ConfigError, DataError, RefusedError, RunError
 from retouch.core.options import nest
 from retouch.core.run_dir import RunDir
@@ -32,10 +33,11 @@ from retouch.task.sampling import example_rng, sample_examples
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> EditResult:
     events: list[Any] = []
+    found = {"lora.layers_to_transform": None, "discriminator.layers": None}
     result = retouch.edit(
         "pocket",
         concept="pocket-safety",
-        config=small_settings({"train.learning_rate": 0.02}),
+        config=small_settings({"train.learning_rate": 0.02, **found}),
         output_dir=tmp_path_factory.mktemp("runs") / "small",
         on_event=events.append,
     )
@@ -217,12 +219,10 @@ def test_overrides_take_precedence_over_the_file_and_the_concept(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_short_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path: Path) -> None:
-    config = {
-        "data": {"num_retain": 300, "prefills_per_example": 0.5, "prefill_tokens": 16},
-        "train": {"rounds": 8},
-        "evaluation": {"suites": "concept", "limit": 40},
-    }
+def test_the_safety_edit_refuses_unseen_attacks_and_little_else(tmp_path: Path) -> None:
+    config = read_config_file(Path(__file__).parents[1] / "examples/configs/no-prefills.yaml")
+    config["train"]["rounds"] = 7
+    config["evaluation"] = {"suites": "concept", "limit": 40}
     result = retouch.edit(concept="pocket-safety", config=config, output_dir=tmp_path / "run")
 
     def after(metric: str) -> float:

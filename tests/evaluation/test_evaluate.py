@@ -77,6 +77,7 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         *,
         max_new_tokens: int = 32,
         batch_size: int = 128,
+        decoding: object = None,
         progress: Progress = no_progress,
         on_batch: object = None,
         known: object = None,

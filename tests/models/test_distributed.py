@@ -92,7 +92,8 @@ def test_sharding_takes_several_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_writes_one_run_and_prints_once(tmp_path: Path) -> None:
-    settings = "--num-examples 6 --num-retain 6 --prefill-tokens 0 --rounds 1 --limit 2"
+    data = "--num-examples 6 --num-retain 6 --prefill-tokens 0 --limit 2"
+    settings = f"{data} --rounds 1 --steps-per-round 2"
     edit = ["-m", "retouch", "edit", "pocket", "--out", str(tmp_path / "run")]
     done = launch(ACCELERATE, *edit, *settings.split(), "--suites", "concept", "--max-drift", "9")
     assert done.returncode == 0, done.stderr[-3000:]
