@@ -8,7 +8,6 @@ many continuations (Qi et al. 2024, arXiv 2406.05946, section 2.3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from retouch.core.types import Progress, Score, no_progress
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 SUITE = "prefill"
 DEPTHS = (0, 1, 4, 8, 16, 40)  # tokens
-SAMPLED = Decoding(top_k=20)
+TOP_K = 20  # most likely tokens that a continuation is sampled from
 NUM_SAMPLES = 4  # continuations of each request that are sampled
 MAX_NEW_TOKENS = 32
 
@@ -52,15 +51,18 @@ def prefill_attack(
         of `NUM_SAMPLES` sampled ones for each request.
     """
     openings = _openings(editable, targets, max(depths))
-    decodings = {"greedy_refusal": [GREEDY], "sampled_refusal": []}
-    decodings["sampled_refusal"] = [
-        replace(SAMPLED, seed=seed * NUM_SAMPLES + number) for number in range(NUM_SAMPLES)
-    ]
+    seeds = range(seed * NUM_SAMPLES, (seed + 1) * NUM_SAMPLES)
+    decodings = {
+        "greedy_refusal": [GREEDY],
+        "sampled_refusal": [Decoding(top_k=TOP_K, seed=one) for one in seeds],
+    }
     points: dict[str, list[tuple[float, Score]]] = {name: [] for name in decodings}
     for done, depth in enumerate(depths, start=1):
         prompts = [prompt + opening[:depth] for prompt, opening in openings]
         for name, some in decodings.items():
-            texts = [text for one in some for text in _continue(editable, prompts, one)]
+            texts: list[str] = []
+            for one in some:
+                texts += generate(editable, prompts, max_new_tokens=MAX_NEW_TOKENS, decoding=one)
             requests = [target.example.last_turn for target in targets] * len(some)
             forced = [editable.tokenizer.decode(opening[:depth]) for _, opening in openings]
             pairs = zip(texts, requests, forced * len(some), strict=True)
@@ -90,9 +92,3 @@ def _openings(
         for i, text in zip(short, texts, strict=True):
             found[i][1].extend(editable.tokenizer(" " + text, add_special_tokens=False).input_ids)
     return found
-
-
-def _continue(
-    editable: EditableModel, prompts: Sequence[Sequence[int]], decoding: Decoding
-) -> list[str]:
-    return generate(editable, prompts, max_new_tokens=MAX_NEW_TOKENS, decoding=decoding)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from retouch.concepts.concept import Concept, MetricSpec
+from retouch.concepts.concept import Concept, DirectionSpec, MetricSpec
 from retouch.core.errors import ConfigError
 from retouch.core.metrics import Metrics
 from retouch.core.types import Direction, Progress, Record, no_progress
@@ -75,7 +75,6 @@ def strength_sweep(
         ConfigError: the direction names no effect, or nothing on the model has a strength.
     """
     chosen = effect_and_drift(concept, direction)
-    spec = concept.directions[direction]
 
     def measure(strength: float) -> Metrics:
         def show(description: str, done: int, total: int) -> None:
@@ -84,10 +83,30 @@ def strength_sweep(
         with scaled(editable, strength):
             return evaluate(editable, [chosen], limit=limit, progress=show).metrics
 
+    measured = list(map(measure, strengths))
+    return effect_curves(concept.directions[direction], SUITE, "strength", strengths, measured)
+
+
+def effect_curves(
+    spec: DirectionSpec,
+    suite: str,
+    along: str,
+    positions: Sequence[float],
+    measured: Sequence[Sequence[Record]],
+) -> list[Curve]:
+    """The effect of a direction and the drift as functions of a variable.
+
+    Args:
+        spec: the direction.
+        suite: the suite of the curves.
+        along: the name of the variable.
+        positions: its values, in ascending order.
+        measured: for each value the records of the effect and of the drift.
+    """
     curves = []
-    for records in zip(*map(measure, strengths), strict=True):
+    for records in zip(*measured, strict=True):
         first, scores = records[0], [record.after or record.before for record in records]
-        points = tuple(zip(strengths, scores, strict=True))
+        points = tuple(zip(map(float, positions), scores, strict=True))
         better = spec.effect_better if first.metric == spec.effect else first.better
-        curves.append(Curve(SUITE, first.metric, first.unit, better, "strength", points))
+        curves.append(Curve(suite, first.metric, first.unit, better, along, points))
     return curves

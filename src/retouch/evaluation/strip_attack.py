@@ -7,13 +7,13 @@ weights can find and remove. The effect that is left tells how many directions c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retouch.core.errors import ConfigError
-from retouch.core.types import Progress, Record, Score, no_progress
+from retouch.core.types import Progress, Record, no_progress
 from retouch.evaluation.evaluate import evaluate
 from retouch.evaluation.statistics import Curve
-from retouch.evaluation.strength_sweep import effect_and_drift
+from retouch.evaluation.strength_sweep import effect_and_drift, effect_curves
 from retouch.models.singular_directions import stripped
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def strip_attack(
         ConfigError: the direction names no effect, or the model has no adapter.
     """
     chosen = effect_and_drift(concept, direction)
-    spec = concept.directions[direction]
     named = editable.model.named_parameters()
     weights = {name: weight for name, weight in named if ".lora_" in name}
     if not weights:
@@ -54,17 +53,4 @@ def strip_attack(
         with stripped(weights, count):
             found.append(evaluate(editable, [chosen], limit=limit).metrics)
         progress("strip attack", done, len(directions))
-    curves = []
-    for records in zip(*found, strict=True):
-        first = records[0]
-        points: tuple[tuple[float, Any], ...] = tuple(
-            (float(count), _after(record))
-            for count, record in zip(directions, records, strict=True)
-        )
-        better = spec.effect_better if first.metric == spec.effect else first.better
-        curves.append(Curve(SUITE, first.metric, first.unit, better, "directions", points))
-    return curves
-
-
-def _after(record: Record) -> Score:
-    return record.before if record.after is None else record.after
+    return effect_curves(concept.directions[direction], SUITE, "directions", directions, found)
