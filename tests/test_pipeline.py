@@ -287,7 +287,6 @@ def test_a_shared_configuration_decides_nothing_that_the_caller_must(
         {"load": {"trust_remote_code": True}},
         {"direction": "lower"},
         {"data": {"ignore_contrast": True}},
-        {"data": {"retain_concepts": ["tone"]}},
         {"evaluation": {"suites": "none"}},
         {"train": {"activation_cache": "1TiB"}},
         {"seed": 3},
@@ -305,6 +304,24 @@ def test_a_pack_sets_nothing_but_the_training(tmp_path: Path, settings: dict[str
     with pytest.raises(DataError) as error:
         pipeline.configure({"model": "other", "concept": str(pack)})
     assert error.value.code == "settings-refused"
+
+
+def test_a_pack_retains_installed_concepts_alone(tmp_path: Path) -> None:
+    pack, other = tmp_path / "pack", tmp_path / "other"
+    save_pack(load_concept("tone"), other)
+    save_pack(load_concept("tone"), pack)
+    values = yaml.safe_load((pack / "concept.yaml").read_text())
+
+    def configure(retained: str) -> tuple[str, ...]:
+        values["settings"] = {"raise": {"data": {"retain_concepts": [retained]}}}
+        (pack / "concept.yaml").write_text(yaml.safe_dump(values))
+        config = pipeline.configure({"model": "other", "concept": str(pack)})
+        return config.data.retain_concepts
+
+    assert configure("safety") == ("safety",)
+    with pytest.raises(DataError, match=r"settings\.raise\.data\.retain_concepts") as error:
+        configure(str(other))
+    assert error.value.code == "concept-unknown"
 
 
 def test_a_resume_asks_again_for_what_only_the_caller_decides(tmp_path: Path) -> None:

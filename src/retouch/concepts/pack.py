@@ -30,13 +30,15 @@ from retouch.core.strict_model import StrictModel
 from retouch.core.types import SPLITS, Direction, Split
 
 FILE_NAME = "concept.yaml"
-# What a pack may tune: how much is learned and how. Everything else is its user's to decide: the
-# model, the direction, the device, what is measured, and what a check allows.
+# What a pack may tune: how much is learned and how, and which installed concepts are retained too.
+# Everything else is its user's to decide: the model, the direction, the device, what is measured,
+# and what a check allows.
 TUNABLE_GROUPS = ("lora", "train", "loss", "discriminator", "adversary")
 NOT_TUNABLE = ("train.activation_cache", "train.micro_batch_size")  # the machine's memory
 TUNABLE_DATA = (
     "data.num_examples",
     "data.num_retain",
+    "data.retain_concepts",
     "data.prefill_tokens",
     "data.prefills_per_example",
     "data.wrapped_share",

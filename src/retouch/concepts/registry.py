@@ -236,7 +236,11 @@ def _load_named(name: str, trail: tuple[str, ...] = ()) -> Concept | None:
 
 
 def _check_references(concept: Concept) -> None:
-    """Check that every label of a direction or a metric, and every effect, exists."""
+    """Check that what directions, metrics and settings refer to exists.
+
+    Settings name installed concepts alone, as `uses` does: a pack has no say in which files of its
+    user are read.
+    """
     labels = {example.label for split in SPLITS for example in concept.examples[split]}
     metrics = {metric.metric for metric in concept.metrics}
     references = [(f"metrics.{metric.metric}", metric.labels) for metric in concept.metrics]
@@ -251,6 +255,11 @@ def _check_references(concept: Concept) -> None:
         for name in names:
             if name not in labels:
                 raise _unknown(concept, key, "label", name, labels)
+    for direction, settings in concept.settings.items():
+        for name in settings.get("data", {}).get("retain_concepts", ()):
+            if name not in concept_names():
+                key = f"settings.{direction}.data.retain_concepts"
+                raise _unknown(concept, key, "concept", name, concept_names())
 
 
 def _unknown(concept: Concept, key: str, noun: str, word: str, known: Collection[str]) -> DataError:
