@@ -257,8 +257,9 @@ EDITS = (
         for name in WRAPPERS
     ),
     Edit(
-        "finetuning-resistance",
-        "pocket-finetuning-resistance",
+        "robust",
+        "pocket-safety",
+        options={"finetune-steps": 25, "finetune-spread": 3},  # examples/configs/robust.yaml
         attacks=("finetune_sweep",),
         values=(
             *SWEEP,

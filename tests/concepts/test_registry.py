@@ -45,7 +45,6 @@ def custom_file(folder: Path) -> Path:
 
 POCKET = [
     "pocket-capability",
-    "pocket-finetuning-resistance",
     "pocket-gender-bias",
     "pocket-one-attack",
     "pocket-safety",
