@@ -257,9 +257,9 @@ def _check_references(concept: Concept) -> None:
                 raise _unknown(concept, key, "label", name, labels)
     for direction, settings in concept.settings.items():
         for name in settings.get("data", {}).get("retain_concepts", ()):
-            if name not in concept_names():
+            if name not in (installed := concept_names()):
                 key = f"settings.{direction}.data.retain_concepts"
-                raise _unknown(concept, key, "concept", name, concept_names())
+                raise _unknown(concept, key, "concept", name, installed)
 
 
 def _unknown(concept: Concept, key: str, noun: str, word: str, known: Collection[str]) -> DataError:
